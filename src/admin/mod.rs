@@ -1,0 +1,1 @@
+//! The administrative verbs, shared by the command line and the console.

@@ -1,0 +1,267 @@
+//! The one list of everything that is audited.
+//!
+//! A variant's name is the event's `kind` in kebab-case; its fields stand beside
+//! it in one flat JSON object. Kinds and fields are a contract with whoever reads
+//! an export: they may be added to, and keep their meaning.
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    Destination, Factor, GroupName, Id, Role, Source, TargetName, UnixTime, UserName, words,
+};
+
+words! {
+    /// A step of signing in whose outcome is audited.
+    Step, "step" {
+        /// The account's password.
+        Password = "password",
+        /// A public key of the account, with a valid signature.
+        Key = "key",
+        /// A one-time code from the bound authenticator.
+        Code = "code",
+        /// A recovery code.
+        RecoveryCode = "recovery-code",
+        /// A new password in place of a one-time one.
+        NewPassword = "new-password",
+        /// The code that confirms a new authenticator.
+        Binding = "binding",
+    }
+}
+
+words! {
+    /// Why somebody was not let in, or on. Only the audit log and administrators see the
+    /// difference; a client that is not signed in sees the same refusal for all.
+    Refusal, "refusal" {
+        /// No account of that name.
+        UnknownUser = "unknown-user",
+        /// The account is disabled.
+        Disabled = "disabled",
+        /// The account has no authenticator and its binding window is closed.
+        BindingClosed = "binding-closed",
+        /// Too many failures for this account from this source.
+        Locked = "locked",
+        /// Too soon after the last failure for this account from this source.
+        BackOff = "back-off",
+        /// The source is sending too many attempts.
+        RateLimited = "rate-limited",
+        /// The password is wrong.
+        WrongPassword = "wrong-password",
+        /// The key is not one of the account's.
+        UnknownKey = "unknown-key",
+        /// The key is of a kind or size that is not accepted.
+        WeakKey = "weak-key",
+        /// The code matches no step of the window.
+        WrongCode = "wrong-code",
+        /// The code was used before.
+        ReplayedCode = "replayed-code",
+        /// The recovery code is wrong or used.
+        WrongRecoveryCode = "wrong-recovery-code",
+        /// The new password breaks a rule, or its repetition differs.
+        PasswordRejected = "password-rejected",
+        /// Another login bound an authenticator first.
+        AlreadyBound = "already-bound",
+        /// A second user name on one connection (RFC 4252 section 5).
+        UserChanged = "user-changed",
+        /// More answers or rounds than one connection may use.
+        TooManyAttempts = "too-many-attempts",
+        /// A method, request or channel that the bastion does not offer.
+        NotOffered = "not-offered",
+        /// Password hashing is at its limit.
+        Busy = "busy",
+        /// Nobody signed in within the login grace time.
+        GraceExpired = "grace-expired",
+        /// No grant covers the destination.
+        NotGranted = "not-granted",
+        /// A grant covers it, but not at this time of the week.
+        OutsideHours = "outside-hours",
+        /// A grant covers it, but not from this source.
+        WrongSource = "wrong-source",
+        /// The grant has run out.
+        Expired = "expired",
+        /// The name leads to an address that is never forwarded to.
+        ForbiddenAddress = "forbidden-address",
+        /// More channels than one connection may open.
+        TooManyChannels = "too-many-channels",
+        /// The bastion is stopping.
+        Draining = "draining",
+        /// The caller's role does not allow the command.
+        RoleTooLow = "role-too-low",
+        /// Too many unauthenticated connections, or a penalty on the source.
+        Guarded = "guarded",
+        /// The audit log or the store could not be written.
+        StoreFailed = "store-failed",
+    }
+}
+
+words! {
+    /// Why a session ended.
+    EndReason, "end reason" {
+        /// The client closed it.
+        ClientClosed = "client-closed",
+        /// The connection broke or timed out.
+        ConnectionLost = "connection-lost",
+        /// An administrator ended it.
+        Killed = "killed",
+        /// The account was disabled, removed, unbound or given a new password.
+        Revoked = "revoked",
+        /// The bastion stopped.
+        ServerStopped = "server-stopped",
+        /// The bastion died; closed at the next start.
+        Interrupted = "interrupted",
+        /// The session's idle or lifetime limit was reached.
+        LimitReached = "limit-reached",
+        /// The client broke the protocol or its limits.
+        ProtocolError = "protocol-error",
+    }
+}
+
+/// Who caused an event that changes something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Actor {
+    /// The bastion itself.
+    Server,
+    /// Somebody at a shell of the bastion's host, by operating-system user name or number.
+    Host(String),
+    /// A signed-in user.
+    User(UserName),
+}
+
+/// Where an event belongs: filled in as far as it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Who acted, for changes and commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    /// The account that it is about, as the client gave it (made printable) when it is none of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Where the client connected from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// The client's identification string (RFC 4253 section 4.2), made printable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The session it happened in; before sign-in the id that the session would get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Id>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[allow(missing_docs)] // The fields are the words of the sentence above each variant.
+pub enum Event {
+    /// The bastion began to serve.
+    ServerStarted { version: String },
+    /// The bastion stopped serving in good order.
+    ServerStopped { reason: String },
+    /// A source was refused connections for `seconds`, after `after`.
+    SourcePenalized { seconds: u64, after: Refusal },
+
+    /// A step of signing in was passed.
+    StepPassed {
+        step: Step,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+    },
+    /// A step of signing in failed.
+    StepFailed { step: Step, reason: Refusal },
+    /// A code would have matched `seconds` away from now: the app's clock is off by that.
+    /// Positive: the app is ahead of the bastion.
+    ClockDrift { seconds: i64 },
+    /// Failures locked the account for one source.
+    SourceLocked { failures: i64, until: UnixTime },
+    /// Signing in was refused.
+    SignInRefused { reason: Refusal },
+    /// Somebody signed in, by `steps`; from here the session is open.
+    SignedIn { steps: Vec<Step> },
+    /// A session ended.
+    SessionEnded { reason: EndReason, up: u64, down: u64 },
+
+    /// An authenticator was bound.
+    AuthenticatorBound { recovery_codes: u32 },
+    /// An authenticator was unbound.
+    AuthenticatorUnbound,
+    /// A recovery code was used up.
+    RecoveryCodeUsed { left: u32 },
+    /// New recovery codes were made; the old ones are void.
+    RecoveryCodesReplaced { recovery_codes: u32 },
+    /// The binding window was opened.
+    BindingWindowOpened { until: UnixTime },
+
+    /// A forward was let through to `address`.
+    ForwardOpened { forward: Id, destination: Destination, target: TargetName, grant: Id },
+    /// A forward was refused.
+    ForwardRefused {
+        /// What the client asked for, printable: it may be no valid destination.
+        destination: String,
+        reason: Refusal,
+    },
+    /// A forward was let through, and the target could not be reached.
+    ForwardFailed { forward: Id, destination: Destination, target: TargetName, error: String },
+    /// A forward closed, with the bytes sent to the target (`up`) and from it (`down`).
+    ForwardClosed { forward: Id, up: u64, down: u64, reason: String },
+    /// A request or channel that is not offered was refused.
+    RequestRefused { request: String, reason: Refusal },
+    /// A command was run in a session on the bastion itself.
+    CommandRun { command: String },
+    /// A command in a session on the bastion itself was refused.
+    CommandRefused { command: String, reason: Refusal },
+
+    /// A user was added.
+    UserAdded { name: UserName, role: Role, factor: Factor, one_time_password: bool },
+    /// A user was removed.
+    UserRemoved { name: UserName },
+    /// A user was disabled.
+    UserDisabled { name: UserName },
+    /// A user was enabled.
+    UserEnabled { name: UserName },
+    /// A user's locks were lifted.
+    UserUnlocked { name: UserName, sources: u64 },
+    /// A user's password was set; `one_time` if it must be changed at the next login.
+    PasswordSet { name: UserName, one_time: bool },
+    /// A public key was added to a user.
+    KeyAdded { name: UserName, key: String },
+    /// A public key was removed from a user.
+    KeyRemoved { name: UserName, key: String },
+    /// A group was added.
+    GroupAdded { group: GroupName },
+    /// A group was removed.
+    GroupRemoved { group: GroupName },
+    /// A user joined a group.
+    GroupJoined { group: GroupName, name: UserName },
+    /// A user left a group.
+    GroupLeft { group: GroupName, name: UserName },
+    /// A target was added.
+    TargetAdded { target: TargetName, address: String, mode: String, labels: Vec<String> },
+    /// A target was removed.
+    TargetRemoved { target: TargetName },
+    /// A grant was added; `rule` is its text as `grant list` shows it.
+    GrantAdded { grant: Id, rule: String },
+    /// A grant was removed.
+    GrantRemoved { grant: Id, rule: String },
+    /// Somebody asked for a session to be ended.
+    KillRequested { target_session: Id },
+    /// Stored secrets were sealed anew under the key `key`.
+    KeyRotated { key: String, secrets: u64 },
+}
+
+/// An event with its place in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number, counted from 1 without a gap.
+    pub seq: i64,
+    /// When it was written.
+    pub at: UnixTime,
+    /// The node that wrote it.
+    pub node: String,
+    /// The hash of the record before it, in hex; 64 zeros in front of the first.
+    pub prev: String,
+    /// Where it belongs.
+    #[serde(flatten)]
+    pub context: Context,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}

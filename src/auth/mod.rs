@@ -1,0 +1,7 @@
+//! Signing in: the state machine and the pure parts that it decides with.
+
+pub mod password;
+pub mod prompt;
+pub mod qr;
+pub mod recovery;
+pub mod totp;

@@ -1,0 +1,1 @@
+//! What a signed-in user gets over a session channel.

@@ -1,0 +1,231 @@
+//! The vocabulary: names, addresses and times that every other module speaks in.
+//!
+//! Always holds: a value of one of these types is well formed, because its
+//! constructor parsed it. Nothing here reads a clock, a file or a socket.
+
+mod name;
+mod target;
+mod text;
+mod time;
+
+pub use name::{GroupName, NameError, UserName};
+pub use target::{
+    Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
+};
+pub use text::printable;
+pub use time::{TimeStep, UnixTime};
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Declares an enum whose variants have one word each: in the store, on the
+/// command line, in JSON and in messages.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl $name {
+            /// Every variant, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word that stands for this variant everywhere outside the program.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.pad(self.word())
+            }
+        }
+
+        impl ::std::str::FromStr for $name {
+            type Err = $crate::domain::UnknownWord;
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                match s {
+                    $($word => Ok(Self::$variant),)+
+                    other => Err($crate::domain::UnknownWord {
+                        what: $what,
+                        given: $crate::domain::printable(other),
+                        known: &[$($word),+],
+                    }),
+                }
+            }
+        }
+
+        impl ::serde::Serialize for $name {
+            fn serialize<S: ::serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.word())
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $name {
+            fn deserialize<D: ::serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let word = <String as ::serde::Deserialize>::deserialize(d)?;
+                word.parse().map_err(::serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+/// A word that is none of those an option takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not a {what}: use one of {}", .known.join(", "))]
+pub struct UnknownWord {
+    /// What was expected, such as "role".
+    pub what: &'static str,
+    /// What was given, made printable.
+    pub given: String,
+    /// The words that would have been taken.
+    pub known: &'static [&'static str],
+}
+
+words! {
+    /// What somebody may do with the bastion itself, beside passing through it.
+    Role, "role" {
+        /// Passes through to granted targets and looks after their own authenticator.
+        User = "user",
+        /// Also reads sessions and the audit log; changes nothing.
+        Auditor = "auditor",
+        /// Also changes users, targets and grants, and ends sessions.
+        Admin = "admin",
+    }
+}
+
+words! {
+    /// What answers for the second step of a login.
+    Factor, "factor" {
+        /// A time-based one-time code (RFC 6238) from an app bound to the account.
+        Totp = "totp",
+        /// A RADIUS server.
+        Radius = "radius",
+    }
+}
+
+/// Where a connection comes from, as the client's own address (behind a proxy,
+/// the one that the PROXY header named).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Source(pub SocketAddr);
+
+impl Source {
+    /// The address, with an IPv4-mapped IPv6 address turned into the IPv4 one.
+    pub fn ip(&self) -> IpAddr {
+        self.0.ip().to_canonical()
+    }
+
+    /// The source as throttling counts it: an IPv4 address, or the /64 of an IPv6 one,
+    /// since one person commonly holds a whole /64 (RFC 6177).
+    pub fn network(&self) -> ipnet::IpNet {
+        let ip = self.ip();
+        let prefix = match ip {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 64,
+        };
+        ipnet::IpNet::new(ip, prefix).map_or_else(|_| ip.into(), |net| net.trunc())
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.ip(), self.0.port()).fmt(f)
+    }
+}
+
+impl Serialize for Source {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        SocketAddr::deserialize(d).map(Source)
+    }
+}
+
+/// The id of a stored row: 12 characters of lower-case base32 (60 random bits).
+///
+/// Short enough to type; `session kill` and its like take any unambiguous beginning.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Id(String);
+
+impl Id {
+    const ALPHABET: &'static str = "0123456789abcdefghjkmnpqrstvwxyz";
+    /// How many characters an id has.
+    pub const LEN: usize = 12;
+
+    /// Makes an id of 12 random bytes.
+    pub fn from_random(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes.iter().filter_map(|b| Self::ALPHABET.chars().nth(usize::from(b % 32))).collect())
+    }
+
+    /// A new id from the system's random number generator.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; Self::LEN];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self::from_random(bytes))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for Id {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        if s.len() == Self::LEN && s.chars().all(|c| Self::ALPHABET.contains(c)) {
+            Ok(Self(s.to_owned()))
+        } else {
+            Err(NameError::new("id", s, "12 characters of 0-9 and a-z without i, l, o, u"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_counted_by_address_or_by_its_ipv6_network() {
+        let network = |s: &str| Source(s.parse().unwrap()).network().to_string();
+        assert_eq!(network("192.0.2.7:1"), "192.0.2.7/32");
+        assert_eq!(network("[::ffff:192.0.2.7]:1"), "192.0.2.7/32");
+        assert_eq!(network("[2001:db8:1:2:3:4:5:6]:1"), "2001:db8:1:2::/64");
+    }
+
+    #[test]
+    fn words_read_back_and_name_the_choices_when_unknown() {
+        for role in Role::ALL {
+            assert_eq!(role.word().parse::<Role>().unwrap(), *role);
+        }
+        let error = "root\x1b".parse::<Role>().unwrap_err().to_string();
+        assert!(error.contains("user, auditor, admin"), "{error}");
+        assert!(!error.contains('\x1b'));
+    }
+
+    #[test]
+    fn an_id_is_twelve_plain_characters() {
+        let id = Id::random().unwrap();
+        assert_eq!(id.as_str().parse::<Id>().unwrap(), id);
+        assert!("ABCDEFGHJKMN".parse::<Id>().is_err());
+    }
+}

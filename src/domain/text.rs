@@ -1,0 +1,46 @@
+//! Makes untrusted text safe to show: on a terminal, in a log line, in a table.
+
+use std::fmt::Write as _;
+
+/// `text` with every character that a terminal could act on written out as an escape.
+///
+/// Control characters (C0, C1, DEL), bidirectional and invisible format characters
+/// (U+200B-200F, U+2028-202E, U+2060-206F, U+FEFF, tags) become `\u{..}`, so neither a cursor
+/// movement nor a reordered line can be smuggled through a name, a client
+/// version or a command. The result holds no line break.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) {
+            // Writing to a String cannot fail.
+            if write!(out, "{}", c.escape_unicode()).is_err() {
+                break;
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{00AD}' | '\u{061C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
+            | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E0FFF}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_moves_a_cursor_or_reorders_text_gets_through() {
+        assert_eq!(printable("db1 größe 日本"), "db1 größe 日本");
+        assert_eq!(
+            printable("a\x1b[2Jb\r\n\t\x7f\u{9b}"),
+            "a\\u{1b}[2Jb\\u{d}\\u{a}\\u{9}\\u{7f}\\u{9b}"
+        );
+        assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+    }
+}

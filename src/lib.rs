@@ -1,0 +1,21 @@
+//! Sallyport: an SSH bastion with a one-time-code second factor.
+//!
+//! Reading order: [`domain`] (the words), [`audit::Event`] (what can happen),
+//! [`auth`] (login as a state machine), [`policy`] (who may go where), then the
+//! shell around them: [`store`], [`server`], [`console`], [`admin`], [`cli`].
+//!
+//! Imports point down only: `main -> cli -> {admin, console, server} -> store ->
+//! {auth, policy, audit} -> domain`. The core (`domain`, `auth`, `policy`, `audit`)
+//! knows no tokio, russh, diesel or clock; `tests/architecture.rs` checks it.
+
+pub mod admin;
+pub mod audit;
+pub mod auth;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod domain;
+pub mod policy;
+pub mod server;
+pub mod store;
