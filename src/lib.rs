@@ -16,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod domain;
+pub mod keys;
 pub mod policy;
 pub mod server;
 pub mod store;

@@ -1,1 +1,3 @@
 //! Where everything that must outlive the process is kept.
+
+pub mod seal;

@@ -1,0 +1,14 @@
+DROP TABLE revision;
+DROP TABLE audit_head;
+DROP TABLE audit_events;
+DROP TABLE forwards;
+DROP TABLE sessions;
+DROP TABLE throttle;
+DROP TABLE grants;
+DROP TABLE target_labels;
+DROP TABLE targets;
+DROP TABLE group_members;
+DROP TABLE user_groups;
+DROP TABLE user_keys;
+DROP TABLE recovery_codes;
+DROP TABLE users;

@@ -1,0 +1,254 @@
+//! The bastion's own key files: host key, certificate authorities, audit key.
+//!
+//! Always holds: every private key is an unencrypted Ed25519 key in OpenSSH's format, readable by
+//! its owner only; a file that others can read is refused, not repaired. Private halves never
+//! leave this module's types except into russh's configuration.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use russh::keys::signature::{Signer as _, Verifier as _};
+use russh::keys::ssh_key::certificate::{Builder, CertType};
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
+use russh::keys::ssh_key::{LineEnding, Signature};
+use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
+
+use crate::audit::chain::Signatures;
+use crate::domain::UnixTime;
+
+/// A key file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read or made.
+    #[error("failed to read or write the key file {path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Others than its owner may read the file.
+    #[error("the key file {0} can be read by others: run chmod 600 {0}")]
+    Permissions(PathBuf),
+    /// The file holds no usable key.
+    #[error("failed to read {path} as an unencrypted Ed25519 key in OpenSSH's format: {reason}")]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate could not be made.
+    #[error("failed to make the host certificate: {0}")]
+    Certificate(String),
+    /// The system has no randomness to give.
+    #[error("failed to get randomness from the system: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// Reads the secret file at `path`, refusing one that others can read.
+///
+/// # Errors
+/// When it cannot be read, or its mode lets group or others in.
+pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mode = fs::metadata(path).map_err(io)?.permissions().mode();
+    // systemd shows credentials as 0440 to root's group, in a folder only the service can enter.
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|d| path.starts_with(d));
+    if mode & 0o077 != 0 && !credential {
+        return Err(Error::Permissions(path.to_owned()));
+    }
+    fs::read(path).map(zeroize::Zeroizing::new).map_err(io)
+}
+
+/// Writes a new secret file with mode 0600, whole or not at all.
+///
+/// # Errors
+/// When it exists already or cannot be written.
+pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), Error> {
+    replace_file(path, content, false)
+}
+
+/// Puts `content` in the place of the secret file at `path`, whole or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace_secret(path: &Path, content: &[u8]) -> Result<(), Error> {
+    replace_file(path, content, true)
+}
+
+fn replace_file(path: &Path, content: &[u8], overwrite: bool) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = PathBuf::from(name);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        // A hard link fails where the name exists: nobody's key is ever overwritten by a race.
+        if overwrite { fs::rename(&new, path) } else { fs::hard_link(&new, path) }
+    };
+    let result = write().map_err(io);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => result.and(Err(io(error))),
+        _ => result,
+    }
+}
+
+/// Reads the Ed25519 key at `path`.
+///
+/// # Errors
+/// When it is missing, open to others, or no such key.
+pub fn load(path: &Path) -> Result<PrivateKey, Error> {
+    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let key =
+        PrivateKey::from_openssh(&read_secret(path)?[..]).map_err(|e| format(e.to_string()))?;
+    match key.algorithm() {
+        _ if key.is_encrypted() => Err(format("it is encrypted".into())),
+        Algorithm::Ed25519 => Ok(key),
+        other => Err(format(format!("it is an {other} key"))),
+    }
+}
+
+/// Reads the Ed25519 key at `path`, making it first if there is none.
+///
+/// # Errors
+/// As [`load`] and [`write_secret`].
+pub fn load_or_create(path: &Path, comment: &str) -> Result<PrivateKey, Error> {
+    if path.try_exists().map_err(|source| Error::Io { path: path.to_owned(), source })? {
+        return load(path);
+    }
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..])?;
+    let pair = KeypairData::Ed25519(Ed25519Keypair::from_seed(&seed));
+    let format = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let key = PrivateKey::new(pair, comment).map_err(|e| format(e.to_string()))?;
+    let pem = key.to_openssh(LineEnding::LF).map_err(|e| format(e.to_string()))?;
+    write_secret(path, pem.as_bytes())?;
+    load(path)
+}
+
+/// Makes the host certificate for `host_key`, signed by the host CA `ca`, good for `names`
+/// from five minutes before `now` for `validity` (OpenSSH PROTOCOL.certkeys).
+///
+/// # Errors
+/// When the system has no randomness, or a name cannot stand in a certificate.
+pub fn host_certificate(
+    ca: &PrivateKey,
+    host_key: &PublicKey,
+    names: &[String],
+    now: UnixTime,
+    validity: Duration,
+) -> Result<Certificate, Error> {
+    let fail = |e: russh::keys::ssh_key::Error| Error::Certificate(e.to_string());
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce)?;
+    let from = now.seconds().saturating_sub(300);
+    let until = now.plus(validity).seconds();
+    let mut builder =
+        Builder::new(nonce, host_key.key_data().clone(), from, until).map_err(fail)?;
+    builder.cert_type(CertType::Host).map_err(fail)?;
+    builder.key_id("sallyport host key").map_err(fail)?;
+    for name in names {
+        builder.valid_principal(name.clone()).map_err(fail)?;
+    }
+    builder.sign(ca).map_err(fail)
+}
+
+/// The key that signs the audit log.
+#[derive(Debug, Clone)]
+pub struct AuditKey(PrivateKey);
+
+impl AuditKey {
+    /// Wraps the key read from its file.
+    pub fn new(key: PrivateKey) -> Self {
+        Self(key)
+    }
+
+    /// The signature on `text`, in base64.
+    ///
+    /// # Errors
+    /// When the key cannot sign, which an Ed25519 key in memory always can.
+    pub fn sign(&self, text: &str) -> Result<String, russh::keys::signature::Error> {
+        let signature: Signature = self.0.try_sign(text.as_bytes())?;
+        Ok(BASE64.encode(signature.as_bytes()))
+    }
+
+    /// What checks its signatures.
+    pub fn public(&self) -> AuditPublicKey {
+        AuditPublicKey(self.0.public_key().clone())
+    }
+}
+
+/// The public half of the audit key, which is all that checking a log takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditPublicKey(PublicKey);
+
+impl AuditPublicKey {
+    /// Parses the key from OpenSSH's one-line format.
+    ///
+    /// # Errors
+    /// When it is no Ed25519 public key.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match PublicKey::from_openssh(text) {
+            Ok(key) if key.algorithm() == Algorithm::Ed25519 => Ok(Self(key)),
+            Ok(key) => {
+                Err(format!("the audit key is an {} key, not an Ed25519 one", key.algorithm()))
+            }
+            Err(error) => Err(format!("failed to read the audit key: {error}")),
+        }
+    }
+
+    /// The key in OpenSSH's one-line format.
+    pub fn to_line(&self) -> String {
+        self.0.to_openssh().unwrap_or_default()
+    }
+
+    /// The key's SHA-256 fingerprint as `ssh-keygen -l` prints it.
+    pub fn fingerprint(&self) -> String {
+        self.0.fingerprint(russh::keys::HashAlg::Sha256).to_string()
+    }
+}
+
+impl Signatures for AuditPublicKey {
+    fn verify(&self, text: &str, signature: &str) -> bool {
+        let Ok(bytes) = BASE64.decode(signature) else { return false };
+        let Ok(signature) = Signature::new(Algorithm::Ed25519, bytes) else { return false };
+        self.0.key_data().verify(text.as_bytes(), &signature).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_guarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let made = load_or_create(&path, "test").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(load_or_create(&path, "test").unwrap().public_key(), made.public_key());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(matches!(write_secret(&path, b"x"), Err(Error::Io { .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(load(&path), Err(Error::Permissions(_))));
+    }
+
+    #[test]
+    fn audit_signatures_check_out_only_for_their_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = AuditKey::new(load_or_create(&dir.path().join("key"), "audit").unwrap());
+        let signature = key.sign("one").unwrap();
+        let public = AuditPublicKey::parse(&key.public().to_line()).unwrap();
+        assert!(public.verify("one", &signature));
+        assert!(!public.verify("two", &signature));
+        assert!(!public.verify("one", "????"));
+    }
+}
