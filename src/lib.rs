@@ -18,5 +18,4 @@ pub mod console;
 pub mod domain;
 pub mod keys;
 pub mod policy;
-pub mod server;
 pub mod store;

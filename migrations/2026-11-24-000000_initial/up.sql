@@ -18,8 +18,7 @@ CREATE TABLE users (
     otp_bound_at BIGINT,
     otp_last_step BIGINT NOT NULL,
     otp_last_used_at BIGINT,
-    otp_drift_seconds BIGINT,
-    otp_drift_at BIGINT
+    otp_drift_seconds BIGINT
 );
 
 CREATE TABLE recovery_codes (

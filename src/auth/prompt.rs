@@ -1,1 +1,165 @@
-//! TODO-HEADER prompt
+//! Every text that somebody sees while signing in.
+//!
+//! Always holds: prompts are plain text with line breaks, printable everywhere but for the half
+//! blocks of the QR picture; the first screen of binding fits 80 columns and 24 rows for the
+//! issuer "Sallyport" and a short user name.
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::qr::{self, Style};
+use super::totp::{self, Secret};
+
+/// Asks for the password.
+pub const PASSWORD: &str = "Password: ";
+/// Asks for the code. A recovery code is taken as well: whoever has one was told so.
+pub const CODE: &str = "6-digit code: ";
+/// Asks for a password in place of the one-time one.
+pub const NEW_PASSWORD: &str = "Choose a new password: ";
+/// Asks for it again.
+pub const REPEAT: &str = "Repeat the new password: ";
+/// Says that the two differ.
+pub const NO_MATCH: &str = "The two do not match.";
+/// Says that the confirming code is wrong.
+pub const BINDING_WRONG: &str = "That code is wrong. Wait for the next one and try again.";
+
+const BIND_ASK: &str = "6-digit code (i inverts the picture, a draws ASCII, r makes a new one): ";
+
+/// Asks for a new password again, after saying why.
+pub fn new_password_again(why: &str) -> String {
+    format!("{why}\n{NEW_PASSWORD}")
+}
+
+/// Shows the picture and the key of a new authenticator, and asks for its first code.
+pub fn bind(style: Style, uri: &str, secret: &Secret, note: Option<&str>) -> String {
+    let head = note.unwrap_or("Bind your authenticator app: scan this code.");
+    let picture = match qr::render(uri, style) {
+        Ok(picture) => format!("{picture}\n  or type this key into the app:"),
+        Err(_) => "  The name is too long for a picture. Type this key into the app:".to_owned(),
+    };
+    format!("{head}\n{picture}  {}\n{BIND_ASK}", totp::grouped(secret))
+}
+
+/// What was typed while the picture is on the screen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BindInput {
+    /// Swap dark and light.
+    Invert,
+    /// Draw in ASCII.
+    Ascii,
+    /// Make a new secret.
+    Renew,
+    /// A code, or what is meant to be one.
+    Code(String),
+}
+
+/// Reads what was typed while the picture is on the screen.
+pub fn bind_input(typed: &str) -> BindInput {
+    match typed.trim() {
+        "i" | "I" => BindInput::Invert,
+        "a" | "A" => BindInput::Ascii,
+        "r" | "R" => BindInput::Renew,
+        code => BindInput::Code(code.to_owned()),
+    }
+}
+
+/// Says that the confirming code is one of another moment.
+pub fn binding_drift(seconds: i64) -> String {
+    format!("Your phone's clock is {}: set it to automatic and try again.", off(seconds))
+}
+
+/// Shows the recovery codes, and waits.
+pub fn recovery_codes(codes: &[SecretString]) -> String {
+    let mut text = String::from(
+        "Bound. Recovery codes, each works once in place of a 6-digit code.\n\
+         Keep them where your phone is not; they are not shown again.\n\n",
+    );
+    for pair in codes.chunks(2) {
+        let cells: Vec<&str> = pair.iter().map(|code| code.expose_secret()).collect();
+        text.push_str("  ");
+        text.push_str(&cells.join("   "));
+        text.push('\n');
+    }
+    text.push_str("\nPress Enter to continue: ");
+    text
+}
+
+/// Says how many recovery codes are left, after one was used.
+pub fn recovery_left(left: u32) -> String {
+    match left {
+        0 => {
+            "That was your last recovery code: ask your administrator to reset your authenticator."
+                .into()
+        }
+        1 => "1 recovery code is left.".into(),
+        n => format!("{n} recovery codes are left."),
+    }
+}
+
+/// Says, after a later login, why a code failed before.
+pub fn clock_drift(seconds: i64) -> String {
+    format!("An earlier code failed: your phone's clock is {}. Set it to automatic.", off(seconds))
+}
+
+/// "about 4 minutes fast"
+fn off(seconds: i64) -> String {
+    let side = if seconds > 0 { "fast" } else { "slow" };
+    let amount = match seconds.unsigned_abs() {
+        s if s < 120 => format!("{s} seconds"),
+        s if s % 60 == 0 => format!("{} minutes", s / 60),
+        s => format!("{} and a half minutes", s / 60),
+    };
+    format!("about {amount} {side}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{qr::tests::decode_from_screen, recovery};
+    use super::*;
+
+    fn fits(text: &str) -> bool {
+        let lines: Vec<&str> = text.split('\n').collect();
+        // Behind the last prompt six digits are typed.
+        let typed = lines.last().is_none_or(|line| line.chars().count() + 6 <= 80);
+        lines.len() <= 24 && typed && lines.iter().all(|line| line.chars().count() <= 80)
+    }
+
+    #[test]
+    fn the_first_screen_of_binding_fits_and_decodes() {
+        let secret = Secret::from_bytes(*b"12345678901234567890");
+        let uri = totp::uri("Sallyport", &"alice".parse().unwrap(), &secret);
+        for (style, note) in [
+            (Style::HalfBlocks, None),
+            (Style::Inverted, Some(BINDING_WRONG.to_owned())),
+            (Style::HalfBlocks, Some(binding_drift(-300))),
+        ] {
+            let text = bind(style, &uri, &secret, note.as_deref());
+            assert!(fits(&text), "{text}");
+            // The cursor stands behind the last prompt: nothing has scrolled off.
+            assert_eq!(decode_from_screen(&text, 24, 80).as_deref(), Some(uri.as_str()), "{text}");
+            assert!(text.contains("GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ"));
+        }
+    }
+
+    #[test]
+    fn recovery_codes_fit_and_are_all_shown() {
+        let codes = recovery::generate().unwrap();
+        let text = recovery_codes(&codes);
+        assert!(fits(&text), "{text}");
+        assert!(codes.iter().all(|code| text.contains(code.expose_secret())));
+    }
+
+    #[test]
+    fn one_letter_is_a_wish_and_the_rest_a_code() {
+        assert_eq!(bind_input(" I\r"), BindInput::Invert);
+        assert_eq!(bind_input("a"), BindInput::Ascii);
+        assert_eq!(bind_input("r"), BindInput::Renew);
+        assert_eq!(bind_input(" 123456 "), BindInput::Code("123456".into()));
+    }
+
+    #[test]
+    fn clocks_are_described_in_words() {
+        assert!(clock_drift(240).contains("about 4 minutes fast"));
+        assert!(clock_drift(-90).contains("about 90 seconds slow"));
+        assert!(clock_drift(150).contains("about 2 and a half minutes fast"));
+    }
+}

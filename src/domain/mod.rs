@@ -3,11 +3,15 @@
 //! Always holds: a value of one of these types is well formed, because its
 //! constructor parsed it. Nothing here reads a clock, a file or a socket.
 
+mod grant;
+mod hours;
 mod name;
 mod target;
 mod text;
 mod time;
 
+pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
+pub use hours::{Hours, HoursError};
 pub use name::{GroupName, NameError, UserName};
 pub use target::{
     Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,

@@ -1,6 +1,241 @@
 //! The SSH server: accepts, guards, signs in, forwards, drains.
+//!
+//! Always holds: every task belongs to a connection or to [`run`], and none outlives it; the accept
+//! loop ends only when it is told to.
+//!
+//! Reading order: [`run`], `connection::serve`, `handler`, `login`, `direct`, `forward`.
 
+mod connection;
+mod direct;
 pub mod forward;
 pub mod guard;
+mod handler;
+pub mod hashing;
+mod live;
+mod login;
 pub mod proxy;
+mod settings;
+mod shell;
+pub mod socket;
 pub mod stream;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use settings::Settings;
+
+use crate::audit::{Context, EndReason, Event, Refusal};
+use crate::clock::Clock;
+use crate::store::Store;
+use forward::Budget;
+use guard::Guard;
+use hashing::Hashing;
+
+/// What all connections of a process share.
+pub struct Bastion {
+    /// The store.
+    pub store: Store,
+    /// The clock.
+    pub clock: Clock,
+    /// Caps and penalties.
+    pub guard: Arc<Guard>,
+    /// Where passwords are hashed.
+    pub hashing: Hashing,
+    /// What all channels together may hold for slow targets.
+    pub budget: Arc<Budget>,
+    settings: RwLock<Arc<Settings>>,
+    ssh: RwLock<Arc<russh::server::Config>>,
+    listeners: RwLock<Vec<SocketAddr>>,
+    live: live::Table,
+    revisions: watch::Receiver<i64>,
+    revisions_sender: watch::Sender<i64>,
+    draining: CancellationToken,
+}
+
+impl std::fmt::Debug for Bastion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bastion").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Bastion {
+    /// Puts a bastion together; nothing runs yet.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        guard: Arc<Guard>,
+        hashing: Hashing,
+        settings: Settings,
+        ssh: russh::server::Config,
+    ) -> Self {
+        let (revisions_sender, revisions) = watch::channel(-1);
+        Self {
+            store,
+            clock,
+            guard,
+            hashing,
+            budget: Arc::new(Budget::new(settings.flow)),
+            settings: RwLock::new(Arc::new(settings)),
+            ssh: RwLock::new(Arc::new(ssh)),
+            listeners: RwLock::default(),
+            live: live::Table::default(),
+            revisions,
+            revisions_sender,
+            draining: CancellationToken::new(),
+        }
+    }
+
+    /// Replaces what new connections are served by.
+    pub fn reload(&self, settings: Settings, ssh: russh::server::Config) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ssh);
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn ssh_config(&self) -> Arc<russh::server::Config> {
+        Arc::clone(&self.ssh.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The addresses that the bastion listens on, which nobody is forwarded to.
+    fn listeners(&self) -> Vec<SocketAddr> {
+        self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells of every change that a forward's permit has to be checked against.
+    fn revisions(&self) -> watch::Receiver<i64> {
+        self.revisions.clone()
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+}
+
+/// Serves on `listeners` until `shutdown`, then drains: no new connections or channels, sessions go
+/// on for the configured time, then everybody is told and cut off.
+///
+/// # Errors
+/// When the store fails at the start or the end; nothing is served without it.
+pub async fn run(
+    bastion: Arc<Bastion>,
+    listeners: Vec<TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), crate::store::Error> {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    bastion.store.close_interrupted(bastion.clock.now()).await?;
+    let started = Event::ServerStarted { version };
+    bastion.store.record(bastion.clock.now(), &server_context(), started).await?;
+
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    addresses.extend(listeners.iter().filter_map(|l| l.local_addr().ok()));
+    *bastion.listeners.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+
+    let connections = TaskTracker::new();
+    let watching = TaskTracker::new();
+    let stop_watching = CancellationToken::new();
+    let watch = live::watch(Arc::clone(&bastion), bastion.revisions_sender.clone());
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(watch));
+    let housekeeping = housekeep(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
+    watching.close();
+
+    let accepting = TaskTracker::new();
+    for listener in listeners {
+        let accept = accept(Arc::clone(&bastion), listener, connections.clone());
+        accepting.spawn(shutdown.clone().run_until_cancelled_owned(accept));
+    }
+    accepting.close();
+    accepting.wait().await;
+
+    drain(&bastion, &connections).await;
+    stop_watching.cancel();
+    watching.wait().await;
+    let stopped = Event::ServerStopped { reason: "asked to stop".into() };
+    bastion.store.record(bastion.clock.now(), &server_context(), stopped).await
+}
+
+fn server_context() -> Context {
+    Context { actor: Some(crate::audit::Actor::Server), ..Context::default() }
+}
+
+async fn accept(bastion: Arc<Bastion>, listener: TcpListener, connections: TaskTracker) {
+    loop {
+        let (stream, peer) = socket::accept(&listener).await;
+        let bastion = Arc::clone(&bastion);
+        connections.spawn(admit(bastion, stream, peer));
+    }
+}
+
+/// Finds out who connects, and serves them if the guard lets them in.
+async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
+    let settings = bastion.settings();
+    if let Err(error) = socket::tune(&stream, settings.keepalive) {
+        return tracing::debug!(%error, %peer, "failed to set a connection's socket up");
+    }
+    let timeout = Duration::from_secs(5);
+    let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
+    let source = match source {
+        Ok(source) => source,
+        Err(error) => return tracing::warn!(%error, %peer, "a proxy sent no usable PROXY header"),
+    };
+    let now = std::time::Instant::now();
+    match bastion.guard.admit(&source, now) {
+        Ok(admission) => {
+            connection::serve(bastion, settings, stream, source, admission).await;
+        }
+        Err(denied) => {
+            tracing::debug!(%source, %denied, "a connection was refused");
+            if bastion.guard.should_report(&source, now) {
+                let context = Context { source: Some(source), ..Context::default() };
+                let event = Event::SignInRefused { reason: Refusal::Guarded };
+                let now = bastion.clock.now();
+                if let Err(error) = bastion.store.record(now, &context, event).await {
+                    tracing::error!(%error, "failed to write an audit event of a refused connection");
+                }
+            }
+        }
+    }
+}
+
+/// Lets sessions go on for the configured time, then ends them.
+async fn drain(bastion: &Arc<Bastion>, connections: &TaskTracker) {
+    bastion.draining.cancel();
+    connections.close();
+    // Whoever is not through yet would only lose the session again.
+    for conn in bastion.live.all() {
+        if conn.who().is_none() {
+            conn.end(EndReason::ServerStopped, "the bastion is stopping: connect again in a moment");
+        }
+    }
+    let wait = bastion.settings().drain;
+    tracing::info!(sessions = connections.len(), wait = ?wait, "draining: sessions may end by themselves");
+    if tokio::time::timeout(wait, connections.wait()).await.is_err() {
+        bastion.live.end_all(EndReason::ServerStopped, "the bastion is stopping");
+        connections.wait().await;
+    }
+}
+
+/// What has to be done now and then: forget old failures, shrink the guard's tables.
+async fn housekeep(bastion: Arc<Bastion>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(600));
+    loop {
+        ticks.tick().await;
+        let lock_for = bastion.settings().throttle.lock_for;
+        let before = crate::domain::UnixTime(
+            bastion.clock.now().0 - i64::try_from(lock_for.as_millis()).unwrap_or(i64::MAX),
+        );
+        if let Err(error) = bastion.store.forget_old_failures(before).await {
+            tracing::warn!(%error, "failed to forget old failures");
+        }
+        bastion.guard.prune(std::time::Instant::now());
+    }
+}

@@ -1,3 +1,197 @@
-//! Where everything that must outlive the process is kept.
+//! Where everything that must outlive the process is kept: SQLite or PostgreSQL, one schema.
+//!
+//! Always holds: what changes the store happens in a [`Tx`], together with the audit event that
+//! records it; a [`Tx`] that is dropped before [`Tx::commit`] changed nothing. Query bodies are
+//! written once and expanded for both engines by the `on!` macro. No secret is stored in the clear.
 
+mod audit;
+mod login;
+mod open;
+mod pool;
+mod schema;
 pub mod seal;
+mod session;
+
+use std::sync::Arc;
+
+use diesel::prelude::*;
+
+use diesel_async::RunQueryDsl;
+
+pub use audit::{EventFilter, EventRow};
+pub use login::{Bound, FailureNote, NewAuthenticator, SignIn, SignedIn, Throttled};
+pub use open::Settings;
+pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
+
+use crate::keys::AuditKey;
+use pool::{Lease, Pool, on};
+
+/// The store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL names no store that can be used.
+    #[error("failed to read the store's URL: {0}")]
+    Url(String),
+    /// PostgreSQL cannot be reached.
+    #[error("failed to reach the PostgreSQL server: {}", chain(.0))]
+    Connect(#[source] tokio_postgres::Error),
+    /// The SQLite file cannot be opened, or PostgreSQL refused a connection.
+    #[error("failed to open the store: {0}")]
+    Open(#[from] diesel::ConnectionError),
+    /// A query failed.
+    #[error("failed to use the store: {0}")]
+    Query(#[from] diesel::result::Error),
+    /// The schema could not be brought up to date.
+    #[error("failed to bring the store's schema up to date: {0}")]
+    Migrate(String),
+    /// No connection, or no lock, in time.
+    #[error("the store is busy: no connection was free within 5 seconds")]
+    Busy,
+    /// A secret could not be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] seal::Error),
+    /// An audit event could not be written down.
+    #[error("failed to write the audit log: {0}")]
+    Audit(String),
+    /// The system has no randomness to give.
+    #[error("failed to get randomness from the system: {0}")]
+    Random(#[from] getrandom::Error),
+    /// A row does not read back as what it must be.
+    #[error("the store holds a damaged row in {table}: {reason}")]
+    Damaged {
+        /// The table.
+        table: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What was to be added is there already, or what was named is not there, or in use.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Audit(error.to_string())
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// The store, shared by everything in the process.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    pool: Pool,
+    keyring: seal::Keyring,
+    audit_key: AuditKey,
+    node: String,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("node", &self.0.node).finish_non_exhaustive()
+    }
+}
+
+/// Changes that happen together or not at all.
+pub(crate) struct Tx<'a> {
+    lease: Lease<'a>,
+    store: &'a Inner,
+}
+
+impl Store {
+    /// The sealing keys.
+    pub fn keyring(&self) -> &seal::Keyring {
+        &self.0.keyring
+    }
+
+    /// The key that signs the audit log.
+    pub fn audit_key(&self) -> &AuditKey {
+        &self.0.audit_key
+    }
+
+    /// The name of this node, as events and sessions carry it.
+    pub fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    /// Begins to change the store. Writers wait for each other here.
+    pub(crate) async fn begin(&self) -> Result<Tx<'_>, Error> {
+        match self.try_begin().await {
+            // A connection that the server closed since it was last used: once more with new ones.
+            Err(Error::Query(_)) => {
+                self.0.pool.forget_idle();
+                self.try_begin().await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_begin(&self) -> Result<Tx<'_>, Error> {
+        let mut lease = self.0.pool.lend(true).await?;
+        let sql = match lease.engine {
+            pool::Engine::Sqlite(_) => "BEGIN IMMEDIATE",
+            pool::Engine::Postgres(_) => "BEGIN",
+        };
+        lease.run_sql(sql).await?;
+        Ok(Tx { lease, store: &self.0 })
+    }
+
+    /// Begins to read the store, as it is at one moment.
+    pub(crate) async fn read(&self) -> Result<Tx<'_>, Error> {
+        match self.try_read().await {
+            Err(Error::Query(_)) => {
+                self.0.pool.forget_idle();
+                self.try_read().await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_read(&self) -> Result<Tx<'_>, Error> {
+        let mut lease = self.0.pool.lend(false).await?;
+        let sql = match lease.engine {
+            pool::Engine::Sqlite(_) => "BEGIN DEFERRED",
+            pool::Engine::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        lease.run_sql(sql).await?;
+        Ok(Tx { lease, store: &self.0 })
+    }
+}
+
+impl Tx<'_> {
+    /// Makes the changes of this transaction last.
+    pub(crate) async fn commit(mut self) -> Result<(), Error> {
+        self.lease.run_sql("COMMIT").await?;
+        self.lease.give_back();
+        Ok(())
+    }
+
+    /// Tells every node that live sessions have to be checked against what is stored now.
+    pub(crate) async fn bump_revision(&mut self) -> Result<(), Error> {
+        use schema::revision::dsl;
+        on!(&mut self.lease.engine, conn => {
+            diesel::update(dsl::revision).set(dsl::value.eq(dsl::value + 1)).execute(conn).await
+        })?;
+        Ok(())
+    }
+
+    /// The engine, for query bodies.
+    pub(crate) fn engine(&mut self) -> &mut pool::Engine {
+        &mut self.lease.engine
+    }
+}
+
+/// Parses what a column holds; a value of ours that does not read back is a damaged row.
+fn parse<T: std::str::FromStr>(table: &'static str, text: &str) -> Result<T, Error>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|e: T::Err| Error::Damaged { table, reason: e.to_string() })
+}

@@ -1,0 +1,127 @@
+//! What signing in needs to know of an account: a snapshot, read in one transaction.
+
+use std::time::Duration;
+
+use super::totp::Secret;
+use crate::audit::Refusal;
+use crate::domain::{Factor, Id, Role, TimeStep, UnixTime, UserName};
+
+/// An account as it was when its owner began to sign in.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The row's id.
+    pub id: Id,
+    /// The name.
+    pub name: UserName,
+    /// What it may do with the bastion itself.
+    pub role: Role,
+    /// What answers for its second step.
+    pub factor: Factor,
+    /// Grows whenever older logins must end; a login commits only against the epoch it began with.
+    pub epoch: i64,
+    /// Whether an administrator disabled it.
+    pub disabled: bool,
+    /// The password's hash, a PHC string.
+    pub password: String,
+    /// Whether the password has to be changed at this login.
+    pub one_time: bool,
+    /// Until when an authenticator may be bound.
+    pub binding_until: Option<UnixTime>,
+    /// The bound authenticator.
+    pub otp: Option<Otp>,
+    /// SHA-256 fingerprints of the account's public keys.
+    pub keys: Vec<String>,
+    /// How many recovery codes are unused.
+    pub recovery_left: u32,
+    /// By how many seconds the authenticator's clock was off when a code last failed for it.
+    pub drift: Option<i64>,
+}
+
+/// A bound authenticator.
+#[derive(Debug, Clone)]
+pub struct Otp {
+    /// The secret it shares with us.
+    pub secret: Secret,
+    /// The newest step whose code was used.
+    pub last_step: TimeStep,
+}
+
+/// Failures in a row, of one account from one source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Throttle {
+    /// How many.
+    pub failures: i64,
+    /// Until when everything is refused.
+    pub locked_until: Option<UnixTime>,
+}
+
+/// When failures slow down and lock out, for one account and source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThrottleRules {
+    /// Failures in a row that lock.
+    pub lock_after: i64,
+    /// How long a lock lasts; also, how long failures are remembered.
+    pub lock_for: Duration,
+    /// The wait after the first failure; it doubles with each.
+    pub backoff_first: Duration,
+    /// The longest wait.
+    pub backoff_max: Duration,
+}
+
+impl ThrottleRules {
+    /// How long the answer to the latest of `failures` failures in a row is held back.
+    pub fn backoff(&self, failures: i64) -> Duration {
+        let doublings = u32::try_from(failures.clamp(1, 32) - 1).unwrap_or(0);
+        self.backoff_first
+            .saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX))
+            .min(self.backoff_max)
+    }
+}
+
+/// What an account may do at the moment of signing in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Standing {
+    /// It has an authenticator: a code decides.
+    Bound,
+    /// It has none yet and may bind one.
+    MayBind,
+    /// Nothing it answers will be right.
+    Closed(Refusal),
+}
+
+impl Account {
+    /// What the account may do at `now`.
+    pub fn standing(&self, throttle: &Throttle, now: UnixTime) -> Standing {
+        if self.disabled {
+            Standing::Closed(Refusal::Disabled)
+        } else if throttle.locked_until.is_some_and(|until| now < until) {
+            Standing::Closed(Refusal::Locked)
+        } else if self.factor != Factor::Totp {
+            Standing::Closed(Refusal::NotOffered)
+        } else if self.otp.is_some() {
+            Standing::Bound
+        } else if self.binding_until.is_some_and(|until| now < until) {
+            Standing::MayBind
+        } else {
+            Standing::Closed(Refusal::BindingClosed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest() {
+        let rules = ThrottleRules {
+            lock_after: 10,
+            lock_for: Duration::from_secs(1800),
+            backoff_first: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(30),
+        };
+        let waits: Vec<u64> = [0, 1, 2, 3, 5, 6, 99].map(|n| rules.backoff(n).as_secs()).into();
+        assert_eq!(waits, [1, 1, 2, 4, 16, 30, 30]);
+    }
+}

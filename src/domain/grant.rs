@@ -1,0 +1,155 @@
+//! Grants: who may go to which targets, as whom, to do what, when and from where.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::NameError;
+use super::{
+    Capability, GroupName, Hours, Id, Label, Mode, TargetAddress, TargetName, UnixTime, UserName,
+};
+
+/// A target that an administrator registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Target {
+    /// Its id.
+    pub id: Id,
+    /// The name people type.
+    pub name: TargetName,
+    /// Where it is reached.
+    pub address: TargetAddress,
+    /// Whether the bastion sees inside.
+    pub mode: Mode,
+    /// Its labels.
+    pub labels: Vec<Label>,
+    /// When it was registered.
+    pub created_at: UnixTime,
+}
+
+/// The name of an account on a target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AccountName(String);
+
+impl AccountName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AccountName {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        let plain = |c: char| {
+            c.is_ascii_graphic() && !matches!(c, ',' | '+' | ':' | '/' | '@' | '"' | '\'')
+        };
+        if !s.is_empty() && s.len() <= 64 && !s.starts_with('-') && s.chars().all(plain) {
+            Ok(Self(s.to_owned()))
+        } else {
+            let rule = "1 to 64 printable ASCII characters without spaces or , + : / @ and quotes";
+            Err(NameError::new("account name", s, rule))
+        }
+    }
+}
+
+impl TryFrom<String> for AccountName {
+    type Error = NameError;
+    fn try_from(s: String) -> Result<Self, NameError> {
+        s.parse()
+    }
+}
+
+impl From<AccountName> for String {
+    fn from(name: AccountName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for AccountName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Whom a grant is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantSubject {
+    /// One user.
+    User(UserName),
+    /// Everybody in a group.
+    Group(GroupName),
+}
+
+/// What a grant is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantObject {
+    /// One target.
+    Target(TargetName),
+    /// Every target with a label.
+    Label(Label),
+}
+
+/// A stored rule; without one that fits, everything is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Grant {
+    /// Its id.
+    pub id: Id,
+    /// Whom it is for.
+    pub subject: GrantSubject,
+    /// What it is for.
+    pub object: GrantObject,
+    /// Accounts on the target; empty for any.
+    pub accounts: Vec<AccountName>,
+    /// What it allows; empty for everything.
+    pub allow: Vec<Capability>,
+    /// When it holds; always if not said.
+    pub hours: Option<Hours>,
+    /// From where it holds; from anywhere if empty.
+    pub from: Vec<ipnet::IpNet>,
+    /// Until when it holds; for ever if not said.
+    pub until: Option<UnixTime>,
+    /// When it was added.
+    pub created_at: UnixTime,
+}
+
+impl Grant {
+    /// Whether it allows `what`.
+    pub fn allows(&self, what: Capability) -> bool {
+        self.allow.is_empty() || self.allow.contains(&what)
+    }
+}
+
+/// One line, in the words of the command that would add it.
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.subject {
+            GrantSubject::User(user) => write!(f, "user {user}")?,
+            GrantSubject::Group(group) => write!(f, "group {group}")?,
+        }
+        match &self.object {
+            GrantObject::Target(target) => write!(f, " to target {target}")?,
+            GrantObject::Label(label) => write!(f, " to label {label}")?,
+        }
+        let list = |items: Vec<String>| items.join(",");
+        if !self.accounts.is_empty() {
+            write!(f, " as {}", list(self.accounts.iter().map(ToString::to_string).collect()))?;
+        }
+        if !self.allow.is_empty() {
+            write!(f, " allow {}", list(self.allow.iter().map(ToString::to_string).collect()))?;
+        }
+        if let Some(hours) = &self.hours {
+            write!(f, " hours {hours}")?;
+        }
+        if !self.from.is_empty() {
+            write!(f, " from {}", list(self.from.iter().map(ToString::to_string).collect()))?;
+        }
+        if let Some(until) = self.until {
+            write!(f, " until {until}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! Tables and properties of the policy.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{Mode, TargetName};
+
+const NOW: UnixTime = UnixTime(1_795_508_403_000); // A Tuesday, 09:20 in Berlin.
+
+fn id(n: usize) -> Id {
+    format!("{n:0>12}").parse().unwrap()
+}
+
+fn target(name: &str, address: &str, labels: &[&str]) -> Target {
+    Target {
+        id: id(0),
+        name: name.parse().unwrap(),
+        address: address.parse().unwrap(),
+        mode: Mode::Tunnel,
+        labels: labels.iter().map(|l| l.parse().unwrap()).collect(),
+        created_at: NOW,
+    }
+}
+
+fn grant(n: usize, subject: GrantSubject, object: GrantObject) -> Grant {
+    Grant {
+        id: id(n),
+        subject,
+        object,
+        accounts: Vec::new(),
+        allow: Vec::new(),
+        hours: None,
+        from: Vec::new(),
+        until: None,
+        created_at: NOW,
+    }
+}
+
+fn user(name: &str) -> GrantSubject {
+    GrantSubject::User(name.parse().unwrap())
+}
+
+fn to(name: &str) -> GrantObject {
+    GrantObject::Target(name.parse::<TargetName>().unwrap())
+}
+
+fn ask(targets: &[Target], grants: &[Grant], destination: &str, port: u32) -> Decision {
+    let who = "alice".parse().unwrap();
+    let groups = ["dba".parse().unwrap()];
+    let subject = Subject { user: &who, groups: &groups, source: "192.0.2.7".parse().unwrap() };
+    let destination = Destination::parse(destination, port).unwrap();
+    authorize(&subject, targets, grants, &destination, NOW)
+}
+
+fn message(decision: Decision) -> (Refusal, String) {
+    match decision {
+        Decision::Refuse(refused) => (refused.reason, refused.message),
+        Decision::Permit(permit) => panic!("permitted: {permit:?}"),
+    }
+}
+
+fn permit(decision: Decision) -> Permit {
+    match decision {
+        Decision::Permit(permit) => permit,
+        Decision::Refuse(refused) => panic!("refused: {refused:?}"),
+    }
+}
+
+#[test]
+fn destinations_mean_targets_by_name_or_address() {
+    let targets =
+        [target("db1", "10.0.0.5:2222", &["env=prod"]), target("pg", "10.0.0.6:5432", &[])];
+    let grants = [grant(1, user("alice"), to("db1")), grant(2, user("alice"), to("pg"))];
+    for (host, port) in [("db1", 22), ("DB1", 2222), ("10.0.0.5", 2222), ("pg", 5432), ("pg", 22)] {
+        assert!(matches!(ask(&targets, &grants, host, port), Decision::Permit(_)), "{host}:{port}");
+    }
+    for (host, port) in [("db1", 5432), ("10.0.0.5", 22), ("10.0.0.5", 80), ("pg", 80), ("db2", 22)]
+    {
+        assert!(matches!(ask(&targets, &grants, host, port), Decision::Refuse(_)), "{host}:{port}");
+    }
+}
+
+#[test]
+fn unknown_and_ungranted_are_refused_in_the_same_words() {
+    let targets = [target("db1", "10.0.0.5", &[])];
+    let others = [grant(1, user("bob"), to("db1"))];
+    let reply = |name: &str| message(ask(&targets, &others, name, 22));
+    assert_eq!(reply("db1"), (Refusal::NotGranted, "db1 is not granted to you".into()));
+    assert_eq!(reply("db2"), (Refusal::NotGranted, "db2 is not granted to you".into()));
+    assert_eq!(message(ask(&targets, &others, "pg", 5432)).1, "pg:5432 is not granted to you");
+}
+
+#[test]
+fn groups_and_labels_grant() {
+    let targets = [target("db1", "10.0.0.5", &["env=prod"])];
+    let label = |l: &str| GrantObject::Label(l.parse().unwrap());
+    let group = |g: &str| GrantSubject::Group(g.parse().unwrap());
+    let permits = |g: Grant| matches!(ask(&targets, &[g], "db1", 22), Decision::Permit(_));
+    assert!(permits(grant(1, group("dba"), label("env=prod"))));
+    assert!(!permits(grant(1, group("dba"), label("env=test"))));
+    assert!(!permits(grant(1, group("web"), label("env=prod"))));
+}
+
+#[test]
+fn refusals_say_what_would_help() {
+    let targets = [target("db1", "10.0.0.5", &[])];
+    let base = || grant(1, user("alice"), to("db1"));
+    let hours =
+        Grant { hours: Some("Sat-Sun 08:00-18:00 Europe/Berlin".parse().unwrap()), ..base() };
+    let source = Grant { from: vec!["198.51.100.0/24".parse().unwrap()], ..base() };
+    let over = Grant { until: Some(NOW), ..base() };
+    let shell = Grant { allow: vec![Capability::Shell], ..base() };
+    for (grant, reason, text) in [
+        (
+            &hours,
+            Refusal::OutsideHours,
+            "outside granted hours (Sat-Sun 08:00-18:00 Europe/Berlin)",
+        ),
+        (
+            &source,
+            Refusal::WrongSource,
+            "your address 192.0.2.7 is not one that the grant for db1 allows",
+        ),
+        (&over, Refusal::Expired, "your grant for db1 ended on 2026-11-24T08:20:03Z"),
+        (&shell, Refusal::NotGranted, "db1 is granted to you, but not for forwarding"),
+    ] {
+        assert_eq!(
+            message(ask(&targets, std::slice::from_ref(grant), "db1", 22)),
+            (reason, text.into())
+        );
+    }
+    let all = [over.clone(), source.clone(), hours.clone(), shell];
+    assert_eq!(message(ask(&targets, &all, "db1", 22)).0, Refusal::OutsideHours);
+    assert_eq!(permit(ask(&targets, &[hours, source, base()], "db1", 22)).until(), None);
+}
+
+#[test]
+fn a_permit_says_until_when_it_holds() {
+    let targets = [target("db1", "10.0.0.5", &[])];
+    let until = |until, hours: &str| Grant {
+        until,
+        hours: Some(hours.parse().unwrap()),
+        ..grant(1, user("alice"), to("db1"))
+    };
+    let closes = UnixTime(1_795_539_600_000); // 18:00 in Berlin.
+    let grants = [until(None, "Tue 08:00-18:00 Europe/Berlin")];
+    assert_eq!(permit(ask(&targets, &grants, "db1", 22)).until(), Some(closes));
+    let grants = [until(Some(UnixTime(NOW.0 + 1)), "Tue 08:00-18:00 Europe/Berlin")];
+    assert_eq!(permit(ask(&targets, &grants, "db1", 22)).until(), Some(UnixTime(NOW.0 + 1)));
+}
+
+#[test]
+fn addresses_are_checked_all_of_them() {
+    let check = |address: &str, resolved: &[&str], own: &[&str]| {
+        let targets = [target("db1", address, &[])];
+        let permit = permit(ask(&targets, &[grant(1, user("alice"), to("db1"))], "db1", 22));
+        let resolved: Vec<_> = resolved.iter().map(|ip| ip.parse().unwrap()).collect();
+        let own: Vec<_> = own.iter().map(|a| a.parse().unwrap()).collect();
+        permit
+            .check_addresses(&resolved, &own)
+            .map(|c| c.addresses().to_vec())
+            .map_err(|r| r.message)
+    };
+    assert_eq!(check("db1.example", &["10.0.0.5"], &[]).unwrap(), ["10.0.0.5:22".parse().unwrap()]);
+    assert_eq!(check("127.0.0.1:2022", &["127.0.0.1"], &[]).unwrap().len(), 1);
+    // A name that is pointed at one good and one bad address (rebinding) gets neither.
+    for bad in ["127.0.0.1", "::ffff:127.0.0.1", "::1", "169.254.169.254", "0.0.0.0"] {
+        let error = check("db1.example", &["10.0.0.5", bad], &[]).unwrap_err();
+        assert!(error.starts_with("db1 leads to a forbidden address"), "{error}");
+    }
+    let own = ["10.0.0.9:2222"];
+    assert!(check("me.example:2222", &["10.0.0.9"], &own).is_err());
+    assert!(check("me.example:22", &["10.0.0.9"], &own).is_ok());
+    assert!(check("10.0.0.9:2222", &["10.0.0.9"], &own).is_ok());
+    assert_eq!(check("db1.example", &[], &[]).unwrap_err(), "db1 did not resolve to an address");
+}
+
+fn arbitrary_grant() -> impl Strategy<Value = Grant> {
+    let subject = prop_oneof![
+        Just(user("alice")),
+        Just(user("bob")),
+        Just(GrantSubject::Group("dba".parse().unwrap())),
+        Just(GrantSubject::Group("web".parse().unwrap())),
+    ];
+    let object = prop_oneof![
+        Just(to("t0")),
+        Just(to("t1")),
+        Just(GrantObject::Label("env=prod".parse().unwrap())),
+    ];
+    let until = proptest::option::of((NOW.0 - 5..NOW.0 + 5).prop_map(UnixTime));
+    let from = proptest::option::of(prop_oneof![Just("192.0.2.0/24"), Just("198.51.100.0/24")]);
+    (0..1000_usize, subject, object, until, from).prop_map(|(n, subject, object, until, from)| {
+        Grant {
+            until,
+            from: from.into_iter().map(|net| net.parse().unwrap()).collect(),
+            ..grant(n, subject, object)
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn fewer_grants_never_permit_more_and_explanations_agree(
+        grants in proptest::collection::vec(arbitrary_grant(), 0..6), drop in 0..6_usize, which in 0..3_usize,
+    ) {
+        let targets = [target("t0", "10.0.0.1", &["env=prod"]), target("t1", "10.0.0.2", &[])];
+        let name = format!("t{which}");
+        let all = ask(&targets, &grants, &name, 22);
+        let mut fewer = grants.clone();
+        if drop < fewer.len() {
+            fewer.remove(drop);
+        }
+        if matches!(ask(&targets, &fewer, &name, 22), Decision::Permit(_)) {
+            prop_assert!(matches!(all, Decision::Permit(_)));
+        }
+        if let Decision::Permit(permit) = &all {
+            let grant = grants.iter().find(|g| g.id == *permit.grant()).unwrap();
+            let mine = match &grant.subject {
+                GrantSubject::User(user) => user.as_str() == "alice",
+                GrantSubject::Group(group) => group.as_str() == "dba",
+            };
+            prop_assert!(mine && permit.target().name.as_str() == name);
+            prop_assert!(permit.until().is_none_or(|until| until > NOW));
+        }
+        let who = "alice".parse().unwrap();
+        let groups = ["dba".parse().unwrap()];
+        let subject = Subject { user: &who, groups: &groups, source: "192.0.2.7".parse().unwrap() };
+        let destination = Destination::parse(&name, 22).unwrap();
+        let explained = explain(&subject, &targets, &grants, &destination, None, NOW);
+        prop_assert_eq!(explained.permitted, matches!(all, Decision::Permit(_)));
+        prop_assert_eq!(explained.permitted, explained.grants.iter().any(|verdict| verdict.permits));
+    }
+}

@@ -1,0 +1,289 @@
+//! The owner of one connection: its deadlines, its tasks, its place in the audit log.
+//!
+//! Always holds: whatever belongs to a connection (forwards, commands, their sockets) runs in its
+//! task set and under its token, and is over before [`serve`] returns; [`serve`] writes the end of
+//! the session exactly once, however the connection ended, a panic in a callback included.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use russh::server::run_stream;
+use secrecy::SecretString;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Bastion;
+use super::forward::flow::ConnectionFlow;
+use super::guard::{Admission, Offence};
+use super::handler::{Ended, Handler};
+use super::settings::Settings;
+use super::stream::{Cut, GuardedStream, StreamControl};
+use crate::auth::machine::Authenticated;
+use crate::audit::{Context, EndReason, Event, Refusal};
+use crate::domain::{Id, Source};
+
+/// How long a client has to take a goodbye in before its socket is closed.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// How long tasks have to write their ends down after the connection ended.
+const WIND_UP: Duration = Duration::from_secs(10);
+
+/// What everything on one connection shares.
+pub(crate) struct Connection {
+    pub(super) bastion: Arc<Bastion>,
+    /// The settings that were in force when the connection was accepted.
+    pub(super) settings: Arc<Settings>,
+    /// The session's id; before somebody signed in, the one that it would get.
+    pub(super) id: Id,
+    pub(super) source: Source,
+    pub(super) control: StreamControl,
+    /// Cancelled when the connection ends: every task of it listens.
+    pub(super) cancel: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    pub(super) flow: Arc<ConnectionFlow>,
+    admission: Mutex<Admission>,
+    signed_in: OnceLock<Authenticated>,
+    /// Set before the store opens the session, so that an end in the middle still closes it.
+    may_be_open: AtomicBool,
+    failed: AtomicBool,
+    end: OnceLock<(EndReason, String)>,
+    /// Cancelled to end the connection from outside.
+    stop: CancellationToken,
+    channels: AtomicUsize,
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+/// One of the channels that a connection may have open; given back when dropped.
+pub(super) struct ChannelSlot(Arc<Connection>);
+
+impl Drop for ChannelSlot {
+    fn drop(&mut self) {
+        self.0.channels.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Connection {
+    /// Where this connection's events belong.
+    pub(super) fn context(&self) -> Context {
+        Context {
+            actor: None,
+            user: self.signed_in.get().map(|who| who.user().to_string()),
+            source: Some(self.source),
+            client: self.control.client_version(),
+            session: Some(self.id.clone()),
+        }
+    }
+
+    /// Who signed in, once somebody did.
+    pub(super) fn who(&self) -> Option<&Authenticated> {
+        self.signed_in.get()
+    }
+
+    /// Takes in that somebody signed in: the deadlines before that are over.
+    pub(super) fn sign_in(&self, who: Authenticated) {
+        self.control.disarm();
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner).authenticated();
+        if self.signed_in.set(who).is_err() {
+            self.end(EndReason::ProtocolError, "signed in twice");
+        }
+    }
+
+    /// Gives a person the time that binding an authenticator takes.
+    pub(super) fn allow_binding_grace(&self) {
+        self.control.extend(self.settings.binding_grace);
+    }
+
+    pub(super) fn session_may_be_open(&self) {
+        self.may_be_open.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn note_failure(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the connection, telling the client `message` if it listens.
+    pub(super) fn end(&self, reason: EndReason, message: &str) {
+        let _first_wins = self.end.set((reason, message.to_owned()));
+        self.stop.cancel();
+    }
+
+    /// A place for one more channel, if there is one.
+    pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
+        let most = self.settings.max_channels;
+        let taken = self.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+            (n < most).then_some(n + 1)
+        });
+        taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
+    }
+
+    /// Adds what a forward carried to the session's sums.
+    pub(super) fn count(&self, up: u64, down: u64) {
+        self.up.fetch_add(up, Ordering::SeqCst);
+        self.down.fetch_add(down, Ordering::SeqCst);
+    }
+
+    /// Writes an event of this connection down on its task set; its failure ends the connection.
+    pub(super) fn record(self: &Arc<Self>, event: Event) {
+        let conn = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let now = conn.bastion.clock.now();
+            if let Err(error) = conn.bastion.store.record(now, &conn.context(), event).await {
+                tracing::error!(%error, session = %conn.id, "failed to write an audit event");
+                conn.end(EndReason::ServerStopped, "the audit log cannot be written");
+            }
+        });
+    }
+
+    /// Hashes a password anew at the present cost, in the background.
+    pub(super) fn spawn_rehash(self: &Arc<Self>, account: Id, password: SecretString, old: String) {
+        let conn = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let Ok(new) = conn.bastion.hashing.hash(password).await else { return };
+            if let Err(error) = conn.bastion.store.rehash(&account, &old, &new).await {
+                tracing::warn!(%error, "failed to store a password's hash at the present cost");
+            }
+        });
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(
+    bastion: Arc<Bastion>,
+    settings: Arc<Settings>,
+    stream: TcpStream,
+    source: Source,
+    admission: Admission,
+) {
+    let id = match Id::random() {
+        Ok(id) => id,
+        Err(error) => return tracing::error!(%error, "no connection without randomness"),
+    };
+    let (stream, control) = GuardedStream::new(stream, settings.login_grace);
+    let conn = Arc::new(Connection {
+        flow: Arc::new(ConnectionFlow::new(Arc::clone(&bastion.budget), settings.flow)),
+        settings,
+        id,
+        source,
+        control,
+        cancel: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        admission: Mutex::new(admission),
+        signed_in: OnceLock::new(),
+        may_be_open: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
+        end: OnceLock::new(),
+        stop: CancellationToken::new(),
+        channels: AtomicUsize::new(0),
+        up: AtomicU64::new(0),
+        down: AtomicU64::new(0),
+        bastion,
+    });
+    conn.bastion.live.enter(&conn);
+    let outcome = run(&conn, stream).await;
+    wind_up(&conn).await;
+    close(&conn, outcome).await;
+    conn.bastion.live.leave(&conn.id);
+}
+
+/// Runs SSH on the stream until either side ends it.
+async fn run(
+    conn: &Arc<Connection>,
+    stream: GuardedStream<TcpStream>,
+) -> Result<(), Ended> {
+    let handler = Handler::new(Arc::clone(conn));
+    let config = conn.bastion.ssh_config();
+    let mut session = tokio::select! {
+        session = run_stream(config, stream, handler) => session?,
+        () = conn.stop.cancelled() => return Ok(()),
+    };
+    let handle = session.handle();
+    tokio::select! {
+        outcome = &mut session => return outcome,
+        () = conn.stop.cancelled() => {}
+    }
+    // Ended from outside: say so, give the client a moment to read it, then cut the stream.
+    conn.cancel.cancel();
+    let message = conn.end.get().map(|(_, message)| message.clone()).unwrap_or_default();
+    let by = russh::Disconnect::ByApplication;
+    let goodbye = async {
+        // An error here means that the session is gone already, which is what is wanted.
+        if handle.disconnect(by, message, String::new()).await.is_err() {
+            tracing::debug!(session = %conn.id, "the client left before it could be told");
+        }
+    };
+    let deadline = Instant::now() + GOODBYE;
+    if tokio::time::timeout_at(deadline, goodbye).await.is_err()
+        || tokio::time::timeout_at(deadline, &mut session).await.is_err()
+    {
+        conn.control.kill();
+        return session.await;
+    }
+    Ok(())
+}
+
+/// Ends the connection's tasks and waits for them.
+async fn wind_up(conn: &Arc<Connection>) {
+    conn.cancel.cancel();
+    conn.control.kill();
+    conn.tasks.close();
+    if tokio::time::timeout(WIND_UP, conn.tasks.wait()).await.is_err() {
+        tracing::error!(session = %conn.id, left = conn.tasks.len(), "tasks outlive their connection");
+    }
+}
+
+/// Writes the end of the connection down.
+async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
+    let now = conn.bastion.clock.now();
+    let store = &conn.bastion.store;
+    if conn.may_be_open.load(Ordering::SeqCst) {
+        let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
+        let sums = (conn.up.load(Ordering::SeqCst), conn.down.load(Ordering::SeqCst));
+        if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await {
+            tracing::error!(%error, session = %conn.id, "failed to write the session's end");
+        }
+    }
+    if conn.who().is_none() {
+        penalize(conn, &outcome).await;
+    }
+    if let Err(error) = outcome {
+        tracing::debug!(session = %conn.id, source = %conn.source, error = %error, "connection ended");
+    }
+}
+
+fn outcome_reason(conn: &Connection, outcome: &Result<(), Ended>) -> EndReason {
+    match outcome {
+        _ if matches!(conn.control.cut(), Some(Cut::Deadline)) => EndReason::LimitReached,
+        Ok(()) => EndReason::ClientClosed,
+        Err(ended) => ended.reason(),
+    }
+}
+
+/// Counts a connection that nobody signed in on against its source.
+async fn penalize(conn: &Connection, outcome: &Result<(), Ended>) {
+    let offence = match outcome {
+        _ if conn.failed.load(Ordering::SeqCst) => Offence::AuthFailed,
+        _ if matches!(conn.control.cut(), Some(Cut::Deadline)) => Offence::GraceExceeded,
+        Err(ended) if ended.reason() == EndReason::ProtocolError => Offence::ProtocolError,
+        _ => Offence::NoAuth,
+    };
+    let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
+    let after = match offence {
+        Offence::GraceExceeded => Refusal::GraceExpired,
+        Offence::AuthFailed | Offence::NoAuth | Offence::ProtocolError => Refusal::TooManyAttempts,
+    };
+    let mut events = Vec::new();
+    if offence == Offence::GraceExceeded {
+        events.push(Event::SignInRefused { reason: Refusal::GraceExpired });
+    }
+    if let Some(left) = conn.bastion.guard.penalize(&conn.source, offence, std::time::Instant::now()) {
+        events.push(Event::SourcePenalized { seconds: left.as_secs(), after });
+    }
+    for event in events {
+        if let Err(error) = store.record(now, &conn.context(), event).await {
+            tracing::error!(%error, "failed to write an audit event of a refused connection");
+        }
+    }
+}

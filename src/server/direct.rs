@@ -1,0 +1,243 @@
+//! A `direct-tcpip` channel (RFC 4254 section 7.2): decide, write down, dial, pump, write down.
+//!
+//! Always holds: nothing is dialled without a [`Permit`], and only addresses that the permit
+//! checked; the store knows of a forward before its first byte, and is told its end whatever ended
+//! it; a permit that stops holding (hours, expiry, a removed grant) ends its forward.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::server::{ChannelOpenHandle, Msg};
+use russh::{Channel, ChannelOpenFailure};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::forward::{self, dial};
+use super::handler::prohibited;
+use crate::audit::{EndReason, Event, Refusal};
+use crate::auth::machine::Authenticated;
+use crate::domain::{Destination, Id, printable};
+use crate::policy::{Checked, Decision, Permit, Refused, Subject};
+
+/// Serves one channel open to its end. Runs on the connection's task set.
+pub(super) async fn serve(
+    conn: Arc<Connection>,
+    channel: Channel<Msg>,
+    host: String,
+    port: u32,
+    reply: ChannelOpenHandle,
+) {
+    let asked = printable(&format!("{}:{port}", host.chars().take(255).collect::<String>()));
+    let opened = tokio::select! {
+        opened = open(&conn, &host, port) => opened,
+        () = conn.cancel.cancelled() => return,
+    };
+    match opened {
+        Ok(opened) => {
+            reply.accept().await;
+            pump(&conn, channel, opened).await;
+        }
+        Err(NotOpened::Refused(refused)) => {
+            let Refused { reason, message } = refused;
+            conn.record(Event::ForwardRefused { destination: asked, reason });
+            reply.reject(prohibited(&message)).await;
+        }
+        Err(NotOpened::Failed(message)) => {
+            // "Connect failed" (RFC 4254 section 5.1).
+            reply.reject(ChannelOpenFailure::Other { code: 2, reason: message }).await;
+        }
+    }
+}
+
+/// A forward that is open.
+struct Opened {
+    forward: Id,
+    destination: Destination,
+    permit: Permit,
+    address: SocketAddr,
+    target: tokio::net::TcpStream,
+    _slot: super::connection::ChannelSlot,
+}
+
+enum NotOpened {
+    /// Policy said no.
+    Refused(Refused),
+    /// Something broke; what people are told. Written down already.
+    Failed(String),
+}
+
+impl From<Refused> for NotOpened {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+fn refused(reason: Refusal, message: &str) -> NotOpened {
+    NotOpened::Refused(Refused { reason, message: message.to_owned() })
+}
+
+async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, NotOpened> {
+    let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
+    if conn.bastion.draining() {
+        return Err(refused(Refusal::Draining, "the bastion is stopping: connect again in a moment"));
+    }
+    let slot = conn.channel_slot().ok_or_else(|| {
+        refused(Refusal::TooManyChannels, "too many channels on this connection: close some first")
+    })?;
+    let destination = Destination::parse(host, port)
+        .map_err(|error| refused(Refusal::NotGranted, &error.to_string()))?;
+    let permit = decide(conn, who, &destination).await?;
+    let target = &permit.target().address;
+    let timeout = conn.settings.dial_timeout;
+    let name = permit.target().name.to_string();
+    let found = dial::resolve(&target.host, target.port, timeout).await;
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return Err(give_up(conn, &permit, &destination, None, &error.for_target(&name)).await),
+    };
+    let checked = permit.check_addresses(&found, &conn.bastion.listeners())?;
+    let forward = begin(conn, &permit, &destination).await?;
+    match dial::dial(checked.addresses(), timeout).await {
+        Ok((address, target)) => {
+            Ok(Opened { forward, destination, permit, address, target, _slot: slot })
+        }
+        Err(error) => {
+            let error = error.for_target(&name);
+            Err(give_up(conn, &permit, &destination, Some((forward, &checked)), &error).await)
+        }
+    }
+}
+
+/// Asks the policy, with what the store holds now.
+async fn decide(
+    conn: &Connection,
+    who: &Authenticated,
+    destination: &Destination,
+) -> Result<Permit, NotOpened> {
+    let store = &conn.bastion.store;
+    let access = store.access_to(who.account(), destination).await.map_err(|error| {
+        tracing::error!(%error, "failed to read grants");
+        NotOpened::Failed("the bastion cannot read its grants: try again".to_owned())
+    })?;
+    let subject = Subject { user: who.user(), groups: &access.groups, source: conn.source.ip() };
+    let now = conn.bastion.clock.now();
+    match crate::policy::authorize(&subject, &access.targets, &access.grants, destination, now) {
+        Decision::Permit(permit) => Ok(permit),
+        Decision::Refuse(refused) => Err(refused.into()),
+    }
+}
+
+/// Writes the forward down before anything is dialled.
+async fn begin(
+    conn: &Connection,
+    permit: &Permit,
+    destination: &Destination,
+) -> Result<Id, NotOpened> {
+    let store_failed = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, "failed to write a forward down");
+        NotOpened::Failed("the bastion cannot write its audit log: try again".to_owned())
+    };
+    let forward = Id::random().map_err(|error| store_failed(&error))?;
+    let what = (destination, &permit.target().name, permit.grant());
+    let now = conn.bastion.clock.now();
+    let written = conn.bastion.store.open_forward(&forward, what, &conn.context(), now).await;
+    written.map_err(|error| store_failed(&error))?;
+    Ok(forward)
+}
+
+/// Writes down that the target could not be reached.
+async fn give_up(
+    conn: &Connection,
+    permit: &Permit,
+    destination: &Destination,
+    begun: Option<(Id, &Checked)>,
+    error: &str,
+) -> NotOpened {
+    let forward = match begun {
+        Some((forward, _)) => forward,
+        None => match begin(conn, permit, destination).await {
+            Ok(forward) => forward,
+            Err(failed) => return failed,
+        },
+    };
+    let event = Event::ForwardFailed {
+        forward: forward.clone(),
+        destination: destination.clone(),
+        target: permit.target().name.clone(),
+        error: error.to_owned(),
+    };
+    let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
+    if let Err(error) =
+        store.close_forward(&forward, None, (0, 0), error, event, &conn.context(), now).await
+    {
+        tracing::error!(%error, "failed to write a failed forward down");
+    }
+    NotOpened::Failed(error.to_owned())
+}
+
+/// Carries bytes until one side, the policy or the connection ends it, and writes the end down.
+async fn pump(conn: &Arc<Connection>, channel: Channel<Msg>, opened: Opened) {
+    let Opened { forward, destination, permit, address, target, _slot } = opened;
+    let cancel = conn.cancel.child_token();
+    let flow = conn.flow.open(channel.id());
+    let watch = watch(conn, &destination, permit.until(), &cancel);
+    let limits = conn.settings.pump;
+    let outcome = {
+        let pump = forward::pump(channel, target, flow, limits, cancel.clone());
+        tokio::pin!(pump);
+        tokio::select! {
+            outcome = &mut pump => Ended { outcome, by_policy: None },
+            why = watch => {
+                cancel.cancel();
+                Ended { outcome: pump.await, by_policy: Some(why) }
+            }
+        }
+    };
+    let (up, down) = (outcome.outcome.up, outcome.outcome.down);
+    conn.count(up, down);
+    let reason = outcome.by_policy.unwrap_or_else(|| outcome.outcome.end.to_string());
+    let event = Event::ForwardClosed { forward: forward.clone(), up, down, reason: reason.clone() };
+    let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
+    let context = conn.context();
+    if let Err(error) =
+        store.close_forward(&forward, Some(address), (up, down), &reason, event, &context, now).await
+    {
+        tracing::error!(%error, "failed to write a forward's end down");
+    }
+}
+
+struct Ended {
+    outcome: forward::Outcome,
+    by_policy: Option<String>,
+}
+
+/// Waits until the forward is no longer permitted; gives why.
+async fn watch(
+    conn: &Arc<Connection>,
+    destination: &Destination,
+    mut until: Option<crate::domain::UnixTime>,
+    cancel: &CancellationToken,
+) -> String {
+    let mut revisions = conn.bastion.revisions();
+    loop {
+        let now = conn.bastion.clock.now();
+        let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
+        tokio::select! {
+            () = tokio::time::sleep(left + Duration::from_millis(1)) => {}
+            changed = revisions.changed() => if changed.is_err() {
+                std::future::pending::<()>().await; // The bastion is going; so will the connection.
+            },
+            () = cancel.cancelled() => std::future::pending::<()>().await,
+        }
+        let Some(who) = conn.who() else { return EndReason::ProtocolError.to_string() };
+        match decide(conn, who, destination).await {
+            Ok(permit) => until = permit.until(),
+            Err(NotOpened::Refused(refused)) => return refused.message,
+            // The store cannot be read now: asked again soon, nothing new is let through meanwhile.
+            Err(NotOpened::Failed(_)) => {
+                until = Some(conn.bastion.clock.now().plus(Duration::from_secs(1)));
+            }
+        }
+    }
+}

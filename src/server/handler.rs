@@ -1,0 +1,414 @@
+//! russh's callbacks, kept thin: turn what comes over the wire into our types, answer, hand on.
+//!
+//! Always holds: after somebody signed in no callback waits for a dial, the store or a slow peer
+//! (one task serves a connection: whoever waits here stops all its channels); every request gets an
+//! answer, what is not offered a refusal; see RFC 4252 to 4254 and 4256.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use russh::keys::ssh_key::HashAlg;
+use russh::keys::{Algorithm, Certificate, PublicKey};
+use russh::server::{
+    Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
+use secrecy::SecretString;
+
+use super::connection::Connection;
+use super::login::Login;
+use super::{direct, shell};
+use crate::auth::machine::{Methods, Reply, Request};
+use crate::audit::{EndReason, Event, Refusal};
+use crate::domain::printable;
+
+/// Why SSH on a connection ended, other than by the client's wish.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    /// We cut it off.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The transport failed, or the client broke the protocol.
+    #[error(transparent)]
+    Ssh(#[from] russh::Error),
+}
+
+impl Ended {
+    pub(super) fn reason(&self) -> EndReason {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            // An ordinary `ssh` that exits ends like this.
+            Self::Ssh(russh::Error::Disconnect | russh::Error::HUP) => EndReason::ClientClosed,
+            Self::Ssh(russh::Error::IO(e)) if e.kind() == UnexpectedEof => EndReason::ClientClosed,
+            Self::Ssh(russh::Error::IO(e)) if matches!(e.kind(), BrokenPipe | ConnectionReset) => {
+                EndReason::ConnectionLost
+            }
+            Self::Ssh(
+                russh::Error::IO(_)
+                | russh::Error::KeepaliveTimeout
+                | russh::Error::InactivityTimeout
+                | russh::Error::ConnectionTimeout,
+            ) => EndReason::ConnectionLost,
+            Self::Refused(_) | Self::Ssh(_) => EndReason::ProtocolError,
+        }
+    }
+}
+
+/// The callbacks of one connection.
+pub(super) struct Handler {
+    conn: Arc<Connection>,
+    /// Signing in; `None` afterwards.
+    login: Option<Login>,
+    /// Whether the client was told that no method is left.
+    cut_off: bool,
+}
+
+impl Handler {
+    pub(super) fn new(conn: Arc<Connection>) -> Self {
+        let login = Some(Login::new(Arc::clone(&conn)));
+        Self { conn, login, cut_off: false }
+    }
+
+    async fn request(&mut self, user: &str, request: Request) -> Result<Auth, Ended> {
+        let Some(login) = self.login.as_mut().filter(|_| !self.cut_off) else {
+            return Err(Ended::Refused(Refusal::TooManyAttempts));
+        };
+        Ok(match login.request(user, request).await {
+            Reply::Refuse(methods) => {
+                Auth::Reject { proceed_with_methods: Some(method_set(methods)), partial_success: false }
+            }
+            Reply::Continue => Auth::Reject {
+                proceed_with_methods: Some(method_set(Methods::INTERACTIVE)),
+                partial_success: true,
+            },
+            Reply::KeyOk => Auth::Accept,
+            Reply::Ask(question) => Auth::Partial {
+                name: Cow::Borrowed(""),
+                instructions: Cow::Owned(question.instruction),
+                prompts: Cow::Owned(
+                    question.prompt.into_iter().map(|(text, echo)| (Cow::Owned(text), echo)).collect(),
+                ),
+            },
+            Reply::Accept(who) => {
+                self.conn.sign_in(who);
+                Auth::Accept
+            }
+            Reply::Disconnect(_) => {
+                // No method left: a client then says "Permission denied" and goes by itself.
+                self.cut_off = true;
+                self.conn.control.extend(std::time::Duration::from_secs(2));
+                Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false }
+            }
+        })
+    }
+
+    /// Writes a refused request down.
+    fn refuse(&self, request: impl Into<String>) {
+        let (request, reason) = (request.into(), Refusal::NotOffered);
+        self.conn.record(Event::RequestRefused { request, reason });
+    }
+
+    /// Refuses to open a channel of a kind that is not offered.
+    async fn refuse_channel(&self, kind: &str, reply: ChannelOpenHandle) {
+        self.refuse(kind);
+        reply.reject(prohibited(&format!("{kind} is not offered by this bastion"))).await;
+    }
+}
+
+/// "Administratively prohibited" (RFC 4254 section 5.1) with a reason for people.
+pub(super) fn prohibited(reason: &str) -> ChannelOpenFailure {
+    ChannelOpenFailure::Other { code: 1, reason: reason.to_owned() }
+}
+
+fn method_set(methods: Methods) -> MethodSet {
+    let offered = [
+        (methods.publickey, MethodKind::PublicKey),
+        (methods.password, MethodKind::Password),
+        (methods.keyboard_interactive, MethodKind::KeyboardInteractive),
+    ];
+    let kinds: Vec<MethodKind> = offered.into_iter().filter(|(on, _)| *on).map(|(_, k)| k).collect();
+    MethodSet::from(&kinds[..])
+}
+
+/// The key's fingerprint, if it is of a kind and size that can be trusted; RSA signs with SHA-2
+/// only (RFC 8332) and has 2048 bits at least.
+fn fingerprint(key: &PublicKey, algorithm: &Algorithm) -> Option<String> {
+    let strong = match algorithm {
+        Algorithm::Rsa { hash: None } | Algorithm::Dsa => false,
+        Algorithm::Rsa { .. } => {
+            key.key_data().rsa().is_some_and(|rsa| rsa.key_size() >= 2048)
+        }
+        _ => true,
+    };
+    strong.then(|| key.fingerprint(HashAlg::Sha256).to_string())
+}
+
+impl russh::server::Handler for Handler {
+    type Error = Ended;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
+        let banner = &self.conn.settings.banner;
+        Ok((!banner.is_empty()).then(|| format!("{banner}\r\n")))
+    }
+
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, Ended> {
+        self.request(user, Request::None).await
+    }
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Ended> {
+        self.request(user, Request::Password(SecretString::from(password))).await
+    }
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Ended> {
+        let key = fingerprint(offer.public_key, offer.algorithm).unwrap_or_default();
+        self.request(user, Request::KeyOffer(key)).await
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Ended> {
+        let key = fingerprint(key.public_key, key.algorithm).unwrap_or_default();
+        self.request(user, Request::Key(key)).await
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        _certificate: &Certificate,
+    ) -> Result<Auth, Ended> {
+        // No user certificates yet: an empty fingerprint is nobody's.
+        self.request(user, Request::Key(String::new())).await
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        _submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, Ended> {
+        let request = match response {
+            None => Request::Interactive,
+            Some(answers) => Request::Answers(
+                answers
+                    .take(4)
+                    .map(|bytes| SecretString::from(String::from_utf8_lossy(&bytes).into_owned()))
+                    .collect(),
+            ),
+        };
+        self.request(user, request).await
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Ended> {
+        self.login = None;
+        match self.conn.who() {
+            Some(_) => Ok(()),
+            None => Err(Ended::Refused(Refusal::NotOffered)), // Cannot be; would be a hole.
+        }
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        shell::open(&self.conn, channel, reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        let (conn, host) = (Arc::clone(&self.conn), host.to_owned());
+        self.conn.tasks.spawn(direct::serve(conn, channel, host, port, reply));
+        Ok(())
+    }
+
+    async fn channel_open_x11(
+        &mut self,
+        _channel: Channel<Msg>,
+        _address: &str,
+        _port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.refuse_channel("x11", reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _host: &str,
+        _port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.refuse_channel("forwarded-tcpip", reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.refuse_channel("direct-streamlocal", reply).await;
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.conn.flow.closed(channel);
+        Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        _data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        // Only while a target does not read; see `forward::flow` and RUSSH's flow control.
+        if let Some(delay) = self.conn.flow.trickle_delay(channel) {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+        self.conn.flow.adjust_window(channel, current)
+    }
+
+    // Requests on a session channel. `shell` reads them from the channel, in order; what is said
+    // here is only the answer.
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        name: &str,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.refuse(format!("subsystem {}", printable(name)));
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single_connection: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.refuse("x11-req");
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn agent_request(
+        &mut self,
+        _channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        self.refuse("auth-agent-req");
+        Ok(false)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        _channel: ChannelId,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(()) // Never wants a reply (RFC 4254 section 6.7).
+    }
+
+    async fn signal(
+        &mut self,
+        _channel: ChannelId,
+        _signal: Sig,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(()) // Never wants a reply (RFC 4254 section 6.9).
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        self.refuse(format!("tcpip-forward {}:{port}", printable(address)));
+        Ok(false)
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        _socket_path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        self.refuse("streamlocal-forward");
+        Ok(false)
+    }
+}

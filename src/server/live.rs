@@ -1,0 +1,94 @@
+//! The connections of this process, and the watch over what must end them.
+//!
+//! Always holds: a kill, a disabled, removed, unbound or re-passworded account ends its live
+//! sessions within about a second on every node, because every such change bumps the store's
+//! revision, and every node asks for it twice a second.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Bastion;
+use super::connection::Connection;
+use crate::audit::EndReason;
+use crate::domain::Id;
+use crate::store::Live;
+
+/// How often the store is asked whether anything changed.
+const POLL: Duration = Duration::from_millis(500);
+
+/// The connections of this process by session id.
+#[derive(Default)]
+pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>);
+
+impl Table {
+    pub(super) fn enter(&self, conn: &Arc<Connection>) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.insert(conn.id.clone(), Arc::clone(conn));
+    }
+
+    pub(super) fn leave(&self, id: &Id) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Everything that is connected now.
+    pub(super) fn all(&self) -> Vec<Arc<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Ends every connection.
+    pub(super) fn end_all(&self, reason: EndReason, message: &str) {
+        for conn in self.all() {
+            conn.end(reason, message);
+        }
+    }
+
+    /// Ends what the store says must end.
+    fn check(&self, live: &Live) {
+        let epochs: HashMap<&Id, Option<i64>> = live.epochs.iter().map(|(id, e)| (id, *e)).collect();
+        for conn in self.all() {
+            if live.killed.contains(&conn.id) {
+                conn.end(EndReason::Killed, "an administrator ended this session");
+            }
+            let Some(who) = conn.who() else { continue };
+            // A session that signed in after the store was read is not in `epochs`.
+            if let Some(epoch) = epochs.get(who.account()) {
+                if *epoch != Some(who.epoch()) {
+                    conn.end(EndReason::Revoked, "your account was changed: sign in again");
+                }
+            }
+        }
+    }
+}
+
+/// Watches the store's revision until the process ends, and tells `revisions` of every change.
+pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) {
+    let mut ticks = tokio::time::interval(POLL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        ticks.tick().await;
+        match look(&bastion, &revisions).await {
+            Ok(()) => failing = false,
+            Err(error) if !failing => {
+                failing = true; // Said once, not twice a second.
+                tracing::error!(%error, "failed to watch the store: nobody can sign in until it is back");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn look(bastion: &Bastion, revisions: &watch::Sender<i64>) -> Result<(), crate::store::Error> {
+    let revision = bastion.store.revision().await?;
+    if revision == *revisions.borrow() {
+        return Ok(());
+    }
+    let live = bastion.store.live().await?;
+    bastion.live.check(&live);
+    // Forwards ask the policy again when they see the new number.
+    revisions.send_replace(revision);
+    Ok(())
+}

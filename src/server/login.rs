@@ -1,0 +1,226 @@
+//! Drives the login state machine: does what its effects say, and brings back what came of it.
+//!
+//! Always holds: a failure's answer is held back for its back-off and never comes sooner than
+//! [`LEAST_WAIT`] after the question, so that the store's speed does not tell accounts apart; and
+//! nobody is let in whose session the store did not write down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::hashing;
+use crate::auth::machine::{Attempt, Effect, Input, Machine, Reply, Request};
+use crate::auth::password::Verified;
+use crate::auth::totp;
+use crate::audit::{Context, Event, Refusal};
+use crate::domain::{Id, printable};
+use crate::store::{Bound, FailureNote, NewAuthenticator, SignIn, Throttled};
+
+/// The least time from a question to its refusal.
+const LEAST_WAIT: Duration = Duration::from_millis(400);
+
+/// One connection's login.
+pub(super) struct Login {
+    machine: Option<Machine>,
+    /// The password whose hash is to be made anew at the present cost, after the login succeeds.
+    rehash: Option<(SecretString, String)>,
+    conn: Arc<Connection>,
+}
+
+impl Login {
+    pub(super) fn new(conn: Arc<Connection>) -> Self {
+        let rules = Arc::clone(&conn.settings.rules);
+        Self { machine: Some(Machine::new(rules)), rehash: None, conn }
+    }
+
+    /// Takes one request of the client's in, and says what to answer.
+    pub(super) async fn request(&mut self, user: &str, request: Request) -> Reply {
+        let asked = Instant::now();
+        let mut input = Input::Client(user.to_owned(), request);
+        loop {
+            // Lost only if an earlier request was cut off in the middle: the connection is over.
+            let Some(machine) = self.machine.take() else {
+                return Reply::Disconnect(Refusal::TooManyAttempts);
+            };
+            let (machine, effect) = machine.step(input, self.conn.bastion.clock.now());
+            self.machine = Some(machine);
+            input = match self.perform(effect, asked).await {
+                Ok(input) => input,
+                Err(reply) => return reply,
+            };
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect, asked: Instant) -> Result<Input, Reply> {
+        let store = &self.conn.bastion.store;
+        let now = self.conn.bastion.clock.now();
+        let context = self.context();
+        let whose = self.whose();
+        let throttle = &self.conn.settings.throttle;
+        let input = match effect {
+            Effect::Reply(reply) => return Err(self.reply(reply, context).await),
+            Effect::LookUp(name) => {
+                if !self.conn.bastion.guard.attempt(&self.conn.source) {
+                    return Err(self.refuse(Refusal::RateLimited, context).await);
+                }
+                let found = store.account(name.as_ref(), &whose, throttle, now).await;
+                let (account, throttle) = match found {
+                    Ok(found) => found,
+                    Err(error) => return Err(store_failed(&error)),
+                };
+                Input::Found(account, throttle)
+            }
+            Effect::CheckPassword(password, hash) => return self.check_password(password, hash).await,
+            Effect::MakeSecret => match totp::Secret::generate() {
+                Ok(secret) => Input::Secret(secret),
+                Err(error) => {
+                    tracing::error!(%error, "failed to make a secret");
+                    return Err(Reply::Disconnect(Refusal::StoreFailed));
+                }
+            },
+            Effect::SetPassword { account, epoch, password, notes } => {
+                Input::PasswordSet(self.set_password(&account, epoch, password, notes).await)
+            }
+            Effect::Bind { account, epoch, secret, step, notes } => {
+                let new = NewAuthenticator { account: &account, epoch, secret: &secret, step };
+                Input::Bound(match store.bind(&new, notes, &context, now).await {
+                    Ok(Bound::Yes(epoch, codes)) => Ok((epoch, codes)),
+                    Ok(Bound::No(reason)) => Err(reason),
+                    Err(error) => Err(failed(&error)),
+                })
+            }
+            Effect::Claim(attempt) => {
+                let claimed = store.claim(attempt, &whose, throttle, &context, now).await;
+                Input::Claimed(claimed.unwrap_or_else(|error| Err(failed(&error))))
+            }
+            Effect::SignIn(attempt) => Input::SignedIn(self.sign_in(attempt).await),
+            Effect::Fail { reason, counts, drift, account, notes } => {
+                self.conn.note_failure();
+                let failure = FailureNote { account, reason, counts, drift };
+                let failures = store.fail(failure, notes, &whose, throttle, &context, now).await;
+                let failures = match failures {
+                    Ok(failures) => failures,
+                    Err(error) => return Err(store_failed(&error)),
+                };
+                let wait = throttle.backoff(failures).max(LEAST_WAIT);
+                tokio::time::sleep_until(asked + wait).await;
+                Input::FailureRecorded
+            }
+        };
+        Ok(input)
+    }
+
+    async fn check_password(
+        &mut self,
+        password: SecretString,
+        hash: Option<String>,
+    ) -> Result<Input, Reply> {
+        let verified = self.conn.bastion.hashing.verify(password.clone(), hash.clone()).await;
+        match verified {
+            Ok(Verified::Match { rehash }) => {
+                self.rehash = if rehash { hash.map(|hash| (password, hash)) } else { None };
+                Ok(Input::PasswordChecked(true))
+            }
+            Ok(Verified::Mismatch) => Ok(Input::PasswordChecked(false)),
+            Err(hashing::Error::Busy) => Err(self.refuse(Refusal::Busy, self.context()).await),
+            Err(error) => {
+                tracing::error!(%error, "failed to check a password");
+                Ok(Input::PasswordChecked(false))
+            }
+        }
+    }
+
+    async fn set_password(
+        &self,
+        account: &Id,
+        epoch: i64,
+        password: SecretString,
+        notes: Vec<Event>,
+    ) -> Result<i64, Refusal> {
+        let bastion = &self.conn.bastion;
+        let hash = bastion.hashing.hash(password).await.map_err(|error| {
+            tracing::error!(%error, "failed to hash a new password");
+            Refusal::Busy
+        })?;
+        let (context, now) = (self.context(), bastion.clock.now());
+        let set = bastion.store.choose_password(account, epoch, &hash, notes, &context, now).await;
+        set.unwrap_or_else(|error| Err(failed(&error)))
+    }
+
+    async fn sign_in(&mut self, attempt: Attempt) -> crate::store::SignedIn {
+        let conn = &self.conn;
+        let (context, now) = (self.context(), conn.bastion.clock.now());
+        let client = context.client.clone().unwrap_or_default();
+        let sign_in = SignIn { session: &conn.id, source: &conn.source, client: &client };
+        let (whose, rules) = (self.whose(), &conn.settings.throttle);
+        let store = &conn.bastion.store;
+        let account = attempt.account.clone();
+        conn.session_may_be_open();
+        let signed_in = store.sign_in(attempt, &sign_in, &whose, rules, &context, now).await;
+        if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
+            self.conn.spawn_rehash(account, password, old);
+        }
+        signed_in.unwrap_or_else(|error| Err(failed(&error)))
+    }
+
+    /// Takes note of what a reply means for the connection.
+    async fn reply(&mut self, reply: Reply, context: Context) -> Reply {
+        match reply {
+            Reply::Disconnect(reason) => self.refuse(reason, context).await,
+            Reply::Ask(question) => {
+                if question.slow {
+                    self.conn.allow_binding_grace();
+                }
+                Reply::Ask(question)
+            }
+            other => other,
+        }
+    }
+
+    /// Writes down that the login ends here, and ends it.
+    async fn refuse(&mut self, reason: Refusal, context: Context) -> Reply {
+        self.conn.note_failure();
+        self.write_notes(Some(Event::SignInRefused { reason }), &context).await;
+        Reply::Disconnect(reason)
+    }
+
+    /// Writes down what happened on the way of a login that came to no end of its own.
+    pub(super) async fn write_notes(&mut self, last: Option<Event>, context: &Context) {
+        let notes = self.machine.as_mut().map(Machine::take_notes).unwrap_or_default();
+        let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
+        for event in notes.into_iter().chain(last) {
+            if let Err(error) = store.record(now, context, event).await {
+                tracing::error!(%error, "failed to write an audit event of a refused login");
+                return;
+            }
+        }
+    }
+
+    fn typed(&self) -> &str {
+        self.machine.as_ref().and_then(Machine::user).unwrap_or_default()
+    }
+
+    fn whose(&self) -> Throttled {
+        Throttled::new(self.typed(), &self.conn.source)
+    }
+
+    /// Where this login's events belong.
+    pub(super) fn context(&self) -> Context {
+        let typed: String = self.typed().chars().take(64).collect();
+        let user = (!typed.is_empty()).then(|| printable(&typed));
+        Context { user, ..self.conn.context() }
+    }
+}
+
+fn failed(error: &crate::store::Error) -> Refusal {
+    tracing::error!(%error, "the store failed during a login");
+    Refusal::StoreFailed
+}
+
+fn store_failed(error: &crate::store::Error) -> Reply {
+    Reply::Disconnect(failed(error))
+}
+

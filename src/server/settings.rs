@@ -1,0 +1,41 @@
+//! What a connection needs of the configuration, in the form it needs it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::forward::{FlowLimits, PumpLimits};
+use crate::auth::account::ThrottleRules;
+use crate::auth::machine::Rules;
+
+/// The settings in force for new connections; a reload replaces them as a whole.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How a login goes.
+    pub rules: Arc<Rules>,
+    /// When failures slow down and lock out.
+    pub throttle: ThrottleRules,
+    /// From accepting a connection to its sign-in.
+    pub login_grace: Duration,
+    /// From the first sight of the QR code to its sign-in.
+    pub binding_grace: Duration,
+    /// The most channels open at a time on one connection.
+    pub max_channels: usize,
+    /// How long resolving, and how long dialling, a target may take.
+    pub dial_timeout: Duration,
+    /// How much one channel, and all together, may hold for slow targets.
+    pub flow: FlowLimits,
+    /// When a forward is given up.
+    pub pump: PumpLimits,
+    /// Shown before anything is asked.
+    pub banner: String,
+    /// The bastion's name and port as people type them.
+    pub public_host: String,
+    /// See `public_host`.
+    pub public_port: u16,
+    /// TCP keepalive's interval.
+    pub keepalive: Duration,
+    /// How long sessions may go on after SIGTERM.
+    pub drain: Duration,
+    /// Who may send a PROXY header, and must.
+    pub proxy_from: Vec<ipnet::IpNet>,
+}

@@ -1,0 +1,190 @@
+//! The audit log in the store.
+//!
+//! Always holds: an event gets its number by updating the one row of `audit_head` first, so that
+//! writers of all nodes stand in a line until the transaction ends, and numbers have no gaps.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::pool::on;
+use super::schema::{audit_events, audit_head};
+use super::{Error, Store, Tx};
+use crate::audit::chain::{Anchor, Checkpoint, Link};
+use crate::audit::{Context, Event, Record};
+use crate::domain::UnixTime;
+
+/// An event as it is stored.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = audit_events)]
+pub struct EventRow {
+    /// Its number.
+    pub seq: i64,
+    /// Its JSON text.
+    pub body: String,
+    /// That text's SHA-256.
+    pub hash: String,
+    /// The audit key's signature.
+    pub signature: String,
+}
+
+impl From<EventRow> for Link {
+    fn from(row: EventRow) -> Self {
+        Self { seq: row.seq, body: row.body, hash: row.hash, signature: row.signature }
+    }
+}
+
+/// Which events to list.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Only of this kind.
+    pub kind: Option<String>,
+    /// Only about this user.
+    pub user: Option<String>,
+    /// Only of this session.
+    pub session: Option<String>,
+    /// Only from this moment on.
+    pub since: Option<UnixTime>,
+    /// Only before this moment.
+    pub until: Option<UnixTime>,
+}
+
+impl Tx<'_> {
+    /// Writes `event` at the end of the audit log.
+    pub(crate) async fn append(
+        &mut self,
+        now: UnixTime,
+        context: &Context,
+        event: Event,
+    ) -> Result<(), Error> {
+        use audit_head::dsl;
+        let (seq, prev): (i64, String) = on!(&mut self.lease.engine, conn => {
+            diesel::update(dsl::audit_head.find(1))
+                .set(dsl::seq.eq(dsl::seq + 1))
+                .returning((dsl::seq, dsl::hash))
+                .get_result(conn)
+                .await
+        })?;
+        let node = self.store.node.clone();
+        let context = context.clone();
+        let record = Record { seq, at: now, node, prev, context, event };
+        let sign =
+            |text: &str| self.store.audit_key.sign(text).map_err(|e| Error::Audit(e.to_string()));
+        let link = Link::new(&record, sign)?;
+        let row = (
+            audit_events::seq.eq(seq),
+            audit_events::at.eq(now.0),
+            audit_events::kind.eq(kind(&record.event)?),
+            audit_events::user_name.eq(&record.context.user),
+            audit_events::session_id.eq(record.context.session.as_ref().map(|id| id.as_str())),
+            audit_events::body.eq(&link.body),
+            audit_events::hash.eq(&link.hash),
+            audit_events::signature.eq(&link.signature),
+        );
+        on!(&mut self.lease.engine, conn => {
+            diesel::insert_into(audit_events::table).values(row).execute(conn).await?;
+            diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&link.hash)).execute(conn).await
+        })?;
+        tracing::info!(target: "sallyport::audit", event = %link.body);
+        Ok(())
+    }
+}
+
+/// The event's kind, as it stands in its JSON.
+fn kind(event: &Event) -> Result<String, Error> {
+    let value = serde_json::to_value(event)?;
+    value
+        .get("kind")
+        .and_then(|kind| kind.as_str())
+        .map(str::to_owned)
+        .ok_or_else(|| Error::Audit("an event without a kind".into()))
+}
+
+impl Store {
+    /// Writes one event that stands for nothing else in the store.
+    ///
+    /// # Errors
+    /// When the store fails: what the event speaks of must then not happen.
+    pub async fn record(
+        &self,
+        now: UnixTime,
+        context: &Context,
+        event: Event,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        tx.append(now, context, event).await?;
+        tx.commit().await
+    }
+
+    /// The end of the log as the store counts it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn audit_head(&self) -> Result<Anchor, Error> {
+        let mut tx = self.read().await?;
+        let (seq, hash) = on!(tx.engine(), conn => {
+            audit_head::table.find(1).select((audit_head::seq, audit_head::hash)).first(conn).await
+        })?;
+        tx.commit().await?;
+        Ok(Anchor { seq, hash })
+    }
+
+    /// At most `limit` events with numbers above `after`, oldest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn events_after(&self, after: i64, limit: i64) -> Result<Vec<EventRow>, Error> {
+        use audit_events::dsl;
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            dsl::audit_events
+                .filter(dsl::seq.gt(after))
+                .order(dsl::seq.asc())
+                .limit(limit)
+                .select(EventRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The newest `limit` events that `filter` lets through, newest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn events(&self, filter: &EventFilter, limit: i64) -> Result<Vec<EventRow>, Error> {
+        use audit_events::dsl;
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            let mut query = dsl::audit_events.select(EventRow::as_select()).into_boxed();
+            if let Some(kind) = &filter.kind {
+                query = query.filter(dsl::kind.eq(kind.as_str()));
+            }
+            if let Some(user) = &filter.user {
+                query = query.filter(dsl::user_name.eq(user.as_str()));
+            }
+            if let Some(session) = &filter.session {
+                query = query.filter(dsl::session_id.eq(session.as_str()));
+            }
+            if let Some(since) = filter.since {
+                query = query.filter(dsl::at.ge(since.0));
+            }
+            if let Some(until) = filter.until {
+                query = query.filter(dsl::at.lt(until.0));
+            }
+            query.order(dsl::seq.desc()).limit(limit).load(conn).await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The last line of an export that ends at `anchor`.
+    ///
+    /// # Errors
+    /// When the audit key cannot sign.
+    pub fn checkpoint(&self, anchor: Anchor, now: UnixTime) -> Result<Checkpoint, Error> {
+        let key = &self.0.audit_key;
+        let sig = key.sign(&anchor.signed_text(now)).map_err(|e| Error::Audit(e.to_string()))?;
+        Ok(Checkpoint { checkpoint: anchor, at: now, key: key.public().to_line(), sig })
+    }
+}

@@ -1,0 +1,648 @@
+//! What the store does for a login: read an account, use a code up, write failures and sessions.
+//!
+//! Always holds: a code, a recovery code and a binding are used up by a compare-and-set in the same
+//! transaction that writes down what they were used for, so that each works once over all
+//! connections and nodes. A login commits only if the account's epoch is still the one that it
+//! began with, and its source was not locked meanwhile.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use secrecy::SecretString;
+
+use super::pool::on;
+use super::schema::{recovery_codes, sessions, throttle, user_keys, users};
+use super::{Error, Store, Tx, parse, seal};
+use crate::audit::{Context, Event, Refusal};
+use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
+use crate::auth::machine::{Attempt, Claim, Claimed};
+use crate::auth::{recovery, totp};
+use crate::domain::{Id, Source, TimeStep, UnixTime, UserName, printable};
+
+/// A row of `users`, as far as signing in needs it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = users)]
+struct LoginRow {
+    id: String,
+    name: String,
+    role: String,
+    factor: String,
+    disabled_at: Option<i64>,
+    epoch: i64,
+    password_hash: String,
+    password_one_time: i64,
+    binding_until: Option<i64>,
+    otp_secret: Option<String>,
+    otp_last_step: i64,
+    otp_drift_seconds: Option<i64>,
+}
+
+/// Whose failures are counted together: an account's (ours or not) from one source.
+#[derive(Debug, Clone)]
+pub struct Throttled {
+    account: String,
+    source: String,
+}
+
+impl Throttled {
+    /// The key for the user name as it was typed, from `source`.
+    pub fn new(typed: &str, source: &Source) -> Self {
+        let account = printable(&typed.chars().take(64).collect::<String>());
+        Self { account, source: source.network().to_string() }
+    }
+}
+
+/// A new authenticator to be bound.
+#[derive(Debug)]
+pub struct NewAuthenticator<'a> {
+    /// Whose.
+    pub account: &'a Id,
+    /// The epoch that must still hold.
+    pub epoch: i64,
+    /// The secret.
+    pub secret: &'a totp::Secret,
+    /// The step whose code confirmed it.
+    pub step: TimeStep,
+}
+
+/// What came of binding.
+#[derive(Debug)]
+pub enum Bound {
+    /// Bound: the account's new epoch and its recovery codes.
+    Yes(i64, Vec<SecretString>),
+    /// Not bound.
+    No(Refusal),
+}
+
+/// A login that failed.
+#[derive(Debug)]
+pub struct FailureNote {
+    /// The account, if it is one of ours.
+    pub account: Option<Id>,
+    /// Why.
+    pub reason: Refusal,
+    /// Whether it counts towards the lock.
+    pub counts: bool,
+    /// By how many seconds the authenticator's clock seems to be off.
+    pub drift: Option<i64>,
+}
+
+/// The session that a login opens.
+#[derive(Debug)]
+pub struct SignIn<'a> {
+    /// The session's id.
+    pub session: &'a Id,
+    /// Where it comes from.
+    pub source: &'a Source,
+    /// The client's identification.
+    pub client: &'a str,
+}
+
+/// What came of a claim or of opening a session.
+pub type SignedIn = Result<Claimed, Refusal>;
+
+impl Store {
+    /// Reads the account `name`, and the failures of `whose` as far as they still count.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn account(
+        &self,
+        name: Option<&UserName>,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<(Option<Box<Account>>, Throttle), Error> {
+        let mut tx = self.read().await?;
+        let account = match name {
+            Some(name) => tx.account(name).await?,
+            None => None,
+        };
+        let throttle = tx.throttle(whose, rules, now).await?;
+        tx.commit().await?;
+        Ok((account.map(Box::new), throttle))
+    }
+
+    /// Uses the attempt's claim up, without opening a session.
+    ///
+    /// # Errors
+    /// When the store fails; nothing was used up then.
+    pub async fn claim(
+        &self,
+        attempt: Attempt,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<SignedIn, Error> {
+        let mut tx = self.begin().await?;
+        let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
+        if claimed.is_ok() {
+            tx.append_claim(attempt, &claimed, context, now).await?;
+        }
+        tx.commit().await?;
+        Ok(claimed)
+    }
+
+    /// Uses the attempt's claim up and opens the session; failures of `whose` are forgotten.
+    ///
+    /// # Errors
+    /// When the store fails; nothing was used up or opened then.
+    pub async fn sign_in(
+        &self,
+        attempt: Attempt,
+        sign_in: &SignIn<'_>,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<SignedIn, Error> {
+        let mut tx = self.begin().await?;
+        let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
+        if claimed.is_ok() {
+            tx.forget_failures(whose).await?;
+            tx.open_session(&attempt.account, sign_in, now).await?;
+            let steps = attempt.steps.clone();
+            tx.append_claim(attempt, &claimed, context, now).await?;
+            tx.append(now, context, Event::SignedIn { steps }).await?;
+        }
+        tx.commit().await?;
+        Ok(claimed)
+    }
+
+    /// Writes a failed login down; gives the failures in a row, and whether they lock now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn fail(
+        &self,
+        failure: FailureNote,
+        notes: Vec<Event>,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<i64, Error> {
+        let mut tx = self.begin().await?;
+        if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
+            tx.note_drift(account, drift).await?;
+        }
+        let (failures, locked) = tx.count_failure(whose, rules, failure.counts, now).await?;
+        for note in notes {
+            tx.append(now, context, note).await?;
+        }
+        if let Some(seconds) = failure.drift {
+            tx.append(now, context, Event::ClockDrift { seconds }).await?;
+        }
+        tx.append(now, context, Event::SignInRefused { reason: failure.reason }).await?;
+        if let Some(until) = locked {
+            tx.append(now, context, Event::SourceLocked { failures, until }).await?;
+        }
+        tx.commit().await?;
+        Ok(failures)
+    }
+
+    /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn choose_password(
+        &self,
+        account: &Id,
+        epoch: i64,
+        hash: &str,
+        notes: Vec<Event>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Result<i64, Refusal>, Error> {
+        use users::dsl;
+        let mut tx = self.begin().await?;
+        let changed: Option<(i64, String)> = on!(tx.engine(), conn => {
+            diesel::update(dsl::users)
+                .filter(dsl::id.eq(account.as_str()))
+                .filter(dsl::epoch.eq(epoch))
+                .filter(dsl::disabled_at.is_null())
+                .set((
+                    dsl::epoch.eq(dsl::epoch + 1),
+                    dsl::password_hash.eq(hash),
+                    dsl::password_one_time.eq(0),
+                    dsl::password_set_at.eq(now.0),
+                ))
+                .returning((dsl::epoch, dsl::name))
+                .get_result(conn)
+                .await
+                .optional()
+        })?;
+        let Some((epoch, name)) = changed else { return Ok(Err(Refusal::AlreadyBound)) };
+        for note in notes {
+            tx.append(now, context, note).await?;
+        }
+        let name = parse("users", &name)?;
+        tx.append(now, context, Event::PasswordSet { name, one_time: false }).await?;
+        tx.bump_revision().await?;
+        tx.commit().await?;
+        Ok(Ok(epoch))
+    }
+
+    /// Stores the hash of a password anew, because the cost it was hashed at changed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn rehash(&self, account: &Id, old: &str, new: &str) -> Result<(), Error> {
+        use users::dsl;
+        let mut tx = self.begin().await?;
+        on!(tx.engine(), conn => {
+            diesel::update(dsl::users)
+                .filter(dsl::id.eq(account.as_str()))
+                .filter(dsl::password_hash.eq(old))
+                .set(dsl::password_hash.eq(new))
+                .execute(conn)
+                .await
+        })?;
+        tx.commit().await
+    }
+
+    /// Binds an authenticator to an account that has none, while its window is open.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn bind(
+        &self,
+        new: &NewAuthenticator<'_>,
+        notes: Vec<Event>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Bound, Error> {
+        let codes = recovery::generate()?;
+        let mut tx = self.begin().await?;
+        let Some(epoch) = tx.set_authenticator(new, now).await? else {
+            return Ok(Bound::No(Refusal::AlreadyBound));
+        };
+        tx.replace_recovery_codes(new.account, &codes).await?;
+        for note in notes {
+            tx.append(now, context, note).await?;
+        }
+        let recovery_codes = u32::try_from(codes.len()).unwrap_or(u32::MAX);
+        tx.append(now, context, Event::AuthenticatorBound { recovery_codes }).await?;
+        tx.bump_revision().await?;
+        tx.commit().await?;
+        Ok(Bound::Yes(epoch, codes))
+    }
+
+    /// Drops failures that nobody asks about any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_old_failures(&self, before: UnixTime) -> Result<usize, Error> {
+        use throttle::dsl;
+        let mut tx = self.begin().await?;
+        let dropped = on!(tx.engine(), conn => {
+            diesel::delete(dsl::throttle.filter(dsl::last_failed_at.lt(before.0))).execute(conn).await
+        })?;
+        tx.commit().await?;
+        Ok(dropped)
+    }
+}
+
+impl Tx<'_> {
+    async fn account(&mut self, name: &UserName) -> Result<Option<Account>, Error> {
+        let row: Option<LoginRow> = on!(self.engine(), conn => {
+            users::table
+                .filter(users::name.eq(name.as_str()))
+                .select(LoginRow::as_select())
+                .first(conn)
+                .await
+                .optional()
+        })?;
+        let Some(row) = row else { return Ok(None) };
+        let keys: Vec<String> = on!(self.engine(), conn => {
+            user_keys::table
+                .filter(user_keys::user_id.eq(&row.id))
+                .select(user_keys::fingerprint)
+                .load(conn)
+                .await
+        })?;
+        let id: Id = parse("users", &row.id)?;
+        let recovery_left = self.recovery_left(&id).await?;
+        let otp = match &row.otp_secret {
+            Some(sealed) => {
+                let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
+                let damaged =
+                    || Error::Damaged { table: "users", reason: "the secret's length".into() };
+                let bytes = <[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
+                Some(Otp {
+                    secret: totp::Secret::from_bytes(bytes),
+                    last_step: TimeStep(row.otp_last_step),
+                })
+            }
+            None => None,
+        };
+        Ok(Some(Account {
+            id,
+            name: parse("users", &row.name)?,
+            role: parse("users", &row.role)?,
+            factor: parse("users", &row.factor)?,
+            epoch: row.epoch,
+            disabled: row.disabled_at.is_some(),
+            password: row.password_hash,
+            one_time: row.password_one_time != 0,
+            binding_until: row.binding_until.map(UnixTime),
+            otp,
+            keys,
+            recovery_left,
+            drift: row.otp_drift_seconds,
+        }))
+    }
+
+    async fn throttle(
+        &mut self,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<Throttle, Error> {
+        use throttle::dsl;
+        let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
+            dsl::throttle
+                .find((&whose.account, &whose.source))
+                .select((dsl::failures, dsl::last_failed_at, dsl::locked_until))
+                .first(conn)
+                .await
+                .optional()
+        })?;
+        Ok(row.map_or_else(Throttle::default, |row| current(row, rules.lock_for, now)))
+    }
+
+    /// Uses a claim up, if the account is as the login found it and its source is not locked.
+    async fn use_claim(
+        &mut self,
+        attempt: &Attempt,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<SignedIn, Error> {
+        use users::dsl;
+        let id = attempt.account.as_str();
+        let is_same = dsl::id
+            .eq(id)
+            .and(dsl::epoch.eq(attempt.epoch))
+            .and(dsl::disabled_at.is_null())
+            .and(dsl::otp_secret.is_not_null());
+        let last_step = match attempt.claim {
+            Claim::Code(step) => step.0,
+            Claim::Nothing | Claim::RecoveryCode(_) => i64::MAX,
+        };
+        // The update comes first whatever is claimed: it holds the row until the transaction ends.
+        let same = on!(self.engine(), conn => {
+            diesel::update(dsl::users)
+                .filter(is_same)
+                .set(dsl::otp_last_used_at.eq(now.0))
+                .execute(conn)
+                .await
+        })?;
+        if same != 1 {
+            return Ok(Err(Refusal::Disabled)); // Disabled, unbound or changed since.
+        }
+        if self.throttle(whose, rules, now).await?.locked_until.is_some() {
+            return Ok(Err(Refusal::Locked));
+        }
+        match &attempt.claim {
+            Claim::Nothing => {}
+            Claim::Code(_) => {
+                let claimed = on!(self.engine(), conn => {
+                    diesel::update(dsl::users)
+                        .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(last_step)))
+                        .set((
+                            dsl::otp_last_step.eq(last_step),
+                            dsl::otp_drift_seconds.eq(None::<i64>),
+                        ))
+                        .execute(conn)
+                        .await
+                })?;
+                if claimed != 1 {
+                    return Ok(Err(Refusal::ReplayedCode));
+                }
+            }
+            Claim::RecoveryCode(hash) => {
+                use recovery_codes::dsl;
+                let claimed = on!(self.engine(), conn => {
+                    diesel::update(dsl::recovery_codes.find((id, hash)))
+                        .filter(dsl::used_at.is_null())
+                        .set(dsl::used_at.eq(now.0))
+                        .execute(conn)
+                        .await
+                })?;
+                if claimed != 1 {
+                    return Ok(Err(Refusal::WrongRecoveryCode));
+                }
+            }
+        }
+        Ok(Ok(Claimed { recovery_left: self.recovery_left(&attempt.account).await? }))
+    }
+
+    /// Writes down what led to a claim, and the claim.
+    async fn append_claim(
+        &mut self,
+        attempt: Attempt,
+        claimed: &SignedIn,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        use crate::audit::Step;
+        for note in attempt.notes {
+            self.append(now, context, note).await?;
+        }
+        match (attempt.claim, claimed) {
+            (Claim::Code(_), _) => {
+                self.append(now, context, Event::StepPassed { step: Step::Code, key: None }).await
+            }
+            (Claim::RecoveryCode(_), Ok(claimed)) => {
+                let left = claimed.recovery_left;
+                self.append(now, context, Event::RecoveryCodeUsed { left }).await
+            }
+            (Claim::Nothing | Claim::RecoveryCode(_), _) => Ok(()),
+        }
+    }
+
+    async fn open_session(
+        &mut self,
+        account: &Id,
+        sign_in: &SignIn<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let name: String = on!(self.engine(), conn => {
+            users::table.find(account.as_str()).select(users::name).first(conn).await
+        })?;
+        let row = (
+            sessions::id.eq(sign_in.session.as_str()),
+            sessions::user_id.eq(account.as_str()),
+            sessions::user_name.eq(name),
+            sessions::node.eq(self.store.node.clone()),
+            sessions::source.eq(sign_in.source.to_string()),
+            sessions::client.eq(sign_in.client),
+            sessions::started_at.eq(now.0),
+            sessions::bytes_up.eq(0),
+            sessions::bytes_down.eq(0),
+        );
+        on!(self.engine(), conn => {
+            diesel::insert_into(sessions::table).values(row).execute(conn).await
+        })?;
+        Ok(())
+    }
+
+    /// Adds one failure if it counts; gives how many there are, and the lock that it led to.
+    async fn count_failure(
+        &mut self,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        counts: bool,
+        now: UnixTime,
+    ) -> Result<(i64, Option<UnixTime>), Error> {
+        use throttle::dsl;
+        // The insert first: it makes the row, or waits for whoever holds it.
+        let fresh = (
+            dsl::account.eq(&whose.account),
+            dsl::source.eq(&whose.source),
+            dsl::failures.eq(0),
+            dsl::last_failed_at.eq(now.0),
+        );
+        let (failures, last, locked): (i64, i64, Option<i64>) = on!(self.engine(), conn => {
+            diesel::insert_into(dsl::throttle)
+                .values(fresh)
+                .on_conflict((dsl::account, dsl::source))
+                .do_update()
+                .set(dsl::account.eq(&whose.account))
+                .returning((dsl::failures, dsl::last_failed_at, dsl::locked_until))
+                .get_result(conn)
+                .await
+        })?;
+        let before = current((failures, last, locked), rules.lock_for, now);
+        if before.locked_until.is_some() || !counts {
+            return Ok((before.failures, None));
+        }
+        let failures = before.failures + 1;
+        let until = (failures >= rules.lock_after).then(|| now.plus(rules.lock_for));
+        on!(self.engine(), conn => {
+            diesel::update(dsl::throttle.find((&whose.account, &whose.source)))
+                .set((
+                    dsl::failures.eq(failures),
+                    dsl::last_failed_at.eq(now.0),
+                    dsl::locked_until.eq(until.map(|t| t.0)),
+                ))
+                .execute(conn)
+                .await
+        })?;
+        Ok((failures, until))
+    }
+
+    async fn forget_failures(&mut self, whose: &Throttled) -> Result<(), Error> {
+        use throttle::dsl;
+        on!(self.engine(), conn => {
+            diesel::delete(dsl::throttle.find((&whose.account, &whose.source))).execute(conn).await
+        })?;
+        Ok(())
+    }
+
+    async fn note_drift(&mut self, account: &Id, drift: i64) -> Result<(), Error> {
+        use users::dsl;
+        on!(self.engine(), conn => {
+            diesel::update(dsl::users.find(account.as_str()))
+                .set(dsl::otp_drift_seconds.eq(drift))
+                .execute(conn)
+                .await
+        })?;
+        Ok(())
+    }
+
+    async fn set_authenticator(
+        &mut self,
+        new: &NewAuthenticator<'_>,
+        now: UnixTime,
+    ) -> Result<Option<i64>, Error> {
+        use users::dsl;
+        let id = new.account.as_str();
+        let sealed = self.store.keyring.seal(otp_place(id), new.secret.expose())?;
+        let epoch: Option<i64> = on!(self.engine(), conn => {
+            diesel::update(dsl::users)
+                .filter(dsl::id.eq(id))
+                .filter(dsl::epoch.eq(new.epoch))
+                .filter(dsl::disabled_at.is_null())
+                .filter(dsl::otp_secret.is_null())
+                .filter(dsl::binding_until.gt(now.0))
+                .set((
+                    dsl::epoch.eq(dsl::epoch + 1),
+                    dsl::otp_secret.eq(sealed),
+                    dsl::otp_bound_at.eq(now.0),
+                    dsl::otp_last_step.eq(new.step.0),
+                    dsl::otp_last_used_at.eq(now.0),
+                    dsl::otp_drift_seconds.eq(None::<i64>),
+                    dsl::binding_until.eq(None::<i64>),
+                ))
+                .returning(dsl::epoch)
+                .get_result(conn)
+                .await
+                .optional()
+        })?;
+        Ok(epoch)
+    }
+
+    async fn replace_recovery_codes(
+        &mut self,
+        account: &Id,
+        codes: &[SecretString],
+    ) -> Result<(), Error> {
+        use recovery_codes::dsl;
+        use secrecy::ExposeSecret as _;
+        let rows: Vec<_> = codes
+            .iter()
+            .filter_map(|code| recovery::normalize(code.expose_secret()))
+            .map(|code| {
+                (dsl::user_id.eq(account.as_str()), dsl::hash.eq(recovery::hash(account, &code)))
+            })
+            .collect();
+        on!(self.engine(), conn => {
+            diesel::delete(dsl::recovery_codes.filter(dsl::user_id.eq(account.as_str())))
+                .execute(conn)
+                .await
+        })?;
+        for row in rows {
+            on!(self.engine(), conn => {
+                diesel::insert_into(dsl::recovery_codes).values(row).execute(conn).await
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn recovery_left(&mut self, account: &Id) -> Result<u32, Error> {
+        use recovery_codes::dsl;
+        let left: i64 = on!(self.engine(), conn => {
+            dsl::recovery_codes
+                .filter(dsl::user_id.eq(account.as_str()))
+                .filter(dsl::used_at.is_null())
+                .count()
+                .get_result(conn)
+                .await
+        })?;
+        Ok(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+}
+
+/// Where a user's TOTP secret lives.
+pub(super) fn otp_place(user: &str) -> seal::Place<'_> {
+    seal::Place { column: "users.otp_secret", row: user }
+}
+
+/// Failures as far as they still count: a lock that ran out, or `remembered` without a failure,
+/// wipes them.
+fn current(
+    (failures, last, locked): (i64, i64, Option<i64>),
+    remembered: Duration,
+    now: UnixTime,
+) -> Throttle {
+    match locked.map(UnixTime) {
+        Some(until) if now < until => Throttle { failures, locked_until: Some(until) },
+        Some(_) => Throttle::default(),
+        None if now >= UnixTime(last).plus(remembered) => Throttle::default(),
+        None => Throttle { failures, locked_until: None },
+    }
+}

@@ -1,0 +1,185 @@
+//! The tables as diesel sees them; `migrations/` makes them.
+
+use diesel::{allow_tables_to_appear_in_same_query, joinable, table};
+
+table! {
+    users (id) {
+        id -> Text,
+        name -> Text,
+        role -> Text,
+        factor -> Text,
+        created_at -> BigInt,
+        disabled_at -> Nullable<BigInt>,
+        epoch -> BigInt,
+        password_hash -> Text,
+        password_one_time -> BigInt,
+        password_set_at -> BigInt,
+        binding_until -> Nullable<BigInt>,
+        otp_secret -> Nullable<Text>,
+        otp_bound_at -> Nullable<BigInt>,
+        otp_last_step -> BigInt,
+        otp_last_used_at -> Nullable<BigInt>,
+        otp_drift_seconds -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    recovery_codes (user_id, hash) {
+        user_id -> Text,
+        hash -> Text,
+        used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    user_keys (user_id, fingerprint) {
+        user_id -> Text,
+        fingerprint -> Text,
+        public_key -> Text,
+        added_at -> BigInt,
+    }
+}
+
+table! {
+    user_groups (name) {
+        name -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    group_members (group_name, user_id) {
+        group_name -> Text,
+        user_id -> Text,
+    }
+}
+
+table! {
+    targets (id) {
+        id -> Text,
+        name -> Text,
+        host -> Text,
+        port -> BigInt,
+        mode -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    target_labels (target_id, key) {
+        target_id -> Text,
+        key -> Text,
+        value -> Text,
+    }
+}
+
+table! {
+    grants (id) {
+        id -> Text,
+        user_id -> Nullable<Text>,
+        group_name -> Nullable<Text>,
+        target_id -> Nullable<Text>,
+        label -> Nullable<Text>,
+        accounts -> Text,
+        allow -> Text,
+        hours -> Nullable<Text>,
+        sources -> Text,
+        until -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    throttle (account, source) {
+        account -> Text,
+        source -> Text,
+        failures -> BigInt,
+        last_failed_at -> BigInt,
+        locked_until -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    sessions (id) {
+        id -> Text,
+        user_id -> Text,
+        user_name -> Text,
+        node -> Text,
+        source -> Text,
+        client -> Text,
+        started_at -> BigInt,
+        ended_at -> Nullable<BigInt>,
+        end_reason -> Nullable<Text>,
+        bytes_up -> BigInt,
+        bytes_down -> BigInt,
+        kill_requested_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    forwards (id) {
+        id -> Text,
+        session_id -> Text,
+        destination -> Text,
+        target -> Text,
+        address -> Nullable<Text>,
+        opened_at -> BigInt,
+        closed_at -> Nullable<BigInt>,
+        bytes_up -> BigInt,
+        bytes_down -> BigInt,
+        end_reason -> Nullable<Text>,
+    }
+}
+
+table! {
+    audit_events (seq) {
+        seq -> BigInt,
+        at -> BigInt,
+        kind -> Text,
+        user_name -> Nullable<Text>,
+        session_id -> Nullable<Text>,
+        body -> Text,
+        hash -> Text,
+        signature -> Text,
+    }
+}
+
+table! {
+    audit_head (id) {
+        id -> BigInt,
+        seq -> BigInt,
+        hash -> Text,
+    }
+}
+
+table! {
+    revision (id) {
+        id -> BigInt,
+        value -> BigInt,
+    }
+}
+
+joinable!(recovery_codes -> users (user_id));
+joinable!(user_keys -> users (user_id));
+joinable!(group_members -> users (user_id));
+joinable!(group_members -> user_groups (group_name));
+joinable!(target_labels -> targets (target_id));
+joinable!(grants -> users (user_id));
+joinable!(grants -> targets (target_id));
+joinable!(forwards -> sessions (session_id));
+allow_tables_to_appear_in_same_query!(
+    users,
+    recovery_codes,
+    user_keys,
+    user_groups,
+    group_members,
+    targets,
+    target_labels,
+    grants,
+    throttle,
+    sessions,
+    forwards,
+    audit_events,
+    audit_head,
+    revision,
+);
