@@ -112,7 +112,15 @@ async fn commands_change_list_and_explain() {
         let ran = cli(dir.path(), args).await.failed();
         assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{ran:?}");
     }
-    assert_eq!(cli(dir.path(), &["nonsense"]).await.code, Some(64));
+    for (args, said) in [
+        (&["nonsense"][..], "unrecognized subcommand 'nonsense'"),
+        (&["user", "add", "Alice"], "\"Alice\" is not a user name"),
+        (&["grant", "add", "--user", "alice"], "--target"),
+    ] {
+        let ran = cli(dir.path(), args).await;
+        assert_eq!((ran.code, ran.err.lines().count()), (Some(64), 1), "{ran:?}");
+        assert!(ran.err.contains(said), "{ran:?}");
+    }
     std::fs::write(dir.path().join("sallyport.toml"), "[server]\nlisten = 5\n").unwrap();
     let ran = cli(dir.path(), &["check"]).await;
     assert_eq!(ran.code, Some(78));
