@@ -302,6 +302,9 @@ pub async fn serve(
     let config = loaded.config;
     private_folder(&config.data_dir)?;
     let _lock = lock(&config.data_dir)?;
+    // Before anybody can see that it listens, so that a signal from then on stops it in good order.
+    let shutdown = CancellationToken::new();
+    let signals = watch_signals(shutdown.clone())?;
     let (store, one_time) = init(&config, &Clock::System).await?;
     let bastion = Arc::new(bastion(&config, store, Clock::System)?);
     let listeners = socket::listeners(&config.server.listen)?;
@@ -314,10 +317,8 @@ pub async fn serve(
     let anchor = bastion.store.audit_head().await?;
     tracing::info!(anchor = %anchor, key = %bastion.store.audit_key().public().fingerprint(), "audit log");
 
-    let shutdown = CancellationToken::new();
     let helpers = TaskTracker::new();
     let stop = CancellationToken::new();
-    let signals = watch_signals(shutdown.clone())?;
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
     let reloading = watch_reloads(Arc::clone(&bastion), config, load_again)?;
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
