@@ -4,9 +4,9 @@
 //! [`auth`] (login as a state machine), [`policy`] (who may go where), then the
 //! shell around them: [`store`], [`server`], [`console`], [`admin`], [`cli`].
 //!
-//! Imports point down only: `main -> cli -> {admin, console, server} -> store ->
-//! {auth, policy, audit} -> domain`. The core (`domain`, `auth`, `policy`, `audit`)
-//! knows no tokio, russh, diesel or clock; `tests/architecture.rs` checks it.
+//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) -> store ->
+//! {auth, policy, audit} -> domain`. The core (`domain`, `auth`, `policy`, `audit`) knows no tokio,
+//! russh, diesel or clock; `tests/suite/architecture.rs` checks that.
 
 pub mod admin;
 pub mod audit;

@@ -301,13 +301,17 @@ async fn a_removed_grant_a_closed_hour_and_a_disabled_user_end_what_is_open() {
     let (store, context) = (bastion.store(), Context::default());
     let sleeper = async |target: &str, client: &Client| {
         client.answers(&[PASSWORD, &bastion.code(&alice)]);
-        let mut ssh = client.command("ssh", &["-J", "bastion", target, "echo up; exec sleep 1000"]);
+        let mut ssh = client.command("ssh", &["-J", "bastion", target, "echo up; exec cat"]);
+        // `cat` ends with its input: nothing on the target outlives the session.
+        ssh.stdin(std::process::Stdio::piped());
         let mut child = ssh.spawn().unwrap();
         let mut up = [0; 3];
         tokio::io::AsyncReadExt::read_exact(child.stdout.as_mut().unwrap(), &mut up).await.unwrap();
-        child
+        // Held apart from the child: waiting for that would close it.
+        let stdin = child.stdin.take();
+        (child, stdin)
     };
-    let mut child = sleeper("db1", &client).await;
+    let (mut child, _stdin) = sleeper("db1", &client).await;
     let grants = store.grants().await.unwrap();
     store.remove_grant(grants[0].id.as_str(), &context, bastion.now()).await.unwrap();
     assert!(!ended(&mut child).await.success());
@@ -319,13 +323,13 @@ async fn a_removed_grant_a_closed_hour_and_a_disabled_user_end_what_is_open() {
             grant.until = Some(bastion.now().plus(Duration::from_secs(3600)))
         })
         .await;
-    let mut child = sleeper("db1", &client).await;
+    let (mut child, _stdin) = sleeper("db1", &client).await;
     bastion.clock.advance(Duration::from_secs(3601));
     store.add_group(&"x".parse().unwrap(), &context, bastion.now()).await.unwrap();
     assert!(!ended(&mut child).await.success());
 
     let id = bastion.add_grant("alice", "db1", |_| {}).await;
-    let mut child = sleeper("db1", &client).await;
+    let (mut child, _stdin) = sleeper("db1", &client).await;
     store.set_disabled(&alice.name, true, &context, bastion.now()).await.unwrap();
     assert!(!ended(&mut child).await.success());
     bastion.event("session-ended", &[("reason", "revoked")]).await;
