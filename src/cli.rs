@@ -1,1 +1,620 @@
-//! The command line: clap types only.
+//! The command line: types only, parsed straight into the words of [`crate::domain`].
+//!
+//! Names and meanings are a contract. The same types parse `sallyport ...` on the host and
+//! `ssh admin@bastion ...` in a session ([`parse_console`]).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::admin::when::When;
+use crate::audit::chain::Anchor;
+use crate::domain::{
+    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Mode, Role, TargetAddress,
+    TargetName, UserName, printable,
+};
+
+/// An SSH bastion with a one-time-code second factor.
+#[derive(Debug, Parser)]
+#[command(name = "sallyport", version, max_term_width = 100, after_help = FIRST_STEPS)]
+pub struct Cli {
+    /// The configuration file [default: $SALLYPORT_CONFIG, ./sallyport.toml, /etc/sallyport/sallyport.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Show lists and details as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const FIRST_STEPS: &str = "\
+First steps:
+  sallyport serve                                 make keys, store and an administrator, and serve
+  sallyport target add db1 10.0.0.5               register a host
+  sallyport user add alice                        add a user; prints a one-time password
+  sallyport grant add --user alice --target db1   let them through
+  ssh -J alice@bastion:2222 root@db1              what alice types";
+
+/// The commands of the host.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve; the first start makes keys, store and an administrator
+    Serve,
+    /// Make what serve makes on its first start, without serving
+    #[command(after_help = "Example: sallyport init --data-dir /var/lib/sallyport")]
+    Init {
+        /// Where keys and store go, in place of the configured folder
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Check configuration, keys and store without starting
+    Check,
+    /// Users: add, list, show, disable, enable, unlock, remove, passwd, key
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Groups of users: add, remove, list, join, leave
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Authenticators: show, reset
+    #[command(subcommand)]
+    Otp(OtpCommand),
+    /// Targets: add, list, show, remove
+    #[command(subcommand)]
+    Target(TargetCommand),
+    /// Grants: add, list, remove
+    #[command(subcommand)]
+    Grant(GrantCommand),
+    /// Say whether a user may reach a target, and why
+    #[command(
+        after_help = "Example: sallyport explain alice db1 --from 192.0.2.7 --at 2026-12-24T18:00"
+    )]
+    Explain(Explain),
+    /// Sessions: list, show, kill
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// The audit log: list, verify, export
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Certificate authorities: show
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// The key that secrets are sealed under: rotate
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example: sallyport completions bash > /etc/bash_completion.d/sallyport"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `sallyport user ...`
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Add a user; prints a one-time password unless one is given
+    #[command(
+        after_help = "Examples:\n  sallyport user add alice\n  sallyport user add bob --role admin --password-stdin < file"
+    )]
+    Add {
+        /// The name to sign in with
+        name: UserName,
+        /// user, auditor or admin
+        #[arg(long, default_value_t = Role::User)]
+        role: Role,
+        /// Read a permanent password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+        /// totp; radius is not in this release
+        #[arg(long, default_value_t = Factor::Totp)]
+        factor: Factor,
+        /// A file with public keys, as in authorized_keys
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// List users
+    List,
+    /// Show a user with groups, keys and locks
+    Show {
+        /// Whom
+        name: UserName,
+    },
+    /// Disable a user; their sessions end
+    Disable {
+        /// Whom
+        name: UserName,
+    },
+    /// Enable a disabled user
+    Enable {
+        /// Whom
+        name: UserName,
+    },
+    /// Lift every lock of a user
+    Unlock {
+        /// Whom
+        name: UserName,
+    },
+    /// Remove a user; their sessions end, their past sessions stay on record
+    Remove {
+        /// Whom
+        name: UserName,
+    },
+    /// Set a new password; prints a one-time one unless one is given
+    Passwd {
+        /// Whose
+        name: UserName,
+        /// Read a permanent password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Public keys of a user
+    #[command(subcommand)]
+    Key(UserKeyCommand),
+}
+
+/// `sallyport user key ...`
+#[derive(Debug, Subcommand)]
+pub enum UserKeyCommand {
+    /// Add public keys, read from a file or from standard input
+    #[command(after_help = "Example: sallyport user key add alice ~alice/.ssh/id_ed25519.pub")]
+    Add {
+        /// Whose
+        name: UserName,
+        /// A file as authorized_keys; standard input if not given
+        file: Option<PathBuf>,
+    },
+    /// List a user's keys
+    List {
+        /// Whose
+        name: UserName,
+    },
+    /// Remove a key by its fingerprint
+    Remove {
+        /// Whose
+        name: UserName,
+        /// As the list shows it: SHA256:...
+        fingerprint: String,
+    },
+}
+
+/// `sallyport group ...`
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Add a group
+    Add {
+        /// Its name
+        group: GroupName,
+    },
+    /// Remove a group, and the grants for it
+    Remove {
+        /// Its name
+        group: GroupName,
+    },
+    /// List groups and their members
+    List,
+    /// Put a user into a group
+    Join {
+        /// The group
+        group: GroupName,
+        /// The user
+        user: UserName,
+    },
+    /// Take a user out of a group
+    Leave {
+        /// The group
+        group: GroupName,
+        /// The user
+        user: UserName,
+    },
+}
+
+/// `sallyport otp ...`
+#[derive(Debug, Subcommand)]
+pub enum OtpCommand {
+    /// Show when an authenticator was bound and used, its clock's drift, recovery codes left
+    Show {
+        /// Whose
+        name: UserName,
+    },
+    /// Unbind an authenticator and let another be bound; sessions end
+    Reset {
+        /// Whose
+        name: UserName,
+    },
+}
+
+/// `sallyport target ...`
+#[derive(Debug, Subcommand)]
+pub enum TargetCommand {
+    /// Register a target
+    #[command(
+        after_help = "Examples:\n  sallyport target add db1 10.0.0.5 --label env=prod\n  sallyport target add pg1 pg1.internal:5432"
+    )]
+    Add {
+        /// The name people type
+        name: TargetName,
+        /// Where it is: HOST or HOST:PORT
+        address: TargetAddress,
+        /// tunnel; record is not in this release
+        #[arg(long, default_value_t = Mode::Tunnel)]
+        mode: Mode,
+        /// A mark by which grants can mean many targets
+        #[arg(long = "label", value_name = "K=V")]
+        labels: Vec<Label>,
+    },
+    /// List targets
+    List,
+    /// Show a target and who is granted it
+    Show {
+        /// Which
+        name: TargetName,
+    },
+    /// Remove a target, and the grants for it alone
+    Remove {
+        /// Which
+        name: TargetName,
+    },
+}
+
+/// `sallyport grant ...`
+#[derive(Debug, Subcommand)]
+pub enum GrantCommand {
+    /// Add a grant
+    #[command(
+        after_help = "Examples:\n  sallyport grant add --user alice --target db1\n  sallyport grant add --group dba --label env=prod --hours 'Mon-Fri 08:00-18:00 Europe/Berlin' --from 10.0.0.0/8 --until +30d"
+    )]
+    Add(Box<GrantAdd>),
+    /// List grants
+    List,
+    /// Remove a grant
+    Remove {
+        /// Its id, or the beginning of it
+        id: IdPrefix,
+    },
+}
+
+/// `sallyport grant add`
+#[derive(Debug, Args)]
+pub struct GrantAdd {
+    /// For this user
+    #[arg(long, value_name = "U", required_unless_present = "group", conflicts_with = "group")]
+    pub user: Option<UserName>,
+    /// For everybody in this group
+    #[arg(long, value_name = "G")]
+    pub group: Option<GroupName>,
+    /// To this target
+    #[arg(long, value_name = "T", required_unless_present = "label", conflicts_with = "label")]
+    pub target: Option<TargetName>,
+    /// To every target with this label
+    #[arg(long, value_name = "K=V")]
+    pub label: Option<Label>,
+    /// As this account of the target; any if not said
+    #[arg(long = "account", value_name = "A")]
+    pub accounts: Vec<AccountName>,
+    /// shell, exec, sftp-read, sftp-write, forward; everything if not said
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub allow: Vec<Capability>,
+    /// When it holds, such as 'Mon-Fri 08:00-18:00 Europe/Berlin'
+    #[arg(long, value_name = "HOURS")]
+    pub hours: Option<Hours>,
+    /// From where it holds: a network or an address
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub from: Vec<ipnet::IpNet>,
+    /// Until when it holds, such as 2026-12-24T18:00 or +7d
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub until: Option<When>,
+}
+
+fn network(text: &str) -> Result<ipnet::IpNet, String> {
+    let parsed = text.parse::<ipnet::IpNet>().ok();
+    let parsed = parsed.or_else(|| text.parse::<IpAddr>().ok().map(ipnet::IpNet::from));
+    parsed.map(|net| net.trunc()).ok_or_else(|| {
+        format!(
+            "{:?} is not a network: write 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
+            printable(text)
+        )
+    })
+}
+
+/// `sallyport explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Whom
+    pub user: UserName,
+    /// What they would ask for: a target's name, or HOST:PORT
+    pub target: TargetAddress,
+    /// As this account of the target
+    #[arg(long, value_name = "A")]
+    pub account: Option<AccountName>,
+    /// From this address
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub from: IpAddr,
+    /// At this time [default: now]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub at: Option<When>,
+}
+
+/// `sallyport session ...`
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// List sessions, newest first
+    List {
+        /// Only those that have not ended
+        #[arg(long)]
+        live: bool,
+        /// Only this user's
+        #[arg(long, value_name = "U")]
+        user: Option<UserName>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+    },
+    /// Show a session with its forwards
+    Show {
+        /// Its id, or the beginning of it
+        id: IdPrefix,
+    },
+    /// End live sessions
+    Kill {
+        /// Their ids, or the beginnings of them
+        #[arg(required = true)]
+        ids: Vec<IdPrefix>,
+    },
+}
+
+/// `sallyport audit ...`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List events, newest first
+    List {
+        /// Only of this kind, such as signed-in or forward-refused
+        #[arg(long, value_name = "K")]
+        kind: Option<String>,
+        /// Only about this user
+        #[arg(long, value_name = "U")]
+        user: Option<String>,
+        /// Only of this session
+        #[arg(long, value_name = "ID")]
+        session: Option<String>,
+        /// Only from this time on
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+        since: Option<When>,
+        /// Only before this time
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+        until: Option<When>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+    },
+    /// Check that no event was edited, dropped, reordered or cut off
+    #[command(
+        after_help = "Examples:\n  sallyport audit verify\n  sallyport audit verify audit.jsonl --key-file audit_key.pub --anchor 4711:9f86d0..."
+    )]
+    Verify {
+        /// An export to check, in place of the store
+        file: Option<PathBuf>,
+        /// The audit key's public half; without it the export's own is believed
+        #[arg(long, value_name = "FILE", requires = "file")]
+        key_file: Option<PathBuf>,
+        /// An event's number and hash, noted before
+        #[arg(long = "anchor", value_name = "SEQ:HASH")]
+        anchors: Vec<Anchor>,
+    },
+    /// Write every event as a line of JSON, and a signed checkpoint at the end
+    #[command(after_help = "Example: sallyport audit export --output audit.jsonl")]
+    Export {
+        /// Where to; standard output if not given
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// `sallyport ca ...`
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Print the public key of the host or user certificate authority
+    #[command(
+        after_help = "Example, for ~/.ssh/known_hosts: echo \"@cert-authority * $(sallyport ca show host)\""
+    )]
+    Show {
+        /// host or user
+        which: Authority,
+    },
+}
+
+/// A certificate authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Authority {
+    /// Signs host keys.
+    Host,
+    /// Signs users' keys.
+    User,
+}
+
+/// `sallyport key ...`
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a new sealing key and seal every secret under it, while serving
+    Rotate {
+        /// Seal under the first key of the file, without making a new one
+        #[arg(long)]
+        keep_key: bool,
+    },
+}
+
+/// What may be typed after `ssh USER@bastion`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ssh USER@bastion",
+    disable_help_subcommand = true,
+    max_term_width = 80,
+    no_binary_name = true
+)]
+pub struct Console {
+    /// Show lists and details as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: ConsoleCommand,
+}
+
+/// The commands of a session on the bastion itself.
+#[derive(Debug, Subcommand)]
+pub enum ConsoleCommand {
+    /// What can be typed here
+    Help,
+    /// The targets granted to you
+    Targets,
+    /// Your authenticator: bound since, last used, recovery codes left
+    Otp,
+    /// Sessions: list, show, kill (auditors, administrators)
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// The audit log: list, verify, export (auditors, administrators)
+    #[command(subcommand)]
+    Audit(ConsoleAudit),
+}
+
+/// `ssh USER@bastion audit ...`: as on the host, without its files.
+#[derive(Debug, Subcommand)]
+pub enum ConsoleAudit {
+    /// List events, newest first
+    List {
+        /// Only of this kind
+        #[arg(long, value_name = "K")]
+        kind: Option<String>,
+        /// Only about this user
+        #[arg(long, value_name = "U")]
+        user: Option<String>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u32,
+    },
+    /// Check that no event was edited, dropped, reordered or cut off
+    Verify,
+    /// Every event as a line of JSON, and a signed checkpoint at the end
+    Export,
+}
+
+/// Parses the command of a session on the bastion itself.
+///
+/// # Errors
+/// Help or an error as text to show, and whether it is an error.
+pub fn parse_console(words: &str) -> Result<Console, (String, bool)> {
+    let usage = |text: String| (format!("{text}; try 'help'\n"), true);
+    let words = split(words).map_err(usage)?;
+    Console::try_parse_from(words).map_err(|error| {
+        let text: Vec<String> = error.render().to_string().lines().map(printable).collect();
+        (format!("{}\n", text.join("\n")), error.use_stderr())
+    })
+}
+
+/// The help of a session on the bastion itself.
+pub fn console_help() -> String {
+    Console::command().render_help().to_string()
+}
+
+/// Splits words as a shell does: blanks, quotes, backslashes; nothing is expanded.
+fn split(text: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c.is_whitespace() => words.extend(word.take()),
+            '\\' => word.get_or_insert_default().extend(chars.next()),
+            '\'' | '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some(end) if end == c => break,
+                        Some('\\') if c == '"' => word.extend(chars.next()),
+                        Some(other) => word.push(other),
+                        None => return Err("a quote is not closed".to_owned()),
+                    }
+                }
+            }
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+/// Writes the completion script for `shell`.
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
+    clap_complete::generate(shell, &mut Cli::command(), "sallyport", out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_fault() {
+        Cli::command().debug_assert();
+        Console::command().debug_assert();
+    }
+
+    #[test]
+    fn the_contract_parses() {
+        for line in [
+            "serve",
+            "--config /etc/x.toml serve",
+            "init --data-dir d",
+            "check",
+            "user add alice --role admin --password-stdin --factor totp --key k.pub",
+            "user list --json",
+            "user key add alice",
+            "user key remove alice SHA256:abc",
+            "user passwd alice",
+            "group join dba alice",
+            "otp reset alice",
+            "target add db1 10.0.0.5:2222 --mode tunnel --label env=prod --label tier=1",
+            "grant add --user alice --target db1 --account root --allow shell,exec,forward --until +7d",
+            "grant add --group dba --label env=prod --from 10.0.0.0/8 --from 192.0.2.7",
+            "explain alice db1 --account root --from 192.0.2.7 --at -2h --json",
+            "session list --live --user alice --json",
+            "session kill 0123 4567",
+            "audit verify",
+            "audit export --output x",
+            "ca show host",
+            "key rotate",
+            "completions bash",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("sallyport").chain(line.split(' ')));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+        for line in [
+            "user add Alice",
+            "grant add --user alice",
+            "grant add --target db1",
+            "grant add --user a --group b --target c",
+            "grant add --user a --target db1 --from 10.0.0.0/99",
+            "target add db1 10.0.0.5:0",
+            "session kill",
+            "session show ?",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("sallyport").chain(line.split(' ')));
+            assert!(parsed.is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn consoles_parse_words_and_never_echo_raw_bytes() {
+        assert!(matches!(parse_console("targets").unwrap().command, ConsoleCommand::Targets));
+        assert!(parse_console("session list --json").unwrap().json);
+        assert_eq!(split(r#"a 'b c' "d\"e" f\ g"#).unwrap(), ["a", "b c", "d\"e", "f g"]);
+        assert!(split("'open").is_err());
+        for hostile in ["", "\x1b[2J", "session show \x1b]0;x\x07", "user add x", "'"] {
+            let (text, _) = parse_console(hostile).unwrap_err();
+            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        }
+    }
+}

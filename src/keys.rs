@@ -134,6 +134,45 @@ pub fn load_or_create(path: &Path, comment: &str) -> Result<PrivateKey, Error> {
     load(path)
 }
 
+/// A public key that is no use.
+#[derive(Debug, thiserror::Error)]
+pub enum PublicKeyError {
+    /// It cannot be read.
+    #[error(
+        "failed to read a public key: {0}; give a line such as \"ssh-ed25519 AAAA... comment\""
+    )]
+    Format(String),
+    /// It is weak.
+    #[error("{0} keys of that size are too weak: use ed25519, or RSA of 2048 bits at least")]
+    Weak(String),
+}
+
+/// Reads a user's public key from a line of an authorized_keys file without options; gives its
+/// SHA-256 fingerprint and the key without its comment's control characters.
+///
+/// # Errors
+/// When it is no public key, or a weak one.
+pub fn public_key(line: &str) -> Result<(String, String), PublicKeyError> {
+    let fail = |e: russh::keys::ssh_key::Error| PublicKeyError::Format(e.to_string());
+    let mut key = PublicKey::from_openssh(line).map_err(fail)?;
+    if !is_strong(&key) {
+        return Err(PublicKeyError::Weak(key.algorithm().to_string()));
+    }
+    let comment = crate::domain::printable(key.comment().as_str_lossy());
+    key.set_comment(comment);
+    let fingerprint = key.fingerprint(russh::keys::HashAlg::Sha256).to_string();
+    Ok((fingerprint, key.to_openssh().map_err(fail)?))
+}
+
+/// Whether a key is of a kind and size that can be trusted: no DSA, no RSA below 2048 bits.
+pub fn is_strong(key: &PublicKey) -> bool {
+    match key.algorithm() {
+        Algorithm::Dsa => false,
+        Algorithm::Rsa { .. } => key.key_data().rsa().is_some_and(|rsa| rsa.key_size() >= 2048),
+        _ => true,
+    }
+}
+
 /// Makes the host certificate for `host_key`, signed by the host CA `ca`, good for `names`
 /// from five minutes before `now` for `validity` (OpenSSH PROTOCOL.certkeys).
 ///

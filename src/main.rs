@@ -1,2 +1,295 @@
-//! The `sallyport` command.
-fn main() {}
+//! The `sallyport` command: parse, run, print the error once, exit code.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Parser as _;
+use secrecy::SecretString;
+
+use sallyport::admin::output::{Format, reader_is_gone};
+use sallyport::admin::{self, AccessCommand, NewPassword, Out, Verbs};
+use sallyport::audit::{Actor, Context};
+use sallyport::cli::{self, Cli, Command, UserCommand, UserKeyCommand};
+use sallyport::clock::Clock;
+use sallyport::config::{self, Config, KeyFile, Loaded};
+use sallyport::keys::{self, AuditPublicKey};
+use sallyport::store::EventFilter;
+use sallyport::{harden, logging, serve};
+
+/// Exit codes: sysexits(3)'s EX_USAGE and EX_CONFIG, and 1 for the rest.
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return if error.print().is_ok() { code } else { ExitCode::FAILURE };
+        }
+    };
+    match start(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if reader_is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sallyport: {}", sallyport::domain::printable(&format!("{error:#}")));
+            let configuration = error.chain().any(|cause| cause.is::<config::Error>());
+            ExitCode::from(if configuration { CONFIGURATION } else { 1 })
+        }
+    }
+}
+
+/// Runs a command; whether the answer to what it asked is yes.
+fn start(cli: Cli) -> anyhow::Result<bool> {
+    harden::process().context("failed to give up core dumps")?;
+    if let Command::Completions { shell } = cli.command {
+        cli::completions(shell, &mut std::io::stdout());
+        return Ok(true);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(run(cli));
+    // Threads that wait for a name to resolve must not hold the exit up.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(cli: Cli) -> anyhow::Result<bool> {
+    let explicit = cli.config.clone();
+    let load = move || {
+        Ok::<Loaded, anyhow::Error>(Config::load(explicit.as_deref(), config::environment())?)
+    };
+    let mut loaded = load()?;
+    let log = &loaded.config.log;
+    // Only a server logs what goes well: a command shows its result.
+    let level = if matches!(cli.command, Command::Serve) { log.level.as_str() } else { "warn" };
+    logging::init(log.format, level)?;
+    match cli.command {
+        Command::Serve => serve::serve(loaded, load).await.map(|()| true),
+        Command::Init { data_dir } => {
+            if let Some(dir) = data_dir {
+                loaded.config.data_dir = dir;
+            }
+            let (_store, one_time) = serve::init(&loaded.config, &Clock::System).await?;
+            match one_time {
+                Some(one_time) => serve::welcome(&loaded.config, &one_time)?,
+                None => {
+                    println!("{} is in order; nothing was made", loaded.config.data_dir.display())
+                }
+            }
+            Ok(true)
+        }
+        Command::Check => check(&loaded).await.map(|()| true),
+        Command::Ca(cli::CaCommand::Show { which }) => {
+            let key = match which {
+                cli::Authority::Host => KeyFile::HostCa,
+                cli::Authority::User => KeyFile::UserCa,
+            };
+            println!("{}", keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?);
+            Ok(true)
+        }
+        Command::Audit(cli::AuditCommand::Verify { file: Some(file), key_file, anchors }) => {
+            verify_file(&file, key_file.as_deref(), anchors).map(|()| true)
+        }
+        command => verb(&loaded, cli.json, command).await,
+    }
+}
+
+/// Opens everything that `serve` opens, and says so.
+async fn check(loaded: &Loaded) -> anyhow::Result<()> {
+    let config = &loaded.config;
+    let source = loaded
+        .path
+        .as_ref()
+        .map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
+    println!("configuration  {source}");
+    let store = serve::open(config, false).await?;
+    println!(
+        "store          {}",
+        if config.store_url().starts_with("sqlite:") {
+            config.store_url()
+        } else {
+            "PostgreSQL".into()
+        }
+    );
+    drop(serve::bastion(config, store, Clock::System)?);
+    println!("keys           in order");
+    Ok(())
+}
+
+fn verify_file(
+    file: &std::path::Path,
+    key_file: Option<&std::path::Path>,
+    anchors: Vec<sallyport::audit::chain::Anchor>,
+) -> anyhow::Result<()> {
+    let read = |path: &std::path::Path| {
+        std::fs::File::open(path).with_context(|| format!("failed to read {}", path.display()))
+    };
+    let key = match key_file {
+        Some(path) => {
+            let mut text = String::new();
+            read(path)?.take(4096).read_to_string(&mut text)?;
+            Some(AuditPublicKey::parse(text.trim()).map_err(anyhow::Error::msg)?)
+        }
+        None => None,
+    };
+    let text = std::io::BufReader::new(read(file)?);
+    let (used, end) = admin::verify_file(text, key.as_ref(), anchors)?;
+    let trust = if key.is_some() { "as given" } else { "as the export says: compare it" };
+    println!(
+        "the export is whole: {} events; signed by {} ({trust})",
+        end.map_or(0, |end| end.seq),
+        used.fingerprint()
+    );
+    Ok(())
+}
+
+/// Runs a verb of an administrator at the host's shell.
+async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<bool> {
+    let config = &loaded.config;
+    let store = serve::open(config, false).await?;
+    let context = Context { actor: Some(Actor::Host(who())), ..Context::default() };
+    let rules = serve::password_rules(config);
+    let verbs = Verbs {
+        store: &store,
+        context: &context,
+        now: Clock::System.now(),
+        format: if json { Format::Json } else { Format::Table { width: terminal_width() } },
+        cost: serve::cost(config),
+        rules: &rules,
+        binding_window: config.login.binding_window.0,
+    };
+    let mut stdout = tokio::io::stdout();
+    let mut file;
+    let to_file = match &command {
+        Command::Audit(cli::AuditCommand::Export { output: Some(path) }) => {
+            file = tokio::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(path)
+                .await
+                .with_context(|| format!("failed to make {}", path.display()))?;
+            true
+        }
+        _ => {
+            file = tokio::fs::File::open("/dev/null").await?;
+            false
+        }
+    };
+    let mut out = if to_file { Out::new(&mut file) } else { Out::new(&mut stdout) };
+    let mut answer = true;
+    match command {
+        Command::User(command) => {
+            let (password, keys) = inputs(&command)?;
+            admin::users(&verbs, command, password, keys, &mut out).await?;
+        }
+        Command::Otp(command) => admin::otp(&verbs, command, &mut out).await?,
+        Command::Group(command) => {
+            admin::access(&verbs, AccessCommand::Group(command), &mut out).await?
+        }
+        Command::Target(command) => {
+            admin::access(&verbs, AccessCommand::Target(command), &mut out).await?
+        }
+        Command::Grant(command) => {
+            admin::access(&verbs, AccessCommand::Grant(command), &mut out).await?
+        }
+        Command::Explain(asked) => answer = admin::explain(&verbs, asked, &mut out).await?,
+        Command::Session(command) => admin::sessions(&verbs, command, &mut out).await?,
+        Command::Audit(command) => audit(&verbs, command, &mut out).await?,
+        Command::Key(cli::KeyCommand::Rotate { keep_key }) => {
+            use std::io::Write as _;
+            if !keep_key {
+                store.keyring().add_key()?;
+            }
+            let secrets = store.reseal(&context, verbs.now).await?;
+            writeln!(out, "{secrets} secrets are sealed under key {}", store.keyring().primary())?;
+        }
+        Command::Serve
+        | Command::Init { .. }
+        | Command::Check
+        | Command::Ca(_)
+        | Command::Completions { .. } => {
+            bail!("this command is run elsewhere");
+        }
+    }
+    out.send().await?;
+    Ok(answer)
+}
+
+async fn audit(
+    verbs: &Verbs<'_>,
+    command: cli::AuditCommand,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let zone = jiff::tz::TimeZone::system();
+    let time = |when: Option<admin::when::When>| {
+        when.map(|when| when.resolve(verbs.now, &zone)).transpose()
+    };
+    match command {
+        cli::AuditCommand::List { kind, user, session, since, until, limit } => {
+            let filter =
+                EventFilter { kind, user, session, since: time(since)?, until: time(until)? };
+            admin::list_events(verbs, &filter, limit, out).await
+        }
+        cli::AuditCommand::Verify { anchors, .. } => admin::verify_store(verbs, anchors, out).await,
+        cli::AuditCommand::Export { .. } => admin::export(verbs, out).await,
+    }
+}
+
+/// Reads what a `user` command takes from standard input and files.
+fn inputs(command: &UserCommand) -> anyhow::Result<(NewPassword, Vec<(String, String)>)> {
+    let password = match command {
+        UserCommand::Add { password_stdin: true, .. }
+        | UserCommand::Passwd { password_stdin: true, .. } => {
+            let mut text = zeroize::Zeroizing::new(String::new());
+            std::io::stdin()
+                .take(4096)
+                .read_to_string(&mut text)
+                .context("failed to read the password from standard input")?;
+            NewPassword::Permanent(SecretString::from(text.trim_end_matches(['\r', '\n'])))
+        }
+        _ => NewPassword::OneTime,
+    };
+    let path = match command {
+        UserCommand::Add { key: Some(path), .. } => Some(Some(path)),
+        UserCommand::Key(UserKeyCommand::Add { file, .. }) => Some(file.as_ref()),
+        _ => None,
+    };
+    let keys = match path {
+        Some(Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("failed to read {}", path.display()))?;
+            admin::read_keys(&text).with_context(|| path.display().to_string())?
+        }
+        Some(None) => {
+            let mut text = String::new();
+            std::io::stdin()
+                .take(1 << 20)
+                .read_to_string(&mut text)
+                .context("failed to read keys from standard input")?;
+            admin::read_keys(&text).context("standard input")?
+        }
+        None => Vec::new(),
+    };
+    Ok((password, keys))
+}
+
+/// Who sits at the host's shell, for the audit log.
+fn who() -> String {
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|v| std::env::var(v).ok());
+    let uid = rustix::process::getuid().as_raw();
+    let name = name.map(|name| sallyport::domain::printable(&name));
+    name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+}
+
+fn terminal_width() -> Option<u16> {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    rustix::termios::tcgetwinsize(stdout)
+        .ok()
+        .map(|size| size.ws_col)
+        .filter(|columns| *columns > 0)
+}

@@ -1,1 +1,45 @@
 //! The administrative verbs, shared by the command line and the console.
+//!
+//! Always holds: a verb that changes something does so in one transaction with its audit event;
+//! its output has no raw control byte. Which caller may use which verb is decided before: here
+//! everything is allowed.
+
+mod access;
+mod audit;
+pub mod out;
+pub mod output;
+mod session;
+mod user;
+pub mod when;
+
+use std::time::Duration;
+
+pub use access::{AccessCommand, access, explain};
+pub use audit::{export, list_events, verify_file, verify_store};
+pub use out::Out;
+pub use session::sessions;
+pub use user::{NewPassword, otp, read_keys, users};
+
+use crate::audit::Context;
+use crate::auth::password;
+use crate::domain::UnixTime;
+use crate::store::Store;
+
+/// What every verb works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Verbs<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Who acts.
+    pub context: &'a Context,
+    /// The time it is.
+    pub now: UnixTime,
+    /// Whether to show JSON, or a table of which width.
+    pub format: output::Format,
+    /// What a password hash costs.
+    pub cost: password::Cost,
+    /// What a password must keep to.
+    pub rules: &'a password::Rules,
+    /// How long an authenticator may be bound after it was allowed.
+    pub binding_window: Duration,
+}

@@ -45,7 +45,9 @@ impl Link {
         record: &Record,
         sign: impl FnOnce(&str) -> Result<String, E>,
     ) -> Result<Self, E> {
-        let body = serde_json::to_string(record)?;
+        // What a terminal could act on is escaped before the hash is made, so that an event can be
+        // shown exactly as it was signed.
+        let body = crate::domain::printable_json(&serde_json::to_string(record)?);
         let hash = hex_sha256(body.as_bytes());
         let signature = sign(&Self::signed_text(record.seq, &hash))?;
         Ok(Self { seq: record.seq, body, hash, signature })

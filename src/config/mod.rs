@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::words;
+use crate::logging::LogFormat;
 
 pub use load::{Error, Loaded, environment};
 pub use units::{Size, Span};
@@ -31,20 +32,6 @@ words! {
         Password = "password",
         /// Questions, one after the other: the only way to ask for a code.
         KeyboardInteractive = "keyboard-interactive",
-    }
-}
-
-words! {
-    /// In what form the log is written to standard error.
-    LogFormat, "log format" {
-        /// `Journald` where standard error is the journal, else `Human`.
-        Auto = "auto",
-        /// Lines for people, in colour on a terminal.
-        Human = "human",
-        /// One JSON object a line.
-        Json = "json",
-        /// Lines for people with the priority in front that the journal takes off.
-        Journald = "journald",
     }
 }
 
@@ -108,10 +95,6 @@ pub struct Server {
     pub login_grace: Span,
     /// From the first sight of the QR code to the sign-in.
     pub binding_grace: Span,
-    /// How long a session may go on without a byte on any channel; 0: for ever.
-    pub idle_timeout: Span,
-    /// How long a session may last; 0: for ever.
-    pub max_session: Span,
     /// TCP keepalive's interval; a peer that misses three is gone; 0: off.
     pub keepalive: Span,
     /// How long sessions may go on after SIGTERM.
@@ -134,8 +117,6 @@ impl Default for Server {
             max_channels: 64,
             login_grace: Span::seconds(120),
             binding_grace: Span::seconds(600),
-            idle_timeout: Span::seconds(0),
-            max_session: Span::seconds(0),
             keepalive: Span::seconds(30),
             drain: Span::seconds(30),
             proxy_from: Vec::new(),
@@ -348,34 +329,6 @@ impl Config {
             self.store.url.clone()
         }
     }
-
-    /// The name of this node.
-    pub fn node_name(&self) -> String {
-        or_host_name(&self.node)
-    }
-
-    /// The bastion's name as people type it.
-    pub fn public_host(&self) -> String {
-        or_host_name(&self.server.public_host)
-    }
-}
-
-impl Login {
-    /// How many passwords may be hashed at a time; at least 1.
-    pub fn hash_workers(&self) -> usize {
-        match self.hash_concurrency {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            chosen => chosen,
-        }
-    }
-}
-
-fn or_host_name(chosen: &str) -> String {
-    if chosen.is_empty() {
-        rustix::system::uname().nodename().to_string_lossy().into_owned()
-    } else {
-        chosen.to_owned()
-    }
 }
 
 #[cfg(test)]
@@ -399,16 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_empty_comes_from_the_machine() {
+    fn the_store_is_in_the_data_folder_unless_it_is_said_to_be_elsewhere() {
         let mut config = Config::default();
         assert_eq!(config.store_url(), "sqlite:sallyport-data/sallyport.db");
-        assert!(!config.node_name().is_empty());
-        assert_eq!(config.node_name(), config.public_host());
-        assert!(config.login.hash_workers() >= 1);
-
         config.store.url = "postgres://s@db/sallyport".into();
-        config.node = "b1".into();
         assert_eq!(config.store_url(), "postgres://s@db/sallyport");
-        assert_eq!(config.node_name(), "b1");
     }
 }

@@ -1,1 +1,223 @@
-//! What a signed-in user gets over a session channel.
+//! What a signed-in user gets over a session channel: who they are, where they may go, and, for
+//! auditors and administrators, sessions and the audit log.
+//!
+//! Always holds: what a caller may do is decided here, by the role they signed in with, before a
+//! verb runs; auditors read and change nothing; every refusal is audited.
+
+use std::io::Write as _;
+
+use anyhow::bail;
+use tokio::io::AsyncWrite;
+
+use crate::admin::{self, Out, Verbs, output::Format};
+use crate::audit::{Actor, Context, Event, Refusal};
+use crate::auth::machine::Authenticated;
+use crate::auth::password;
+use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
+use crate::domain::{Role, Source, Target, UnixTime, printable};
+use crate::policy::{self, Subject};
+use crate::store::{EventFilter, Store};
+
+/// Who typed a command.
+#[derive(Debug)]
+pub struct Caller<'a> {
+    /// The signed-in user.
+    pub who: &'a Authenticated,
+    /// Where they connected from.
+    pub source: Source,
+    /// Where their events belong.
+    pub context: Context,
+    /// The bastion's name, as people type it.
+    pub public_host: String,
+    /// The bastion's port.
+    pub port: u16,
+}
+
+/// Runs what was typed after `ssh USER@bastion`, or, if nothing was, greets; gives the exit status.
+///
+/// # Errors
+/// What a verb failed with.
+pub async fn run(
+    caller: &Caller<'_>,
+    words: Option<&str>,
+    store: &Store,
+    now: UnixTime,
+    stdout: &mut (dyn AsyncWrite + Unpin + Send),
+    stderr: &mut (dyn AsyncWrite + Unpin + Send),
+) -> anyhow::Result<u32> {
+    let mut out = Out::new(stdout);
+    let Some(words) = words else {
+        greet(caller, store, now, &mut out).await?;
+        out.send().await?;
+        return Ok(0);
+    };
+    let console = match cli::parse_console(words) {
+        Ok(console) => console,
+        Err((text, is_error)) => {
+            let mut err = Out::new(if is_error { stderr } else { out.into_sink() });
+            err.write_all(text.as_bytes())?;
+            err.send().await?;
+            return Ok(if is_error { 64 } else { 0 });
+        }
+    };
+    let command = printable(&words.chars().take(1000).collect::<String>());
+    if caller.who.role() < needed(&console.command) {
+        let reason = Refusal::RoleTooLow;
+        store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
+        bail!("your role, {}, does not allow that command", caller.who.role());
+    }
+    store.record(now, &caller.context, Event::CommandRun { command }).await?;
+    let rules = password::Rules::default();
+    let actor = Some(Actor::User(caller.who.user().clone()));
+    let context = Context { actor, ..caller.context.clone() };
+    let verbs = Verbs {
+        store,
+        context: &context,
+        now,
+        format: if console.json { Format::Json } else { Format::Table { width: None } },
+        cost: password::Cost::default(),
+        rules: &rules,
+        binding_window: std::time::Duration::ZERO,
+    };
+    dispatch(caller, &verbs, console.command, &mut out).await?;
+    out.send().await?;
+    Ok(0)
+}
+
+/// The least role that a command takes.
+fn needed(command: &ConsoleCommand) -> Role {
+    match command {
+        ConsoleCommand::Help | ConsoleCommand::Targets | ConsoleCommand::Otp => Role::User,
+        ConsoleCommand::Session(SessionCommand::List { .. } | SessionCommand::Show { .. })
+        | ConsoleCommand::Audit(_) => Role::Auditor,
+        ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
+    }
+}
+
+async fn dispatch(
+    caller: &Caller<'_>,
+    verbs: &Verbs<'_>,
+    command: ConsoleCommand,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    match command {
+        ConsoleCommand::Help => Ok(out.write_all(cli::console_help().as_bytes())?),
+        ConsoleCommand::Targets => targets(caller, verbs, out).await,
+        ConsoleCommand::Otp => {
+            let name = caller.who.user().clone();
+            admin::otp(verbs, cli::OtpCommand::Show { name }, out).await
+        }
+        ConsoleCommand::Session(command) => admin::sessions(verbs, command, out).await,
+        ConsoleCommand::Audit(ConsoleAudit::List { kind, user, limit }) => {
+            let filter = EventFilter { kind, user, ..EventFilter::default() };
+            admin::list_events(verbs, &filter, limit, out).await
+        }
+        ConsoleCommand::Audit(ConsoleAudit::Verify) => {
+            admin::verify_store(verbs, Vec::new(), out).await
+        }
+        ConsoleCommand::Audit(ConsoleAudit::Export) => admin::export(verbs, out).await,
+    }
+}
+
+/// What `ssh USER@bastion` shows: where to go from here, and how.
+async fn greet(
+    caller: &Caller<'_>,
+    store: &Store,
+    now: UnixTime,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let detail = store.user(caller.who.user()).await?;
+    writeln!(out, "Hello {}. This is {}.\n", caller.who.user(), caller.public_host)?;
+    let granted = granted(caller, store, now).await?;
+    if granted.is_empty() {
+        writeln!(out, "No target is granted to you yet: ask your administrator.")?;
+    } else {
+        writeln!(out, "Targets granted to you, and how to get there:")?;
+        for (target, state) in &granted {
+            writeln!(out, "  {:<20} {}{}", target.name.as_str(), caller.line(target), state)?;
+        }
+    }
+    match detail.recovery_codes_left {
+        1 => writeln!(out, "\n1 recovery code is left.")?,
+        left => writeln!(out, "\n{left} recovery codes are left.")?,
+    }
+    let me = format!("ssh {}{}@{}", caller.port_option(), caller.who.user(), caller.public_host);
+    writeln!(out, "'{me} help' shows what else can be typed here.")?;
+    Ok(())
+}
+
+async fn targets(caller: &Caller<'_>, verbs: &Verbs<'_>, out: &mut Out<'_>) -> anyhow::Result<()> {
+    let granted = granted(caller, verbs.store, verbs.now).await?;
+    let rows: Vec<Granted> = granted
+        .into_iter()
+        .map(|(target, state)| Granted {
+            ssh: caller.line(&target),
+            holds_now: state.is_empty(),
+            address: target.address.to_string(),
+            name: target.name.to_string(),
+        })
+        .collect();
+    Ok(admin::output::list(out, verbs.format, &rows)?)
+}
+
+/// A row of `targets`.
+#[derive(serde::Serialize)]
+struct Granted {
+    name: String,
+    address: String,
+    holds_now: bool,
+    ssh: String,
+}
+
+impl admin::output::Row for Granted {
+    const HEADINGS: &'static [&'static str] = &["TARGET", "ADDRESS", "NOW", "COMMAND"];
+    fn cells(&self) -> Vec<String> {
+        let now = if self.holds_now { "yes" } else { "no" };
+        vec![self.name.clone(), self.address.clone(), now.into(), self.ssh.clone()]
+    }
+}
+
+/// The targets granted to the caller; with a remark on those whose grants do not hold right now.
+async fn granted(
+    caller: &Caller<'_>,
+    store: &Store,
+    now: UnixTime,
+) -> anyhow::Result<Vec<(Target, &'static str)>> {
+    let access = store.access_of(caller.who.account()).await?;
+    let user = caller.who.user();
+    let subject = Subject { user, groups: &access.groups, source: caller.source.ip() };
+    let granted = policy::granted_targets(&subject, &access.targets, &access.grants);
+    let with_state = |(target, grants): (&Target, Vec<&crate::domain::Grant>)| {
+        let holds = grants.iter().any(|grant| policy::holds_now(grant, &subject, target, now));
+        (target.clone(), if holds { "" } else { "   (not at this time, or not from your address)" })
+    };
+    Ok(granted.into_iter().map(with_state).collect())
+}
+
+impl Caller<'_> {
+    /// The exact line that leads to a target.
+    fn line(&self, target: &Target) -> String {
+        let (user, host) = (self.who.user(), &self.public_host);
+        let jump = if self.port == 22 {
+            format!("{user}@{host}")
+        } else {
+            format!("{user}@{host}:{}", self.port)
+        };
+        match target.address.port {
+            22 => format!("ssh -J {jump} {}", target.name),
+            port => {
+                // Any port may be a plain TCP service or an sshd: show what works for both.
+                format!(
+                    "ssh -J {jump} -p {port} {}   or   ssh {}-L {port}:{}:{port} -N {user}@{host}",
+                    target.name,
+                    self.port_option(),
+                    target.name
+                )
+            }
+        }
+    }
+
+    fn port_option(&self) -> String {
+        if self.port == 22 { String::new() } else { format!("-p {} ", self.port) }
+    }
+}

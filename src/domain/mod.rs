@@ -16,7 +16,7 @@ pub use name::{GroupName, NameError, UserName};
 pub use target::{
     Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
 };
-pub use text::printable;
+pub use text::{printable, printable_json};
 pub use time::{TimeStep, UnixTime};
 
 use std::fmt;
@@ -204,6 +204,35 @@ impl FromStr for Id {
     }
 }
 
+/// The beginning of an [`Id`], as people type it: 1 to 12 of its characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdPrefix(String);
+
+impl IdPrefix {
+    /// The beginning as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IdPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for IdPrefix {
+    type Err = NameError;
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        if (1..=Id::LEN).contains(&s.len()) && s.chars().all(|c| Id::ALPHABET.contains(c)) {
+            Ok(Self(s.to_owned()))
+        } else {
+            let rule = "an id, or its beginning, as the list shows it";
+            Err(NameError::new("id", s, rule))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,5 +260,16 @@ mod tests {
         let id = Id::random().unwrap();
         assert_eq!(id.as_str().parse::<Id>().unwrap(), id);
         assert!("ABCDEFGHJKMN".parse::<Id>().is_err());
+    }
+
+    #[test]
+    fn an_id_may_be_cut_short() {
+        for good in ["7", "7kq2", "7kq2m9x4v1ab"] {
+            assert_eq!(good.parse::<IdPrefix>().unwrap().as_str(), good);
+        }
+        // `%` and `_` mean something to the store's LIKE.
+        for bad in ["", "%", "_", "A", "7kq2m9x4v1abc", "i"] {
+            assert!(bad.parse::<IdPrefix>().is_err(), "{bad}");
+        }
     }
 }

@@ -23,6 +23,28 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+/// JSON text with every character that [`printable`] escapes written as `\uXXXX`.
+///
+/// JSON itself escapes only C0 controls (RFC 8259 section 7). The value a reader gets is
+/// unchanged. Line breaks, which JSON has only between tokens, stay.
+pub fn printable_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut units = [0; 2];
+    for c in json.chars() {
+        if c == '\n' || !is_unsafe(c) {
+            out.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut units) {
+            // Writing to a String cannot fail.
+            if write!(out, "\\u{unit:04x}").is_err() {
+                break;
+            }
+        }
+    }
+    out
+}
+
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -42,5 +64,13 @@ mod tests {
             "a\\u{1b}[2Jb\\u{d}\\u{a}\\u{9}\\u{7f}\\u{9b}"
         );
         assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_and_loses_its_control_characters() {
+        let value = "é\x1b\x7f\u{9b}\u{202e}\u{e0041}\n";
+        let json = printable_json(&serde_json::to_string(value).unwrap());
+        assert_eq!(json, r#""é\u001b\u007f\u009b\u202e\udb40\udc41\n""#);
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
     }
 }

@@ -21,8 +21,8 @@ use super::guard::{Admission, Offence};
 use super::handler::{Ended, Handler};
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
-use crate::auth::machine::Authenticated;
 use crate::audit::{Context, EndReason, Event, Refusal};
+use crate::auth::machine::Authenticated;
 use crate::domain::{Id, Source};
 
 /// How long a client has to take a goodbye in before its socket is closed.
@@ -113,9 +113,9 @@ impl Connection {
     /// A place for one more channel, if there is one.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
         let most = self.settings.max_channels;
-        let taken = self.channels.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-            (n < most).then_some(n + 1)
-        });
+        let taken = self
+            .channels
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
         taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
     }
 
@@ -189,10 +189,7 @@ pub(super) async fn serve(
 }
 
 /// Runs SSH on the stream until either side ends it.
-async fn run(
-    conn: &Arc<Connection>,
-    stream: GuardedStream<TcpStream>,
-) -> Result<(), Ended> {
+async fn run(conn: &Arc<Connection>, stream: GuardedStream<TcpStream>) -> Result<(), Ended> {
     let handler = Handler::new(Arc::clone(conn));
     let config = conn.bastion.ssh_config();
     let mut session = tokio::select! {
@@ -241,7 +238,8 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     if conn.may_be_open.load(Ordering::SeqCst) {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
         let sums = (conn.up.load(Ordering::SeqCst), conn.down.load(Ordering::SeqCst));
-        if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await {
+        if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
+        {
             tracing::error!(%error, session = %conn.id, "failed to write the session's end");
         }
     }
@@ -278,7 +276,9 @@ async fn penalize(conn: &Connection, outcome: &Result<(), Ended>) {
     if offence == Offence::GraceExceeded {
         events.push(Event::SignInRefused { reason: Refusal::GraceExpired });
     }
-    if let Some(left) = conn.bastion.guard.penalize(&conn.source, offence, std::time::Instant::now()) {
+    if let Some(left) =
+        conn.bastion.guard.penalize(&conn.source, offence, std::time::Instant::now())
+    {
         events.push(Event::SourcePenalized { seconds: left.as_secs(), after });
     }
     for event in events {

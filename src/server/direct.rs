@@ -80,7 +80,10 @@ fn refused(reason: Refusal, message: &str) -> NotOpened {
 async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, NotOpened> {
     let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
     if conn.bastion.draining() {
-        return Err(refused(Refusal::Draining, "the bastion is stopping: connect again in a moment"));
+        return Err(refused(
+            Refusal::Draining,
+            "the bastion is stopping: connect again in a moment",
+        ));
     }
     let slot = conn.channel_slot().ok_or_else(|| {
         refused(Refusal::TooManyChannels, "too many channels on this connection: close some first")
@@ -94,7 +97,9 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
     let found = dial::resolve(&target.host, target.port, timeout).await;
     let found = match found {
         Ok(found) => found,
-        Err(error) => return Err(give_up(conn, &permit, &destination, None, &error.for_target(&name)).await),
+        Err(error) => {
+            return Err(give_up(conn, &permit, &destination, None, &error.for_target(&name)).await);
+        }
     };
     let checked = permit.check_addresses(&found, &conn.bastion.listeners())?;
     let forward = begin(conn, &permit, &destination).await?;
@@ -169,7 +174,7 @@ async fn give_up(
     };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     if let Err(error) =
-        store.close_forward(&forward, None, (0, 0), error, event, &conn.context(), now).await
+        store.close_forward(&forward, (0, 0), (None, error), event, &conn.context(), now).await
     {
         tracing::error!(%error, "failed to write a failed forward down");
     }
@@ -200,8 +205,9 @@ async fn pump(conn: &Arc<Connection>, channel: Channel<Msg>, opened: Opened) {
     let event = Event::ForwardClosed { forward: forward.clone(), up, down, reason: reason.clone() };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let context = conn.context();
-    if let Err(error) =
-        store.close_forward(&forward, Some(address), (up, down), &reason, event, &context, now).await
+    if let Err(error) = store
+        .close_forward(&forward, (up, down), (Some(address), &reason), event, &context, now)
+        .await
     {
         tracing::error!(%error, "failed to write a forward's end down");
     }

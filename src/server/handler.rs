@@ -12,14 +12,15 @@ use russh::keys::{Algorithm, Certificate, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodSet, Pty, Sig};
 use secrecy::SecretString;
 
 use super::connection::Connection;
 use super::login::Login;
+use super::ssh::method_set;
 use super::{direct, shell};
-use crate::auth::machine::{Methods, Reply, Request};
 use crate::audit::{EndReason, Event, Refusal};
+use crate::auth::machine::{Methods, Reply, Request};
 use crate::domain::printable;
 
 /// Why SSH on a connection ended, other than by the client's wish.
@@ -74,9 +75,10 @@ impl Handler {
             return Err(Ended::Refused(Refusal::TooManyAttempts));
         };
         Ok(match login.request(user, request).await {
-            Reply::Refuse(methods) => {
-                Auth::Reject { proceed_with_methods: Some(method_set(methods)), partial_success: false }
-            }
+            Reply::Refuse(methods) => Auth::Reject {
+                proceed_with_methods: Some(method_set(methods)),
+                partial_success: false,
+            },
             Reply::Continue => Auth::Reject {
                 proceed_with_methods: Some(method_set(Methods::INTERACTIVE)),
                 partial_success: true,
@@ -86,7 +88,11 @@ impl Handler {
                 name: Cow::Borrowed(""),
                 instructions: Cow::Owned(question.instruction),
                 prompts: Cow::Owned(
-                    question.prompt.into_iter().map(|(text, echo)| (Cow::Owned(text), echo)).collect(),
+                    question
+                        .prompt
+                        .into_iter()
+                        .map(|(text, echo)| (Cow::Owned(text), echo))
+                        .collect(),
                 ),
             },
             Reply::Accept(who) => {
@@ -97,7 +103,10 @@ impl Handler {
                 // No method left: a client then says "Permission denied" and goes by itself.
                 self.cut_off = true;
                 self.conn.control.extend(std::time::Duration::from_secs(2));
-                Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false }
+                Auth::Reject {
+                    proceed_with_methods: Some(MethodSet::empty()),
+                    partial_success: false,
+                }
             }
         })
     }
@@ -120,26 +129,10 @@ pub(super) fn prohibited(reason: &str) -> ChannelOpenFailure {
     ChannelOpenFailure::Other { code: 1, reason: reason.to_owned() }
 }
 
-fn method_set(methods: Methods) -> MethodSet {
-    let offered = [
-        (methods.publickey, MethodKind::PublicKey),
-        (methods.password, MethodKind::Password),
-        (methods.keyboard_interactive, MethodKind::KeyboardInteractive),
-    ];
-    let kinds: Vec<MethodKind> = offered.into_iter().filter(|(on, _)| *on).map(|(_, k)| k).collect();
-    MethodSet::from(&kinds[..])
-}
-
 /// The key's fingerprint, if it is of a kind and size that can be trusted; RSA signs with SHA-2
 /// only (RFC 8332) and has 2048 bits at least.
 fn fingerprint(key: &PublicKey, algorithm: &Algorithm) -> Option<String> {
-    let strong = match algorithm {
-        Algorithm::Rsa { hash: None } | Algorithm::Dsa => false,
-        Algorithm::Rsa { .. } => {
-            key.key_data().rsa().is_some_and(|rsa| rsa.key_size() >= 2048)
-        }
-        _ => true,
-    };
+    let strong = crate::keys::is_strong(key) && !matches!(algorithm, Algorithm::Rsa { hash: None });
     strong.then(|| key.fingerprint(HashAlg::Sha256).to_string())
 }
 
@@ -327,7 +320,11 @@ impl russh::server::Handler for Handler {
         Ok(session.channel_failure(channel)?)
     }
 
-    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Ended> {
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
         Ok(session.channel_success(channel)?)
     }
 

@@ -95,9 +95,8 @@ struct Waiting(Arc<AtomicUsize>);
 
 impl Waiting {
     fn enter(waiting: &Arc<AtomicUsize>, most: usize) -> Result<Self, Error> {
-        let entered = waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-            (n < most).then_some(n + 1)
-        });
+        let entered = waiting
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
         entered.map(|_| Self(Arc::clone(waiting))).map_err(|_| Error::Busy)
     }
 }

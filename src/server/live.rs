@@ -47,17 +47,16 @@ impl Table {
 
     /// Ends what the store says must end.
     fn check(&self, live: &Live) {
-        let epochs: HashMap<&Id, Option<i64>> = live.epochs.iter().map(|(id, e)| (id, *e)).collect();
+        let epochs: HashMap<&Id, Option<i64>> =
+            live.epochs.iter().map(|(id, e)| (id, *e)).collect();
         for conn in self.all() {
             if live.killed.contains(&conn.id) {
                 conn.end(EndReason::Killed, "an administrator ended this session");
             }
             let Some(who) = conn.who() else { continue };
             // A session that signed in after the store was read is not in `epochs`.
-            if let Some(epoch) = epochs.get(who.account()) {
-                if *epoch != Some(who.epoch()) {
-                    conn.end(EndReason::Revoked, "your account was changed: sign in again");
-                }
+            if epochs.get(who.account()).is_some_and(|epoch| *epoch != Some(who.epoch())) {
+                conn.end(EndReason::Revoked, "your account was changed: sign in again");
             }
         }
     }
@@ -81,7 +80,10 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
     }
 }
 
-async fn look(bastion: &Bastion, revisions: &watch::Sender<i64>) -> Result<(), crate::store::Error> {
+async fn look(
+    bastion: &Bastion,
+    revisions: &watch::Sender<i64>,
+) -> Result<(), crate::store::Error> {
     let revision = bastion.store.revision().await?;
     if revision == *revisions.borrow() {
         return Ok(());

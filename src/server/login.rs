@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::hashing;
+use crate::audit::{Context, Event, Refusal};
 use crate::auth::machine::{Attempt, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
-use crate::audit::{Context, Event, Refusal};
 use crate::domain::{Id, printable};
 use crate::store::{Bound, FailureNote, NewAuthenticator, SignIn, Throttled};
 
@@ -73,7 +73,9 @@ impl Login {
                 };
                 Input::Found(account, throttle)
             }
-            Effect::CheckPassword(password, hash) => return self.check_password(password, hash).await,
+            Effect::CheckPassword(password, hash) => {
+                return self.check_password(password, hash).await;
+            }
             Effect::MakeSecret => match totp::Secret::generate() {
                 Ok(secret) => Input::Secret(secret),
                 Err(error) => {
@@ -223,4 +225,3 @@ fn failed(error: &crate::store::Error) -> Refusal {
 fn store_failed(error: &crate::store::Error) -> Reply {
     Reply::Disconnect(failed(error))
 }
-

@@ -17,6 +17,7 @@ pub mod proxy;
 mod settings;
 mod shell;
 pub mod socket;
+pub mod ssh;
 pub mod stream;
 
 use std::net::SocketAddr;
@@ -29,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use settings::Settings;
+/// What [`ssh::config`] makes.
+pub type SshConfig = russh::server::Config;
 
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::clock::Clock;
@@ -50,7 +53,7 @@ pub struct Bastion {
     /// What all channels together may hold for slow targets.
     pub budget: Arc<Budget>,
     settings: RwLock<Arc<Settings>>,
-    ssh: RwLock<Arc<russh::server::Config>>,
+    ssh: RwLock<Arc<SshConfig>>,
     listeners: RwLock<Vec<SocketAddr>>,
     live: live::Table,
     revisions: watch::Receiver<i64>,
@@ -72,7 +75,7 @@ impl Bastion {
         guard: Arc<Guard>,
         hashing: Hashing,
         settings: Settings,
-        ssh: russh::server::Config,
+        ssh: SshConfig,
     ) -> Self {
         let (revisions_sender, revisions) = watch::channel(-1);
         Self {
@@ -92,7 +95,7 @@ impl Bastion {
     }
 
     /// Replaces what new connections are served by.
-    pub fn reload(&self, settings: Settings, ssh: russh::server::Config) {
+    pub fn reload(&self, settings: Settings, ssh: SshConfig) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ssh);
     }
@@ -101,7 +104,7 @@ impl Bastion {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn ssh_config(&self) -> Arc<russh::server::Config> {
+    fn ssh_config(&self) -> Arc<SshConfig> {
         Arc::clone(&self.ssh.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -213,7 +216,10 @@ async fn drain(bastion: &Arc<Bastion>, connections: &TaskTracker) {
     // Whoever is not through yet would only lose the session again.
     for conn in bastion.live.all() {
         if conn.who().is_none() {
-            conn.end(EndReason::ServerStopped, "the bastion is stopping: connect again in a moment");
+            conn.end(
+                EndReason::ServerStopped,
+                "the bastion is stopping: connect again in a moment",
+            );
         }
     }
     let wait = bastion.settings().drain;

@@ -84,7 +84,8 @@ async fn run(
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);
     let mut stderr = TerminalLines::new(out.make_writer_ext(Some(1)), has_terminal);
-    let status = console::run(&caller, words.as_deref(), store, now, &mut stdout, &mut stderr).await;
+    let status =
+        console::run(&caller, words.as_deref(), store, now, &mut stdout, &mut stderr).await;
     let status = match status {
         Ok(status) => status,
         Err(error) => {

@@ -138,9 +138,11 @@ impl Store {
     ) -> Result<SignedIn, Error> {
         let mut tx = self.begin().await?;
         let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
-        if claimed.is_ok() {
-            tx.append_claim(attempt, &claimed, context, now).await?;
+        if claimed.is_err() {
+            tx.roll_back().await?;
+            return Ok(claimed);
         }
+        tx.append_claim(attempt, &claimed, context, now).await?;
         tx.commit().await?;
         Ok(claimed)
     }
@@ -160,13 +162,15 @@ impl Store {
     ) -> Result<SignedIn, Error> {
         let mut tx = self.begin().await?;
         let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
-        if claimed.is_ok() {
-            tx.forget_failures(whose).await?;
-            tx.open_session(&attempt.account, sign_in, now).await?;
-            let steps = attempt.steps.clone();
-            tx.append_claim(attempt, &claimed, context, now).await?;
-            tx.append(now, context, Event::SignedIn { steps }).await?;
+        if claimed.is_err() {
+            tx.roll_back().await?;
+            return Ok(claimed);
         }
+        tx.forget_failures(whose).await?;
+        tx.open_session(&attempt.account, sign_in, now).await?;
+        let steps = attempt.steps.clone();
+        tx.append_claim(attempt, &claimed, context, now).await?;
+        tx.append(now, context, Event::SignedIn { steps }).await?;
         tx.commit().await?;
         Ok(claimed)
     }

@@ -4,6 +4,7 @@
 //! records it; a [`Tx`] that is dropped before [`Tx::commit`] changed nothing. Query bodies are
 //! written once and expanded for both engines by the `on!` macro. No secret is stored in the clear.
 
+mod access;
 mod audit;
 mod login;
 mod open;
@@ -11,6 +12,7 @@ mod pool;
 mod schema;
 pub mod seal;
 mod session;
+mod user;
 
 use std::sync::Arc;
 
@@ -18,10 +20,12 @@ use diesel::prelude::*;
 
 use diesel_async::RunQueryDsl;
 
+pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use login::{Bound, FailureNote, NewAuthenticator, SignIn, SignedIn, Throttled};
 pub use open::Settings;
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
+pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 use crate::keys::AuditKey;
 use pool::{Lease, Pool, on};
@@ -169,6 +173,13 @@ impl Tx<'_> {
     /// Makes the changes of this transaction last.
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
         self.lease.run_sql("COMMIT").await?;
+        self.lease.give_back();
+        Ok(())
+    }
+
+    /// Undoes the changes of this transaction, and keeps its connection.
+    pub(crate) async fn roll_back(mut self) -> Result<(), Error> {
+        self.lease.run_sql("ROLLBACK").await?;
         self.lease.give_back();
         Ok(())
     }

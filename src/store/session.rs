@@ -8,7 +8,7 @@ use super::pool::on;
 use super::schema::{forwards, revision, sessions, users};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, EndReason, Event};
-use crate::domain::{Destination, Id, TargetName, UnixTime};
+use crate::domain::{Destination, Id, IdPrefix, TargetName, UnixTime};
 
 /// A session as operators list it.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -84,7 +84,8 @@ impl Store {
     pub async fn live(&self) -> Result<Live, Error> {
         let mut tx = self.read().await?;
         let node = self.node().to_owned();
-        let rows: Vec<(String, String, Option<i64>, Option<i64>, Option<i64>)> = on!(tx.engine(), conn => {
+        type LiveRow = (String, String, Option<i64>, Option<i64>, Option<i64>);
+        let rows: Vec<LiveRow> = on!(tx.engine(), conn => {
             sessions::table
                 .left_join(users::table.on(users::id.eq(sessions::user_id)))
                 .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))
@@ -230,9 +231,8 @@ impl Store {
     pub async fn close_forward(
         &self,
         forward: &Id,
-        address: Option<std::net::SocketAddr>,
         (up, down): (u64, u64),
-        reason: &str,
+        (address, reason): (Option<std::net::SocketAddr>, &str),
         event: Event,
         context: &Context,
         now: UnixTime,
@@ -285,14 +285,13 @@ impl Store {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn sessions_by_prefix(&self, prefix: &str) -> Result<Vec<SessionRow>, Error> {
+    pub async fn sessions_by_prefix(&self, prefix: &IdPrefix) -> Result<Vec<SessionRow>, Error> {
         use sessions::dsl;
-        // Ids are made of 0-9 and a-z: '{' comes after them all, and no pattern has to be escaped.
-        let end = format!("{prefix}{{");
+        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
         let mut tx = self.read().await?;
         let rows = on!(tx.engine(), conn => {
             dsl::sessions
-                .filter(dsl::id.ge(prefix).and(dsl::id.lt(&end)))
+                .filter(dsl::id.like(&pattern))
                 .select(SessionRow::as_select())
                 .limit(2)
                 .load(conn)

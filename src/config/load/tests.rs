@@ -1,8 +1,9 @@
 //! Tests of loading: what is said of a mistake, what overrides what, what the shipped file shows.
 
 use super::super::names::names;
-use super::super::{LogFormat, Method, Span};
+use super::super::{Method, Span};
 use super::*;
+use crate::logging::LogFormat;
 
 fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,233 @@
+//! Groups, targets, grants, and why they lead where they lead.
+
+use std::io::Write as _;
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::output::{Format, Row, json_line, list, show};
+use super::{Out, Verbs};
+use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand, TargetCommand};
+use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, Mode, Target, UnixTime};
+use crate::policy::{self, Subject};
+use crate::store::GroupRow;
+
+/// What is granted, to whom, and on what.
+#[derive(Debug)]
+pub enum AccessCommand {
+    /// `group ...`
+    Group(GroupCommand),
+    /// `target ...`
+    Target(TargetCommand),
+    /// `grant ...`
+    Grant(GrantCommand),
+}
+
+/// Runs `group ...`, `target ...`, `grant ...`.
+///
+/// # Errors
+/// What the store says.
+pub async fn access(
+    verbs: &Verbs<'_>,
+    command: AccessCommand,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    match command {
+        AccessCommand::Group(command) => groups(verbs, command, out).await,
+        AccessCommand::Target(command) => targets(verbs, command, out).await,
+        AccessCommand::Grant(command) => grants(verbs, command, out).await,
+    }
+}
+
+async fn groups(verbs: &Verbs<'_>, command: GroupCommand, out: &mut Out<'_>) -> anyhow::Result<()> {
+    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+    match command {
+        GroupCommand::Add { group } => {
+            store.add_group(&group, context, now).await?;
+            writeln!(out, "group {group} is added")?;
+        }
+        GroupCommand::Remove { group } => {
+            store.remove_group(&group, context, now).await?;
+            writeln!(out, "group {group} is removed, with the grants for it")?;
+        }
+        GroupCommand::List => list(out, verbs.format, &store.groups().await?)?,
+        GroupCommand::Join { group, user } => {
+            store.join_group(&group, &user, context, now).await?;
+            writeln!(out, "{user} is in {group}")?;
+        }
+        GroupCommand::Leave { group, user } => {
+            store.leave_group(&group, &user, context, now).await?;
+            writeln!(out, "{user} is no longer in {group}")?;
+        }
+    }
+    Ok(())
+}
+
+async fn targets(
+    verbs: &Verbs<'_>,
+    command: TargetCommand,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+    match command {
+        TargetCommand::Add { name, address, mode, mut labels } => {
+            if mode == Mode::Record {
+                bail!("--mode record is not in this release: leave it out for tunnel");
+            }
+            labels.sort();
+            if labels.windows(2).any(|pair| matches!(pair, [a, b] if a.key == b.key)) {
+                bail!("a target has one value for each label: give every key once");
+            }
+            let target = Target { id: Id::random()?, name, address, mode, labels, created_at: now };
+            store.add_target(&target, context, now).await?;
+            writeln!(out, "target {} is {} ({mode})", target.name, target.address)?;
+        }
+        TargetCommand::List => list(out, verbs.format, &store.targets().await?)?,
+        TargetCommand::Show { name } => {
+            let targets = store.targets().await?;
+            let Some(target) = targets.into_iter().find(|target| target.name == name) else {
+                bail!("there is no target {name}: see 'sallyport target list'");
+            };
+            let meant = |grant: &Grant| match &grant.object {
+                GrantObject::Target(name) => *name == target.name,
+                GrantObject::Label(label) => target.labels.contains(label),
+            };
+            let grants = store.grants().await?.into_iter().filter(meant).collect();
+            show(out, verbs.format, &TargetDetail { target, grants })?;
+        }
+        TargetCommand::Remove { name } => {
+            store.remove_target(&name, context, now).await?;
+            writeln!(out, "target {name} is removed, with the grants for it alone")?;
+        }
+    }
+    Ok(())
+}
+
+async fn grants(verbs: &Verbs<'_>, command: GrantCommand, out: &mut Out<'_>) -> anyhow::Result<()> {
+    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+    match command {
+        GrantCommand::Add(add) => {
+            let grant = grant(*add, now)?;
+            store.add_grant(&grant, context, now).await?;
+            match verbs.format {
+                Format::Json => json_line(out, &grant)?,
+                Format::Table { .. } => writeln!(out, "grant {}: {grant}", grant.id)?,
+            }
+        }
+        GrantCommand::List => list(out, verbs.format, &store.grants().await?)?,
+        GrantCommand::Remove { id } => {
+            let grant = store.remove_grant(id.as_str(), context, now).await?;
+            writeln!(out, "grant {} is removed: {grant}", grant.id)?;
+        }
+    }
+    Ok(())
+}
+
+fn grant(add: GrantAdd, now: UnixTime) -> anyhow::Result<Grant> {
+    let subject = match (add.user, add.group) {
+        (Some(user), None) => GrantSubject::User(user),
+        (None, Some(group)) => GrantSubject::Group(group),
+        _ => bail!("give --user or --group, one of them"),
+    };
+    let object = match (add.target, add.label) {
+        (Some(target), None) => GrantObject::Target(target),
+        (None, Some(label)) => GrantObject::Label(label),
+        _ => bail!("give --target or --label, one of them"),
+    };
+    let zone = jiff::tz::TimeZone::system();
+    let until = add.until.map(|when| when.resolve(now, &zone)).transpose()?;
+    if until.is_some_and(|until| until <= now) {
+        bail!("--until lies in the past: the grant would never hold");
+    }
+    Ok(Grant {
+        id: Id::random()?,
+        subject,
+        object,
+        accounts: add.accounts,
+        allow: add.allow,
+        hours: add.hours,
+        from: add.from,
+        until,
+        created_at: now,
+    })
+}
+
+/// Runs `explain`; whether the policy permits it.
+///
+/// # Errors
+/// When there is no such user, or the store fails.
+pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> anyhow::Result<bool> {
+    let detail = verbs.store.user(&asked.user).await?;
+    let account: Id = detail.user.id.parse()?;
+    let port = asked.target.port;
+    let destination = Destination::parse(asked.target.host.as_str(), u32::from(port))?;
+    let access = verbs.store.access_to(&account, &destination).await?;
+    let zone = jiff::tz::TimeZone::system();
+    let at = asked.at.map_or(Ok(verbs.now), |when| when.resolve(verbs.now, &zone))?;
+    let source = asked.from.to_canonical();
+    let subject = Subject { user: &asked.user, groups: &access.groups, source };
+    let explained = policy::explain(
+        &subject,
+        &access.targets,
+        &access.grants,
+        &destination,
+        asked.account.as_ref(),
+        at,
+    );
+    match verbs.format {
+        Format::Json => json_line(out, &explained)?,
+        Format::Table { .. } => {
+            write!(out, "{explained}")?;
+            if detail.user.disabled_at.is_some() {
+                writeln!(out, "  {} is disabled and cannot sign in at all", asked.user)?;
+            }
+        }
+    }
+    Ok(explained.permitted && detail.user.disabled_at.is_none())
+}
+
+/// A target with the grants that lead to it.
+#[derive(Debug, Serialize)]
+struct TargetDetail {
+    #[serde(flatten)]
+    target: Target,
+    grants: Vec<Grant>,
+}
+
+impl Row for TargetDetail {
+    const HEADINGS: &'static [&'static str] =
+        &["TARGET", "ADDRESS", "MODE", "LABELS", "ADDED", "GRANTED TO"];
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.target.cells();
+        let grants: Vec<String> = self.grants.iter().map(ToString::to_string).collect();
+        cells.extend([self.target.created_at.to_string(), grants.join("; ")]);
+        cells
+    }
+}
+
+impl Row for Target {
+    const HEADINGS: &'static [&'static str] = &["TARGET", "ADDRESS", "MODE", "LABELS"];
+    fn cells(&self) -> Vec<String> {
+        let labels: Vec<String> = self.labels.iter().map(ToString::to_string).collect();
+        vec![
+            self.name.to_string(),
+            self.address.to_string(),
+            self.mode.to_string(),
+            labels.join(" "),
+        ]
+    }
+}
+
+impl Row for Grant {
+    const HEADINGS: &'static [&'static str] = &["GRANT", "RULE"];
+    fn cells(&self) -> Vec<String> {
+        vec![self.id.to_string(), self.to_string()]
+    }
+}
+
+impl Row for GroupRow {
+    const HEADINGS: &'static [&'static str] = &["GROUP", "MEMBERS"];
+    fn cells(&self) -> Vec<String> {
+        vec![self.group.clone(), self.members.join(" ")]
+    }
+}

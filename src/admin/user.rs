@@ -1,0 +1,300 @@
+//! Users, groups' members' passwords and keys, authenticators.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, bail};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+
+use super::output::{Format, Row, age, json_line, list, show};
+use super::{Out, Verbs};
+use crate::auth::password;
+use crate::cli::{OtpCommand, UserCommand, UserKeyCommand};
+use crate::domain::{Factor, UnixTime, UserName, printable};
+use crate::keys::public_key;
+use crate::store::{KeyRow, NewUser, UserDetail, UserRow};
+
+/// Where a new password comes from.
+#[derive(Debug)]
+pub enum NewPassword {
+    /// Made here, printed, to be changed at the first login.
+    OneTime,
+    /// Given, to stay.
+    Permanent(SecretString),
+}
+
+/// Public keys given on the command line, as lines of an authorized_keys file.
+///
+/// # Errors
+/// When a line is no public key, or the key is too weak; the error names the line.
+pub fn read_keys(text: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let mut keys = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        keys.push(public_key(line).with_context(|| format!("line {number}"))?);
+    }
+    if keys.is_empty() {
+        bail!("there is no public key in it: give lines such as \"ssh-ed25519 AAAA... comment\"");
+    }
+    Ok(keys)
+}
+
+/// Runs `user ...`. Passwords and keys were read from their files before.
+///
+/// # Errors
+/// What the store says, or which rule a password breaks.
+pub async fn users(
+    verbs: &Verbs<'_>,
+    command: UserCommand,
+    password: NewPassword,
+    keys: Vec<(String, String)>,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+    match command {
+        UserCommand::Add { name, role, factor, .. } => {
+            if factor != Factor::Totp {
+                bail!("--factor {factor} is not in this release: leave it out for totp");
+            }
+            let (hash, shown) = hash(verbs, &name, password)?;
+            let binding_until = now.plus(verbs.binding_window);
+            let one_time = shown.is_some();
+            let new = NewUser {
+                name: &name,
+                role,
+                factor,
+                password_hash: &hash,
+                one_time,
+                binding_until,
+                keys,
+            };
+            store.add_user(&new, context, now).await?;
+            added(verbs, &name, shown, Some(binding_until), out)?;
+        }
+        UserCommand::Passwd { name, .. } => {
+            let (hash, shown) = hash(verbs, &name, password)?;
+            store.set_password(&name, &hash, shown.is_some(), context, now).await?;
+            added(verbs, &name, shown, None, out)?;
+        }
+        UserCommand::List => list(out, verbs.format, &store.users().await?)?,
+        UserCommand::Show { name } => show(out, verbs.format, &store.user(&name).await?)?,
+        UserCommand::Disable { name } => {
+            store.set_disabled(&name, true, context, now).await?;
+            writeln!(out, "{name} is disabled; their sessions end")?;
+        }
+        UserCommand::Enable { name } => {
+            store.set_disabled(&name, false, context, now).await?;
+            writeln!(out, "{name} is enabled")?;
+        }
+        UserCommand::Unlock { name } => {
+            let lifted = store.unlock(&name, context, now).await?;
+            writeln!(out, "{name} is unlocked; failures from {lifted} sources are forgotten")?;
+        }
+        UserCommand::Remove { name } => {
+            store.remove_user(&name, context, now).await?;
+            writeln!(out, "{name} is removed; their sessions end")?;
+        }
+        UserCommand::Key(UserKeyCommand::Add { name, .. }) => {
+            for (fingerprint, key) in &keys {
+                store.add_key(&name, fingerprint, key, context, now).await?;
+                writeln!(out, "{name} may use {fingerprint}")?;
+            }
+        }
+        UserCommand::Key(UserKeyCommand::List { name }) => {
+            list(out, verbs.format, &store.user(&name).await?.keys)?;
+        }
+        UserCommand::Key(UserKeyCommand::Remove { name, fingerprint }) => {
+            store.remove_key(&name, &fingerprint, context, now).await?;
+            writeln!(out, "{name} may no longer use {}", printable(&fingerprint))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `otp ...`.
+///
+/// # Errors
+/// What the store says.
+pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> anyhow::Result<()> {
+    match command {
+        OtpCommand::Show { name } => {
+            let detail = verbs.store.user(&name).await?;
+            show(out, verbs.format, &OtpStatus::new(&detail, verbs.now))?;
+        }
+        OtpCommand::Reset { name } => {
+            let until = verbs.now.plus(verbs.binding_window);
+            verbs.store.reset_otp(&name, until, verbs.context, verbs.now).await?;
+            writeln!(out, "{name} may bind an authenticator at the next login, until {until}")?;
+        }
+    }
+    Ok(())
+}
+
+/// The hash of a new password, and the password itself if it is to be shown.
+fn hash(
+    verbs: &Verbs<'_>,
+    name: &UserName,
+    new: NewPassword,
+) -> anyhow::Result<(String, Option<SecretString>)> {
+    match new {
+        NewPassword::OneTime => {
+            let one_time = password::one_time()?;
+            Ok((password::hash(&one_time, verbs.cost)?, Some(one_time)))
+        }
+        NewPassword::Permanent(given) => {
+            password::check_new(&given, None, name, verbs.rules)?;
+            Ok((password::hash(&given, verbs.cost)?, None))
+        }
+    }
+}
+
+/// Tells the administrator what to hand on. This is the one place that prints a password.
+fn added(
+    verbs: &Verbs<'_>,
+    name: &UserName,
+    one_time: Option<SecretString>,
+    until: Option<UnixTime>,
+    out: &mut Out<'_>,
+) -> io::Result<()> {
+    let password = one_time.as_ref().map(|password| password.expose_secret());
+    if verbs.format == Format::Json {
+        #[derive(Serialize)]
+        struct Added<'a> {
+            name: &'a UserName,
+            one_time_password: Option<&'a str>,
+            binding_until: Option<UnixTime>,
+        }
+        let added = Added { name, one_time_password: password, binding_until: until };
+        return json_line(out, &added);
+    }
+    match password {
+        Some(password) => writeln!(out, "one-time password for {name}: {password}")?,
+        None => writeln!(out, "the password of {name} is set")?,
+    }
+    if let Some(until) = until {
+        writeln!(out, "they bind their authenticator at the first login, until {until}")?;
+    }
+    Ok(())
+}
+
+/// What `otp show` and `ssh USER@bastion otp` tell.
+#[derive(Debug, Serialize)]
+pub(crate) struct OtpStatus {
+    name: String,
+    factor: String,
+    bound_at: Option<UnixTime>,
+    last_used_at: Option<UnixTime>,
+    /// Positive: the authenticator's clock is ahead.
+    clock_drift_seconds: Option<i64>,
+    recovery_codes_left: u32,
+    binding_until: Option<UnixTime>,
+}
+
+impl OtpStatus {
+    pub(crate) fn new(detail: &UserDetail, now: UnixTime) -> Self {
+        let user = &detail.user;
+        Self {
+            name: user.name.clone(),
+            factor: user.factor.clone(),
+            bound_at: user.otp_bound_at.map(UnixTime),
+            last_used_at: user.otp_bound_at.and(user.otp_last_used_at).map(UnixTime),
+            clock_drift_seconds: user.otp_drift_seconds,
+            recovery_codes_left: detail.recovery_codes_left,
+            binding_until: user.binding_until.map(UnixTime).filter(|until| now < *until),
+        }
+    }
+}
+
+impl Row for OtpStatus {
+    const HEADINGS: &'static [&'static str] =
+        &["USER", "FACTOR", "BOUND", "LAST USED", "CLOCK", "RECOVERY CODES", "MAY BIND UNTIL"];
+    fn cells(&self) -> Vec<String> {
+        let drift = self.clock_drift_seconds.map(|seconds| match seconds {
+            s if s > 0 => format!("{s} s ahead when a code last failed"),
+            s => format!("{} s behind when a code last failed", -s),
+        });
+        vec![
+            self.name.clone(),
+            self.factor.clone(),
+            self.bound_at.map_or_else(|| "no".to_owned(), |at| at.to_string()),
+            time(self.last_used_at),
+            drift.unwrap_or_default(),
+            format!("{} left", self.recovery_codes_left),
+            time(self.binding_until),
+        ]
+    }
+}
+
+fn time(at: Option<UnixTime>) -> String {
+    at.map(|at| at.to_string()).unwrap_or_default()
+}
+
+impl Row for UserRow {
+    const HEADINGS: &'static [&'static str] =
+        &["USER", "ROLE", "STATE", "PASSWORD", "AUTHENTICATOR"];
+    fn cells(&self) -> Vec<String> {
+        let state = if self.disabled_at.is_some() { "disabled" } else { "enabled" };
+        let password = if self.password_one_time != 0 { "one-time" } else { "own" };
+        let bound = match (self.otp_bound_at, self.binding_until) {
+            (Some(at), _) => format!("bound {}", UnixTime(at)),
+            (None, Some(until)) => format!("may bind until {}", UnixTime(until)),
+            (None, None) => "none".to_owned(),
+        };
+        vec![self.name.clone(), self.role.clone(), state.into(), password.into(), bound]
+    }
+}
+
+impl Row for UserDetail {
+    const HEADINGS: &'static [&'static str] = &[
+        "USER",
+        "ROLE",
+        "STATE",
+        "PASSWORD",
+        "AUTHENTICATOR",
+        "ADDED",
+        "GROUPS",
+        "KEYS",
+        "RECOVERY CODES",
+        "FAILURES",
+    ];
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.user.cells();
+        let keys: Vec<&str> = self.keys.iter().map(|key| key.fingerprint.as_str()).collect();
+        let failures: Vec<String> = self
+            .locks
+            .iter()
+            .map(|lock| match lock.locked_until {
+                Some(until) => format!(
+                    "{} from {}, locked until {}",
+                    lock.failures,
+                    lock.source,
+                    UnixTime(until)
+                ),
+                None => format!("{} from {}", lock.failures, lock.source),
+            })
+            .collect();
+        cells.extend([
+            UnixTime(self.user.created_at).to_string(),
+            self.groups.join(" "),
+            keys.join(" "),
+            format!("{} left", self.recovery_codes_left),
+            failures.join("; "),
+        ]);
+        cells
+    }
+}
+
+impl Row for KeyRow {
+    const HEADINGS: &'static [&'static str] = &["FINGERPRINT", "ADDED", "KEY"];
+    fn cells(&self) -> Vec<String> {
+        vec![self.fingerprint.clone(), UnixTime(self.added_at).to_string(), self.public_key.clone()]
+    }
+}
+
+/// "3 m ago", for tables.
+pub(super) fn ago(now: UnixTime, at: i64) -> String {
+    age(now, UnixTime(at))
+}

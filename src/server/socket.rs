@@ -1,0 +1,78 @@
+//! Listening sockets, our own or systemd's, and the options of accepted ones.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+const BACKLOG: i32 = 1024;
+
+/// The sockets to listen on: those that systemd passed (`LISTEN_FDS`), else new ones on `addresses`.
+///
+/// # Errors
+/// When an address cannot be listened on; the error names it.
+pub fn listeners(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    let mut passed = listenfd::ListenFd::from_env();
+    if passed.len() > 0 {
+        let count = passed.len();
+        let sockets = (0..count).filter_map(|i| passed.take_tcp_listener(i).transpose());
+        return sockets.map(|socket| adopt(socket?)).collect();
+    }
+    addresses.iter().map(|address| listen(*address)).collect()
+}
+
+fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // Its own socket for each family: no IPv4-mapped sources, and both can be configured.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        adopt(socket.into())
+    };
+    open().map_err(|e| io::Error::new(e.kind(), format!("failed to listen on {address}: {e}")))
+}
+
+/// Accepts the next connection, whatever goes wrong in between (no file descriptors left, a client
+/// that is gone already): it waits a moment and tries again.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut wait = Duration::from_millis(50);
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::error!(%error, "failed to accept a connection");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// Sets an accepted socket up: no Nagle delay, and a peer that is gone is noticed after three
+/// keepalives without an answer, also while data waits for it.
+///
+/// # Errors
+/// When the system refuses an option.
+pub fn tune(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    if !keepalive.is_zero() {
+        let options =
+            TcpKeepalive::new().with_time(keepalive).with_interval(keepalive).with_retries(3);
+        socket.set_tcp_keepalive(&options)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(keepalive * 3))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,559 @@
+//! Targets, groups and grants.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::pool::on;
+use super::schema::{grants, group_members, target_labels, targets, user_groups, users};
+use super::{Error, Store, Tx, parse};
+use crate::audit::{Context, Event};
+use crate::domain::{
+    Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Label, Target, TargetAddress,
+    TargetName, UnixTime, UserName,
+};
+
+/// What the policy needs to decide about one user.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// The groups the user is in.
+    pub groups: Vec<GroupName>,
+    /// The grants for the user or one of these groups.
+    pub grants: Vec<Grant>,
+    /// The targets in question.
+    pub targets: Vec<Target>,
+}
+
+/// A row of `targets`.
+type TargetRow = (String, String, String, i64, String, i64);
+
+/// A row of `grants`, with the names that its ids stand for.
+#[derive(Queryable)]
+struct GrantRow {
+    id: String,
+    user: Option<String>,
+    group: Option<String>,
+    target: Option<String>,
+    label: Option<String>,
+    accounts: String,
+    allow: String,
+    hours: Option<String>,
+    sources: String,
+    until: Option<i64>,
+    created_at: i64,
+}
+
+/// A group with its members.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct GroupRow {
+    /// Its name.
+    pub group: String,
+    /// When it was added.
+    pub created_at: i64,
+    /// Who is in it.
+    pub members: Vec<String>,
+}
+
+impl Store {
+    /// What decides whether `account` may go to `destination`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn access_to(
+        &self,
+        account: &Id,
+        destination: &Destination,
+    ) -> Result<Access, Error> {
+        let mut tx = self.read().await?;
+        let groups = tx.groups_of(account).await?;
+        let grants = tx.grants_for(account, &groups).await?;
+        let targets = tx.targets_meant(destination).await?;
+        tx.commit().await?;
+        Ok(Access { groups, grants, targets })
+    }
+
+    /// What `account` may go to: every target is looked at.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn access_of(&self, account: &Id) -> Result<Access, Error> {
+        let mut tx = self.read().await?;
+        let groups = tx.groups_of(account).await?;
+        let grants = tx.grants_for(account, &groups).await?;
+        let targets = if grants.is_empty() { Vec::new() } else { tx.all_targets().await? };
+        tx.commit().await?;
+        Ok(Access { groups, grants, targets })
+    }
+
+    /// Every target, by name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn targets(&self) -> Result<Vec<Target>, Error> {
+        let mut tx = self.read().await?;
+        let targets = tx.all_targets().await?;
+        tx.commit().await?;
+        Ok(targets)
+    }
+
+    /// Every grant, oldest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn grants(&self) -> Result<Vec<Grant>, Error> {
+        let mut tx = self.read().await?;
+        let grants = tx.grants_where(None).await?;
+        tx.commit().await?;
+        Ok(grants)
+    }
+
+    /// Every group, by name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn groups(&self) -> Result<Vec<GroupRow>, Error> {
+        let mut tx = self.read().await?;
+        let groups: Vec<(String, i64)> = on!(tx.engine(), conn => {
+            user_groups::table.order(user_groups::name).load(conn).await
+        })?;
+        let members: Vec<(String, String)> = on!(tx.engine(), conn => {
+            group_members::table
+                .inner_join(users::table)
+                .order(users::name)
+                .select((group_members::group_name, users::name))
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        let of = |group: &str| {
+            members.iter().filter(|(g, _)| g == group).map(|(_, m)| m.clone()).collect()
+        };
+        Ok(groups
+            .into_iter()
+            .map(|(group, created_at)| GroupRow { members: of(&group), group, created_at })
+            .collect())
+    }
+
+    /// Registers a target.
+    ///
+    /// # Errors
+    /// When the name is taken, or the store fails.
+    pub async fn add_target(
+        &self,
+        target: &Target,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        if tx.target_named(&target.name).await?.is_some() {
+            return Err(Error::Conflict(format!("there is a target {} already", target.name)));
+        }
+        let row = (
+            targets::id.eq(target.id.as_str()),
+            targets::name.eq(target.name.as_str()),
+            targets::host.eq(target.address.host.as_str()),
+            targets::port.eq(i64::from(target.address.port)),
+            targets::mode.eq(target.mode.word()),
+            targets::created_at.eq(target.created_at.0),
+        );
+        on!(tx.engine(), conn => {
+            diesel::insert_into(targets::table).values(row).execute(conn).await
+        })?;
+        for label in &target.labels {
+            let row = (
+                target_labels::target_id.eq(target.id.as_str()),
+                target_labels::key.eq(&label.key),
+                target_labels::value.eq(&label.value),
+            );
+            on!(tx.engine(), conn => {
+                diesel::insert_into(target_labels::table).values(row).execute(conn).await
+            })?;
+        }
+        let event = Event::TargetAdded {
+            target: target.name.clone(),
+            address: target.address.to_string(),
+            mode: target.mode.to_string(),
+            labels: target.labels.iter().map(ToString::to_string).collect(),
+        };
+        tx.changed(now, context, event).await
+    }
+
+    /// Removes a target, and the grants for it alone.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn remove_target(
+        &self,
+        name: &TargetName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let Some(id) = tx.target_named(name).await? else { return Err(no_such("target", name)) };
+        let lost = tx.grants_where(Some(GrantFilter::Target(id.as_str().to_owned()))).await?;
+        tx.append_removed(lost, context, now).await?;
+        on!(tx.engine(), conn => {
+            diesel::delete(targets::table.find(id.as_str())).execute(conn).await
+        })?;
+        tx.changed(now, context, Event::TargetRemoved { target: name.clone() }).await
+    }
+
+    /// Adds a group.
+    ///
+    /// # Errors
+    /// When the name is taken, or the store fails.
+    pub async fn add_group(
+        &self,
+        group: &GroupName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        if tx.has_group(group).await? {
+            return Err(Error::Conflict(format!("there is a group {group} already")));
+        }
+        let row = (user_groups::name.eq(group.as_str()), user_groups::created_at.eq(now.0));
+        on!(tx.engine(), conn => {
+            diesel::insert_into(user_groups::table).values(row).execute(conn).await
+        })?;
+        tx.changed(now, context, Event::GroupAdded { group: group.clone() }).await
+    }
+
+    /// Removes a group, and the grants for it.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn remove_group(
+        &self,
+        group: &GroupName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        if !tx.has_group(group).await? {
+            return Err(no_such("group", group));
+        }
+        let lost = tx.grants_where(Some(GrantFilter::Group(group.as_str().to_owned()))).await?;
+        tx.append_removed(lost, context, now).await?;
+        on!(tx.engine(), conn => {
+            diesel::delete(user_groups::table.find(group.as_str())).execute(conn).await
+        })?;
+        tx.changed(now, context, Event::GroupRemoved { group: group.clone() }).await
+    }
+
+    /// Puts a user into a group.
+    ///
+    /// # Errors
+    /// When one of them is not there, or the user is in it already, or the store fails.
+    pub async fn join_group(
+        &self,
+        group: &GroupName,
+        user: &UserName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(user).await?;
+        if !tx.has_group(group).await? {
+            return Err(no_such("group", group));
+        }
+        let row =
+            (group_members::group_name.eq(group.as_str()), group_members::user_id.eq(id.as_str()));
+        let joined = on!(tx.engine(), conn => {
+            diesel::insert_into(group_members::table).values(row).on_conflict_do_nothing().execute(conn).await
+        })?;
+        if joined == 0 {
+            return Err(Error::Conflict(format!("{user} is in the group {group} already")));
+        }
+        tx.changed(now, context, Event::GroupJoined { group: group.clone(), name: user.clone() })
+            .await
+    }
+
+    /// Takes a user out of a group.
+    ///
+    /// # Errors
+    /// When the user is not in it, or the store fails.
+    pub async fn leave_group(
+        &self,
+        group: &GroupName,
+        user: &UserName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(user).await?;
+        let left = on!(tx.engine(), conn => {
+            diesel::delete(group_members::table.find((group.as_str(), id.as_str()))).execute(conn).await
+        })?;
+        if left == 0 {
+            return Err(Error::Conflict(format!("{user} is not in a group {group}")));
+        }
+        tx.changed(now, context, Event::GroupLeft { group: group.clone(), name: user.clone() })
+            .await
+    }
+
+    /// Adds a grant.
+    ///
+    /// # Errors
+    /// When its user, group or target is not there, or the store fails.
+    pub async fn add_grant(
+        &self,
+        grant: &Grant,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let (user, group) = match &grant.subject {
+            GrantSubject::User(user) => (Some(tx.user_id(user).await?.to_string()), None),
+            GrantSubject::Group(group) if tx.has_group(group).await? => {
+                (None, Some(group.to_string()))
+            }
+            GrantSubject::Group(group) => return Err(no_such("group", group)),
+        };
+        let (target, label) = match &grant.object {
+            GrantObject::Target(name) => match tx.target_named(name).await? {
+                Some(id) => (Some(id.to_string()), None),
+                None => return Err(no_such("target", name)),
+            },
+            GrantObject::Label(label) => (None, Some(label.to_string())),
+        };
+        let row = (
+            grants::id.eq(grant.id.as_str()),
+            grants::user_id.eq(user),
+            grants::group_name.eq(group),
+            grants::target_id.eq(target),
+            grants::label.eq(label),
+            grants::accounts.eq(join(&grant.accounts)),
+            grants::allow.eq(join(&grant.allow)),
+            grants::hours.eq(grant.hours.as_ref().map(ToString::to_string)),
+            grants::sources.eq(join(&grant.from)),
+            grants::until.eq(grant.until.map(|t| t.0)),
+            grants::created_at.eq(grant.created_at.0),
+        );
+        on!(tx.engine(), conn => {
+            diesel::insert_into(grants::table).values(row).execute(conn).await
+        })?;
+        let event = Event::GrantAdded { grant: grant.id.clone(), rule: grant.to_string() };
+        tx.changed(now, context, event).await
+    }
+
+    /// Removes the grant whose id begins with `prefix`.
+    ///
+    /// # Errors
+    /// When there is none, or more than one, or the store fails.
+    pub async fn remove_grant(
+        &self,
+        prefix: &str,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Grant, Error> {
+        let mut tx = self.begin().await?;
+        let mut found = tx.grants_where(None).await?;
+        found.retain(|grant| grant.id.as_str().starts_with(prefix));
+        let grant = match <[Grant; 1]>::try_from(found) {
+            Ok([grant]) => grant,
+            Err(none) if none.is_empty() => return Err(no_such("grant", prefix)),
+            Err(_) => {
+                return Err(Error::Conflict(format!(
+                    "more than one grant begins with {prefix}: type more of it"
+                )));
+            }
+        };
+        on!(tx.engine(), conn => {
+            diesel::delete(grants::table.find(grant.id.as_str())).execute(conn).await
+        })?;
+        let event = Event::GrantRemoved { grant: grant.id.clone(), rule: grant.to_string() };
+        tx.changed(now, context, event).await?;
+        Ok(grant)
+    }
+}
+
+/// Which grants to read.
+pub(super) enum GrantFilter {
+    /// For this user or one of these groups.
+    For(String, Vec<String>),
+    /// For this target alone, by id.
+    Target(String),
+    /// For this group.
+    Group(String),
+    /// For this user alone, by id.
+    User(String),
+}
+
+impl Tx<'_> {
+    /// Appends the event of an administrator's change, tells every node, and commits.
+    pub(super) async fn changed(
+        mut self,
+        now: UnixTime,
+        context: &Context,
+        event: Event,
+    ) -> Result<(), Error> {
+        self.append(now, context, event).await?;
+        self.bump_revision().await?;
+        self.commit().await
+    }
+
+    /// Appends that grants go together with what they were for.
+    pub(super) async fn append_removed(
+        &mut self,
+        lost: Vec<Grant>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        for grant in lost {
+            let rule = grant.to_string();
+            self.append(now, context, Event::GrantRemoved { grant: grant.id, rule }).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn groups_of(&mut self, account: &Id) -> Result<Vec<GroupName>, Error> {
+        let names: Vec<String> = on!(self.engine(), conn => {
+            group_members::table
+                .filter(group_members::user_id.eq(account.as_str()))
+                .select(group_members::group_name)
+                .order(group_members::group_name)
+                .load(conn)
+                .await
+        })?;
+        names.iter().map(|name| parse("group_members", name)).collect()
+    }
+
+    async fn grants_for(
+        &mut self,
+        account: &Id,
+        groups: &[GroupName],
+    ) -> Result<Vec<Grant>, Error> {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        self.grants_where(Some(GrantFilter::For(account.to_string(), groups))).await
+    }
+
+    pub(super) async fn grants_where(
+        &mut self,
+        filter: Option<GrantFilter>,
+    ) -> Result<Vec<Grant>, Error> {
+        let rows: Vec<GrantRow> = on!(self.engine(), conn => {
+            let mut query = grants::table
+                .left_join(users::table)
+                .left_join(targets::table)
+                .select((
+                    grants::id, users::name.nullable(), grants::group_name, targets::name.nullable(),
+                    grants::label, grants::accounts, grants::allow, grants::hours, grants::sources,
+                    grants::until, grants::created_at,
+                ))
+                .order((grants::created_at, grants::id))
+                .into_boxed();
+            query = match &filter {
+                None => query,
+                Some(GrantFilter::For(user, groups)) => {
+                    query.filter(grants::user_id.eq(user).or(grants::group_name.eq_any(groups)))
+                }
+                Some(GrantFilter::Target(id)) => query.filter(grants::target_id.eq(id)),
+                Some(GrantFilter::Group(name)) => query.filter(grants::group_name.eq(name)),
+                Some(GrantFilter::User(id)) => query.filter(grants::user_id.eq(id)),
+            };
+            query.load(conn).await
+        })?;
+        rows.into_iter().map(grant).collect()
+    }
+
+    /// The targets that a destination can mean, by name or by address.
+    async fn targets_meant(&mut self, destination: &Destination) -> Result<Vec<Target>, Error> {
+        let (host, port) = (destination.host.as_str(), i64::from(destination.port));
+        let rows: Vec<TargetRow> = on!(self.engine(), conn => {
+            targets::table
+                .filter(targets::name.eq(host).or(targets::host.eq(host).and(targets::port.eq(port))))
+                .load(conn)
+                .await
+        })?;
+        let ids: Vec<String> = rows.iter().map(|row| row.0.clone()).collect();
+        let labels: Vec<(String, String, String)> = on!(self.engine(), conn => {
+            target_labels::table.filter(target_labels::target_id.eq_any(ids)).load(conn).await
+        })?;
+        rows.into_iter().map(|row| target(row, &labels)).collect()
+    }
+
+    async fn all_targets(&mut self) -> Result<Vec<Target>, Error> {
+        let rows: Vec<TargetRow> =
+            on!(self.engine(), conn => targets::table.order(targets::name).load(conn).await)?;
+        let labels: Vec<(String, String, String)> =
+            on!(self.engine(), conn => target_labels::table.load(conn).await)?;
+        rows.into_iter().map(|row| target(row, &labels)).collect()
+    }
+
+    async fn target_named(&mut self, name: &TargetName) -> Result<Option<Id>, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
+        })?;
+        id.map(|id| parse("targets", &id)).transpose()
+    }
+
+    async fn has_group(&mut self, group: &GroupName) -> Result<bool, Error> {
+        let found: i64 = on!(self.engine(), conn => {
+            user_groups::table.filter(user_groups::name.eq(group.as_str())).count().get_result(conn).await
+        })?;
+        Ok(found > 0)
+    }
+
+    /// The id of the user `name`.
+    pub(super) async fn user_id(&mut self, name: &UserName) -> Result<Id, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            users::table.filter(users::name.eq(name.as_str())).select(users::id).first(conn).await.optional()
+        })?;
+        parse("users", &id.ok_or_else(|| no_such("user", name))?)
+    }
+}
+
+pub(super) fn no_such(what: &str, name: impl std::fmt::Display) -> Error {
+    Error::Conflict(format!("there is no {what} {name}: see 'sallyport {what} list'"))
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn split<T: std::str::FromStr>(table: &'static str, text: &str) -> Result<Vec<T>, Error>
+where
+    T::Err: std::fmt::Display,
+{
+    text.split(',').filter(|item| !item.is_empty()).map(|item| parse(table, item)).collect()
+}
+
+fn grant(row: GrantRow) -> Result<Grant, Error> {
+    let damaged = || Error::Damaged { table: "grants", reason: format!("grant {}", row.id) };
+    Ok(Grant {
+        id: parse("grants", &row.id)?,
+        subject: match (&row.user, &row.group) {
+            (Some(user), None) => GrantSubject::User(parse("grants", user)?),
+            (None, Some(group)) => GrantSubject::Group(parse("grants", group)?),
+            _ => return Err(damaged()),
+        },
+        object: match (&row.target, &row.label) {
+            (Some(target), None) => GrantObject::Target(parse("grants", target)?),
+            (None, Some(label)) => GrantObject::Label(parse("grants", label)?),
+            _ => return Err(damaged()),
+        },
+        accounts: split("grants", &row.accounts)?,
+        allow: split("grants", &row.allow)?,
+        hours: row.hours.as_deref().map(|hours| parse("grants", hours)).transpose()?,
+        from: split("grants", &row.sources)?,
+        until: row.until.map(UnixTime),
+        created_at: UnixTime(row.created_at),
+    })
+}
+
+fn target(row: TargetRow, labels: &[(String, String, String)]) -> Result<Target, Error> {
+    let (id, name, host, port, mode, created_at) = row;
+    let port = u16::try_from(port)
+        .map_err(|_| Error::Damaged { table: "targets", reason: format!("port {port}") })?;
+    let mine = labels.iter().filter(|(target, ..)| *target == id);
+    Ok(Target {
+        labels: mine
+            .map(|(_, key, value)| Label { key: key.clone(), value: value.clone() })
+            .collect(),
+        id: parse("targets", &id)?,
+        name: parse("targets", &name)?,
+        address: TargetAddress { host: parse("targets", &host)?, port },
+        mode: parse("targets", &mode)?,
+        created_at: UnixTime(created_at),
+    })
+}

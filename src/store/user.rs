@@ -1,0 +1,443 @@
+//! Users, their passwords, keys and authenticators, as an administrator changes them.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+
+use super::access::GrantFilter;
+use super::login::otp_place;
+use super::pool::on;
+use super::schema::{recovery_codes, throttle, user_keys, users};
+use super::{Error, Store, Tx};
+use crate::audit::{Context, Event};
+use crate::domain::{Factor, Id, Role, UnixTime, UserName};
+
+/// A user as administrators see it: no secret and no hash.
+#[derive(Debug, Clone, Queryable, Selectable, Serialize)]
+#[diesel(table_name = users)]
+#[allow(missing_docs)]
+pub struct UserRow {
+    pub id: String,
+    pub name: String,
+    pub role: String,
+    pub factor: String,
+    pub created_at: i64,
+    pub disabled_at: Option<i64>,
+    pub password_one_time: i64,
+    pub password_set_at: i64,
+    pub binding_until: Option<i64>,
+    pub otp_bound_at: Option<i64>,
+    pub otp_last_used_at: Option<i64>,
+    pub otp_drift_seconds: Option<i64>,
+}
+
+/// Everything that `user show` tells.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct UserDetail {
+    #[serde(flatten)]
+    pub user: UserRow,
+    pub groups: Vec<String>,
+    pub keys: Vec<KeyRow>,
+    pub recovery_codes_left: u32,
+    pub locks: Vec<LockRow>,
+}
+
+/// A public key of a user.
+#[derive(Debug, Clone, Queryable, Selectable, Serialize)]
+#[diesel(table_name = user_keys)]
+#[allow(missing_docs)]
+pub struct KeyRow {
+    pub fingerprint: String,
+    pub public_key: String,
+    pub added_at: i64,
+}
+
+/// Failures of a user from one source.
+#[derive(Debug, Clone, Queryable, Selectable, Serialize)]
+#[diesel(table_name = throttle)]
+#[allow(missing_docs)]
+pub struct LockRow {
+    pub source: String,
+    pub failures: i64,
+    pub last_failed_at: i64,
+    pub locked_until: Option<i64>,
+}
+
+/// A user to be added.
+#[derive(Debug)]
+pub struct NewUser<'a> {
+    /// The name.
+    pub name: &'a UserName,
+    /// The role.
+    pub role: Role,
+    /// The second factor.
+    pub factor: Factor,
+    /// The password's hash.
+    pub password_hash: &'a str,
+    /// Whether it must be changed at the first login.
+    pub one_time: bool,
+    /// Until when an authenticator may be bound.
+    pub binding_until: UnixTime,
+    /// Public keys, each with its fingerprint.
+    pub keys: Vec<(String, String)>,
+}
+
+impl Store {
+    /// Whether there is any user at all.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn has_users(&self) -> Result<bool, Error> {
+        let mut tx = self.read().await?;
+        let count: i64 = on!(tx.engine(), conn => users::table.count().get_result(conn).await)?;
+        tx.commit().await?;
+        Ok(count > 0)
+    }
+
+    /// Every user, by name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn users(&self) -> Result<Vec<UserRow>, Error> {
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            users::table.order(users::name).select(UserRow::as_select()).load(conn).await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// Everything about one user that may be shown.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn user(&self, name: &UserName) -> Result<UserDetail, Error> {
+        let mut tx = self.read().await?;
+        let id = tx.user_id(name).await?;
+        let user: UserRow = on!(tx.engine(), conn => {
+            users::table.find(id.as_str()).select(UserRow::as_select()).first(conn).await
+        })?;
+        let keys = on!(tx.engine(), conn => {
+            user_keys::table
+                .filter(user_keys::user_id.eq(id.as_str()))
+                .order(user_keys::added_at)
+                .select(KeyRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        let locks = on!(tx.engine(), conn => {
+            throttle::table
+                .filter(throttle::account.eq(name.as_str()))
+                .order(throttle::source)
+                .select(LockRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        let groups = tx.groups_of(&id).await?.iter().map(ToString::to_string).collect();
+        let recovery_codes_left = tx.recovery_left(&id).await?;
+        tx.commit().await?;
+        Ok(UserDetail { user, groups, keys, recovery_codes_left, locks })
+    }
+
+    /// Adds a user, with an open binding window.
+    ///
+    /// # Errors
+    /// When the name is taken, or the store fails.
+    pub async fn add_user(
+        &self,
+        new: &NewUser<'_>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Id, Error> {
+        let id = Id::random()?;
+        let row = (
+            users::id.eq(id.as_str()),
+            users::name.eq(new.name.as_str()),
+            users::role.eq(new.role.word()),
+            users::factor.eq(new.factor.word()),
+            users::created_at.eq(now.0),
+            users::epoch.eq(1),
+            users::password_hash.eq(new.password_hash),
+            users::password_one_time.eq(i64::from(new.one_time)),
+            users::password_set_at.eq(now.0),
+            users::binding_until.eq(new.binding_until.0),
+            users::otp_last_step.eq(i64::MIN),
+        );
+        let mut tx = self.begin().await?;
+        let added = on!(tx.engine(), conn => {
+            diesel::insert_into(users::table).values(row).on_conflict_do_nothing().execute(conn).await
+        })?;
+        if added == 0 {
+            return Err(Error::Conflict(format!("there is a user {} already", new.name)));
+        }
+        let (name, role, factor) = (new.name.clone(), new.role, new.factor);
+        let one_time_password = new.one_time;
+        tx.append(now, context, Event::UserAdded { name, role, factor, one_time_password }).await?;
+        let until = new.binding_until;
+        let about = about(context, new.name);
+        tx.append(now, &about, Event::BindingWindowOpened { until }).await?;
+        for (fingerprint, key) in &new.keys {
+            tx.add_key(&id, new.name, fingerprint, key, context, now).await?;
+        }
+        tx.bump_revision().await?;
+        tx.commit().await?;
+        Ok(id)
+    }
+
+    /// Disables or enables a user; disabling ends their sessions.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it is so already, or the store fails.
+    pub async fn set_disabled(
+        &self,
+        name: &UserName,
+        disabled: bool,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        let changed = on!(tx.engine(), conn => {
+            let update = diesel::update(users::table.find(id.as_str()));
+            if disabled {
+                update.filter(users::disabled_at.is_null())
+                    .set((users::disabled_at.eq(Some(now.0)), users::epoch.eq(users::epoch + 1)))
+                    .execute(conn).await
+            } else {
+                update.filter(users::disabled_at.is_not_null())
+                    .set((users::disabled_at.eq(None::<i64>), users::epoch.eq(users::epoch + 1)))
+                    .execute(conn).await
+            }
+        })?;
+        if changed == 0 {
+            let state = if disabled { "disabled" } else { "enabled" };
+            return Err(Error::Conflict(format!("{name} is {state} already")));
+        }
+        let name = name.clone();
+        let event =
+            if disabled { Event::UserDisabled { name } } else { Event::UserEnabled { name } };
+        tx.changed(now, context, event).await
+    }
+
+    /// Lifts every lock of a user; gives how many sources had failures.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn unlock(
+        &self,
+        name: &UserName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<usize, Error> {
+        let mut tx = self.begin().await?;
+        tx.user_id(name).await?;
+        let lifted = on!(tx.engine(), conn => {
+            diesel::delete(throttle::table.filter(throttle::account.eq(name.as_str()))).execute(conn).await
+        })?;
+        let sources = u64::try_from(lifted).unwrap_or(u64::MAX);
+        tx.changed(now, context, Event::UserUnlocked { name: name.clone(), sources }).await?;
+        Ok(lifted)
+    }
+
+    /// Removes a user with everything of theirs; sessions and audit events stay.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn remove_user(
+        &self,
+        name: &UserName,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        let lost = tx.grants_where(Some(GrantFilter::User(id.to_string()))).await?;
+        tx.append_removed(lost, context, now).await?;
+        on!(tx.engine(), conn => diesel::delete(users::table.find(id.as_str())).execute(conn).await)?;
+        tx.changed(now, context, Event::UserRemoved { name: name.clone() }).await
+    }
+
+    /// Sets a user's password; ends their sessions.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn set_password(
+        &self,
+        name: &UserName,
+        hash: &str,
+        one_time: bool,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        on!(tx.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .set((
+                    users::epoch.eq(users::epoch + 1),
+                    users::password_hash.eq(hash),
+                    users::password_one_time.eq(i64::from(one_time)),
+                    users::password_set_at.eq(now.0),
+                ))
+                .execute(conn)
+                .await
+        })?;
+        tx.changed(now, context, Event::PasswordSet { name: name.clone(), one_time }).await
+    }
+
+    /// Unbinds a user's authenticator, if there is one, and opens the binding window; ends their
+    /// sessions.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the store fails.
+    pub async fn reset_otp(
+        &self,
+        name: &UserName,
+        until: UnixTime,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        let unbound = on!(tx.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .filter(users::otp_secret.is_not_null())
+                .set((
+                    users::epoch.eq(users::epoch + 1),
+                    users::otp_secret.eq(None::<String>),
+                    users::otp_bound_at.eq(None::<i64>),
+                    users::otp_drift_seconds.eq(None::<i64>),
+                ))
+                .execute(conn)
+                .await
+        })?;
+        on!(tx.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .set(users::binding_until.eq(until.0))
+                .execute(conn)
+                .await?;
+            diesel::delete(recovery_codes::table.filter(recovery_codes::user_id.eq(id.as_str())))
+                .execute(conn)
+                .await
+        })?;
+        let about = about(context, name);
+        if unbound > 0 {
+            tx.append(now, &about, Event::AuthenticatorUnbound).await?;
+        }
+        tx.changed(now, &about, Event::BindingWindowOpened { until }).await
+    }
+
+    /// Adds a public key to a user.
+    ///
+    /// # Errors
+    /// When there is none of that name, or they have the key, or the store fails.
+    pub async fn add_key(
+        &self,
+        name: &UserName,
+        fingerprint: &str,
+        key: &str,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        tx.add_key(&id, name, fingerprint, key, context, now).await?;
+        tx.commit().await
+    }
+
+    /// Removes a public key from a user, by its fingerprint.
+    ///
+    /// # Errors
+    /// When they have no such key, or the store fails.
+    pub async fn remove_key(
+        &self,
+        name: &UserName,
+        fingerprint: &str,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.user_id(name).await?;
+        let removed = on!(tx.engine(), conn => {
+            diesel::delete(user_keys::table.find((id.as_str(), fingerprint))).execute(conn).await
+        })?;
+        if removed == 0 {
+            return Err(Error::Conflict(format!(
+                "{name} has no key with that fingerprint: see 'sallyport user key list {name}'"
+            )));
+        }
+        let event = Event::KeyRemoved { name: name.clone(), key: fingerprint.to_owned() };
+        tx.changed(now, context, event).await
+    }
+
+    /// Seals every secret anew that is not under the present key; gives how many there were.
+    ///
+    /// # Errors
+    /// When a secret cannot be opened, or the store fails; what was sealed anew before stays so.
+    pub async fn reseal(&self, context: &Context, now: UnixTime) -> Result<u64, Error> {
+        let mut tx = self.read().await?;
+        let sealed: Vec<(String, Option<String>)> = on!(tx.engine(), conn => {
+            users::table
+                .filter(users::otp_secret.is_not_null())
+                .select((users::id, users::otp_secret))
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        let keyring = self.keyring();
+        let mut secrets = 0;
+        for (id, old) in sealed {
+            let Some(old) = old.filter(|old| !keyring.is_current(old)) else { continue };
+            let new = keyring.seal(otp_place(&id), &keyring.open(otp_place(&id), &old)?)?;
+            let mut tx = self.begin().await?;
+            // Only if nobody bound another authenticator meanwhile: that one is sealed anew already.
+            secrets += on!(tx.engine(), conn => {
+                diesel::update(users::table.find(&id))
+                    .filter(users::otp_secret.eq(&old))
+                    .set(users::otp_secret.eq(&new))
+                    .execute(conn)
+                    .await
+            })? as u64;
+            tx.commit().await?;
+        }
+        self.record(now, context, Event::KeyRotated { key: keyring.primary(), secrets }).await?;
+        Ok(secrets)
+    }
+}
+
+/// The context of a change by somebody, about the account `name`.
+fn about(context: &Context, name: &UserName) -> Context {
+    Context { user: Some(name.to_string()), ..context.clone() }
+}
+
+impl Tx<'_> {
+    async fn add_key(
+        &mut self,
+        id: &Id,
+        name: &UserName,
+        fingerprint: &str,
+        key: &str,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let row = (
+            user_keys::user_id.eq(id.as_str()),
+            user_keys::fingerprint.eq(fingerprint),
+            user_keys::public_key.eq(key),
+            user_keys::added_at.eq(now.0),
+        );
+        let added = on!(self.engine(), conn => {
+            diesel::insert_into(user_keys::table).values(row).on_conflict_do_nothing().execute(conn).await
+        })?;
+        if added == 0 {
+            return Err(Error::Conflict(format!("{name} has that key already")));
+        }
+        self.append(
+            now,
+            context,
+            Event::KeyAdded { name: name.clone(), key: fingerprint.to_owned() },
+        )
+        .await
+    }
+}
