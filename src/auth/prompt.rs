@@ -69,17 +69,17 @@ pub fn binding_drift(seconds: i64) -> String {
 
 /// Shows the recovery codes, and waits.
 pub fn recovery_codes(codes: &[SecretString]) -> String {
-    let mut text = String::from(
-        "Bound. Recovery codes, each works once in place of a 6-digit code.\n\
-         Keep them where your phone is not; they are not shown again.\n\n",
-    );
+    let mut text = String::from("Bound. Recovery codes, each works once:\n\n");
     for pair in codes.chunks(2) {
         let cells: Vec<&str> = pair.iter().map(|code| code.expose_secret()).collect();
         text.push_str("  ");
         text.push_str(&cells.join("   "));
         text.push('\n');
     }
-    text.push_str("\nPress Enter to continue: ");
+    text.push_str(
+        "\nType one in place of a 6-digit code when your phone is gone. Keep them where\n",
+    );
+    text.push_str("your phone is not: they are not shown again. Press Enter to continue: ");
     text
 }
 

@@ -84,9 +84,19 @@ impl Tx<'_> {
             diesel::insert_into(audit_events::table).values(row).execute(conn).await?;
             diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&link.hash)).execute(conn).await
         })?;
-        tracing::info!(target: "sallyport::audit", event = %link.body);
+        mirror(&record);
         Ok(())
     }
+}
+
+/// Tells the log what was written; the log never stands in for it.
+fn mirror(record: &Record) {
+    let context = &record.context;
+    let event = serde_json::to_string(&record.event).unwrap_or_default();
+    let source = context.source.map(|source| source.to_string()).unwrap_or_default();
+    let session = context.session.as_ref().map(ToString::to_string).unwrap_or_default();
+    let user = context.user.as_deref().unwrap_or_default();
+    tracing::info!(target: "sallyport::audit", seq = record.seq, user, source, session, "{event}");
 }
 
 /// The event's kind, as it stands in its JSON.

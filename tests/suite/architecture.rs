@@ -1,0 +1,74 @@
+//! The import rule: which part may name which crate.
+
+use std::path::{Path, PathBuf};
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                files.push((path.strip_prefix(&root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(files.len() > 30);
+    files
+}
+
+/// The lines that are code.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn crates_are_named_only_where_they_belong() {
+    for (krate, places) in [
+        ("russh::", &["server", "keys.rs"][..]),
+        ("diesel", &["store"]),
+        ("clap", &["cli.rs", "main.rs"]),
+    ] {
+        for (path, text) in sources() {
+            let allowed = places.iter().any(|place| path.starts_with(place));
+            let named = code(&text).find(|line| line.contains(krate));
+            assert!(
+                allowed || named.is_none(),
+                "{}: {}",
+                path.display(),
+                named.unwrap_or_default()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_core_knows_no_shell() {
+    let shell = [
+        "tokio",
+        "russh",
+        "diesel",
+        "crate::store",
+        "crate::server",
+        "crate::clock",
+        "crate::config",
+    ];
+    for (path, text) in sources() {
+        if ["domain", "auth", "policy", "audit"].iter().any(|core| path.starts_with(core)) {
+            for line in code(&text) {
+                assert!(!shell.iter().any(|s| line.contains(s)), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for (path, text) in sources() {
+        assert!(text.starts_with("//! "), "{}", path.display());
+    }
+}

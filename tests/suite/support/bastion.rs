@@ -1,0 +1,254 @@
+//! A bastion in the test's own process, with a clock that the test moves, and people who use it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sallyport::audit::{Context, Record};
+use sallyport::auth::{password, recovery, totp};
+use sallyport::clock::{Clock, TestClock};
+use sallyport::config::{self, Config};
+use sallyport::domain::{
+    Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
+};
+use sallyport::server::{self, Bastion};
+use sallyport::store::{Bound, EventFilter, NewAuthenticator, NewUser, Store};
+use sallyport::{serve, server::socket};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::eventually;
+use super::postgres::Postgres;
+
+/// Which engine the store is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+pub const PASSWORD: &str = "gleaming cactus 91";
+
+pub struct TestBastion {
+    pub dir: tempfile::TempDir,
+    pub port: u16,
+    pub bastion: Arc<Bastion>,
+    pub clock: TestClock,
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<()>>,
+    pub postgres: Option<Postgres>,
+}
+
+/// Somebody with an account and an authenticator.
+pub struct Person {
+    pub name: UserName,
+    pub id: Id,
+    pub secret: totp::Secret,
+    pub recovery: Vec<SecretString>,
+}
+
+/// A configuration for tests: cheap hashes, short waits.
+pub fn test_config(dir: &Path, url: &str, extra: &str) -> Config {
+    let text = format!(
+        "data_dir = \"{data}\"\nnode = \"test\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n\
+         public_host = \"bastion\"\npenalty_exempt = [\"127.0.0.0/8\"]\ndrain = \"1s\"\n\
+         [store]\nurl = \"{url}\"\n\
+         [login]\nargon2_memory = \"8 KiB\"\nargon2_passes = 1\nbackoff_first = \"1ms\"\n\
+         backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n{extra}",
+        data = dir.join("data").display(),
+    );
+    let path = dir.join("sallyport.toml");
+    std::fs::write(&path, merge(&text, extra)).unwrap();
+    config::load(Some(&path), std::iter::empty()).unwrap_or_else(|e| panic!("{e}")).config
+}
+
+/// TOML knows each section once: what `extra` sets replaces what the base sets.
+fn merge(text: &str, extra: &str) -> String {
+    let base = text.strip_suffix(extra).unwrap();
+    let mut base: toml::Table = base.parse().unwrap();
+    let extra: toml::Table = extra.parse().unwrap();
+    for (section, values) in extra {
+        match (base.get_mut(&section), values) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => old.extend(new),
+            (_, values) => drop(base.insert(section, values)),
+        }
+    }
+    base.to_string()
+}
+
+impl TestBastion {
+    pub async fn start(engine: Engine) -> Self {
+        Self::start_with(engine, "").await
+    }
+
+    /// Starts one with `extra` TOML in its configuration.
+    pub async fn start_with(engine: Engine, extra: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let postgres = match engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(Postgres::start().await),
+        };
+        let url = postgres.as_ref().map_or_else(String::new, Postgres::url);
+        let config = test_config(dir.path(), &url, extra);
+        let clock = TestClock::at(Clock::System.now());
+        let (store, _) = serve::init(&config, &Clock::Test(clock.clone())).await.unwrap();
+        let bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
+        let bastion = Arc::new(bastion);
+        let listeners = socket::listeners(&config.server.listen).unwrap();
+        let port = listeners[0].local_addr().unwrap().port();
+        let shutdown = CancellationToken::new();
+        let running = server::run(Arc::clone(&bastion), listeners, shutdown.clone());
+        #[allow(clippy::disallowed_methods)] // The test is the task's owner: `stop` waits for it.
+        let task = tokio::spawn(async { running.await.unwrap() });
+        Self { dir, port, bastion, clock, shutdown, task: Some(task), postgres }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.bastion.store
+    }
+
+    pub fn now(&self) -> UnixTime {
+        self.bastion.clock.now()
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(task) = self.task.take() {
+            tokio::time::timeout(super::PATIENCE, task).await.expect("it did not stop").unwrap();
+        }
+    }
+
+    /// Adds a user with a one-time password and no authenticator.
+    pub async fn newcomer(&self, name: &str) -> SecretString {
+        let one_time = password::one_time().unwrap();
+        self.add(name, &one_time, true, Role::User).await;
+        one_time
+    }
+
+    async fn add(&self, name: &str, password: &SecretString, one_time: bool, role: Role) -> Id {
+        let cost = password::Cost { memory_kib: 8, passes: 1, lanes: 1 };
+        let name: UserName = name.parse().unwrap();
+        let new = NewUser {
+            name: &name,
+            role,
+            factor: Factor::Totp,
+            password_hash: &password::hash(password, cost).unwrap(),
+            one_time,
+            binding_until: self.now().plus(Duration::from_secs(24 * 3600)),
+            keys: Vec::new(),
+        };
+        self.store().add_user(&new, &Context::default(), self.now()).await.unwrap()
+    }
+
+    /// Adds a user with the password [`PASSWORD`] and a bound authenticator.
+    pub async fn person(&self, name: &str) -> Person {
+        self.person_as(name, Role::User).await
+    }
+
+    pub async fn person_as(&self, name: &str, role: Role) -> Person {
+        let id = self.add(name, &PASSWORD.into(), false, role).await;
+        let secret = totp::Secret::generate().unwrap();
+        let new = NewAuthenticator { account: &id, epoch: 1, secret: &secret, step: TimeStep(0) };
+        let bound =
+            self.store().bind(&new, Vec::new(), &Context::default(), self.now()).await.unwrap();
+        let Bound::Yes(_, recovery) = bound else { panic!("not bound: {bound:?}") };
+        assert_eq!(recovery.len(), recovery::COUNT);
+        Person { name: name.parse().unwrap(), id, secret, recovery }
+    }
+
+    /// Registers a target and grants it to `user`.
+    pub async fn grant(&self, user: &str, target: &str, address: &str) -> Id {
+        self.target(target, address).await;
+        self.add_grant(user, target, |_| {}).await
+    }
+
+    pub async fn target(&self, name: &str, address: &str) {
+        let target = Target {
+            id: Id::random().unwrap(),
+            name: name.parse().unwrap(),
+            address: address.parse().unwrap(),
+            mode: Mode::Tunnel,
+            labels: Vec::new(),
+            created_at: self.now(),
+        };
+        self.store().add_target(&target, &Context::default(), self.now()).await.unwrap();
+    }
+
+    pub async fn add_grant(&self, user: &str, target: &str, change: impl FnOnce(&mut Grant)) -> Id {
+        let mut grant = Grant {
+            id: Id::random().unwrap(),
+            subject: GrantSubject::User(user.parse().unwrap()),
+            object: GrantObject::Target(target.parse().unwrap()),
+            accounts: Vec::new(),
+            allow: Vec::new(),
+            hours: None,
+            from: Vec::new(),
+            until: None,
+            created_at: self.now(),
+        };
+        change(&mut grant);
+        self.store().add_grant(&grant, &Context::default(), self.now()).await.unwrap();
+        grant.id
+    }
+
+    /// Every event, oldest first.
+    pub async fn events(&self) -> Vec<Record> {
+        let rows = self.store().events(&EventFilter::default(), 100_000).await.unwrap();
+        rows.iter().rev().map(|row| serde_json::from_str(&row.body).unwrap()).collect()
+    }
+
+    /// Events as JSON, for looking at one field.
+    pub async fn kinds(&self, kind: &str) -> Vec<serde_json::Value> {
+        let rows = self
+            .store()
+            .events(&EventFilter { kind: Some(kind.into()), ..Default::default() }, 100_000)
+            .await;
+        rows.unwrap().iter().rev().map(|row| serde_json::from_str(&row.body).unwrap()).collect()
+    }
+
+    /// Waits until an event of `kind` with these fields is written.
+    pub async fn event(&self, kind: &str, fields: &[(&str, &str)]) -> serde_json::Value {
+        let what = format!("there is an event {kind} {fields:?}");
+        eventually(&what, async || {
+            self.kinds(kind)
+                .await
+                .into_iter()
+                .find(|event| fields.iter().all(|(k, v)| event[*k] == *v))
+        })
+        .await
+    }
+
+    /// The code of a step that was not used yet: moves the clock to it.
+    pub fn code(&self, person: &Person) -> String {
+        self.clock.advance(Duration::from_secs(30));
+        code_at(person, self.now())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// What a person's authenticator shows at `now`.
+pub fn code_at(person: &Person, now: UnixTime) -> String {
+    code_of(person.secret.expose(), now)
+}
+
+pub fn code_of(secret: &[u8], now: UnixTime) -> String {
+    let totp = totp_rs::Builder::new().with_secret(secret.to_vec()).build().unwrap();
+    totp.generate(now.seconds()).to_string()
+}
+
+/// The secret of an otpauth URI, as an authenticator reads it.
+pub fn secret_of(uri: &str) -> Vec<u8> {
+    let base32 = uri.split("secret=").nth(1).unwrap().split('&').next().unwrap();
+    totp_rs::Secret::try_from_base32(base32).unwrap().as_bytes().to_vec()
+}
+
+impl Person {
+    pub fn recovery_code(&self, n: usize) -> String {
+        self.recovery[n].expose_secret().to_owned()
+    }
+}

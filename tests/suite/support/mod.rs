@@ -1,0 +1,100 @@
+//! What the tests are made of: sandboxes, servers, clients, people.
+//!
+//! Always holds: every process that a test starts is ended by it, by its pid; a tool that is
+//! missing is a failure, never a skipped test.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+pub mod bastion;
+pub mod postgres;
+pub mod screen;
+pub mod ssh;
+pub mod sshd;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::process::{Child, Command};
+
+/// Runs each test once on SQLite and once on PostgreSQL.
+macro_rules! on_both_engines {
+    ($($name:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name($crate::support::bastion::Engine::Sqlite).await;
+            })+
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name($crate::support::bastion::Engine::Postgres).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_engines;
+
+/// How long anything may take that a test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Where a tool is.
+pub fn tool(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} is not installed: run tests/run, which installs it"))
+}
+
+/// A command for `program` with nothing of the caller's terminal or agent.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        .env("LANG", "C.UTF-8")
+        .env("HOME", "/nonexistent")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// A free port on loopback.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `check` gives something; what it waits for has no event of its own.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until something listens on `port`.
+pub async fn listening(port: u16) {
+    eventually("a port is listened on", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+    })
+    .await;
+}
+
+/// Waits for a child's end.
+pub async fn ended(child: &mut Child) -> std::process::ExitStatus {
+    tokio::time::timeout(PATIENCE, child.wait()).await.expect("a process did not end").unwrap()
+}

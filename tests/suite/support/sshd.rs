@@ -1,0 +1,56 @@
+//! A real sshd on loopback, as a target.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::process::Child;
+
+use super::{command, ended, free_port, listening, tool};
+
+pub struct Sshd {
+    dir: tempfile::TempDir,
+    pub port: u16,
+    _child: Child,
+}
+
+impl Sshd {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for key in ["host", "id"] {
+            let mut keygen = command(tool("ssh-keygen"));
+            keygen.args(["-q", "-t", "ed25519", "-N", ""]).arg("-f").arg(at(key));
+            assert!(ended(&mut keygen.spawn().unwrap()).await.success());
+        }
+        std::fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
+        // sshd running as root wants its privilege separation folder.
+        std::fs::create_dir_all("/run/sshd").ok();
+        let port = free_port();
+        let conf = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
+             StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n\
+             MaxSessions 100\nSubsystem sftp internal-sftp\n",
+            host = at("host").display(),
+            keys = at("authorized_keys").display(),
+        );
+        std::fs::write(at("conf"), conf).unwrap();
+        std::fs::set_permissions(at("id"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let log = std::fs::File::create(at("log")).unwrap();
+        let child = command(tool("sshd"))
+            .arg("-D")
+            .arg("-e")
+            .arg("-f")
+            .arg(at("conf"))
+            .stderr(Stdio::from(log))
+            .spawn()
+            .unwrap();
+        listening(port).await;
+        Self { dir, port, _child: child }
+    }
+
+    /// The key that lets the present user in.
+    pub fn identity(&self) -> PathBuf {
+        self.dir.path().join("id")
+    }
+}
