@@ -68,8 +68,8 @@ impl Config {
     fn check_sizes(&self) -> Checked {
         let forward = &self.forward;
         let within = |size: super::Size, range: RangeInclusive<u64>| range.contains(&size.bytes());
-        let memory = within(self.login.argon2_memory, 1 << 20..=4 << 30);
-        must(memory, "login.argon2_memory", "be from 1 MiB to 4 GiB")?;
+        let memory = within(self.login.argon2_memory, 8 << 10..=4 << 30);
+        must(memory, "login.argon2_memory", "be from 8 KiB to 4 GiB")?;
         must(within(forward.window, 64 << 10..=16 << 20), "forward.window", "be 64 KiB to 16 MiB")?;
         let channel = within(forward.channel_budget, 64 << 10..=1 << 30);
         must(channel, "forward.channel_budget", "be from 64 KiB to 1 GiB")?;

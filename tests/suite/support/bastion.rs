@@ -7,7 +7,7 @@ use std::time::Duration;
 use sallyport::audit::{Context, Record};
 use sallyport::auth::{password, recovery, totp};
 use sallyport::clock::{Clock, TestClock};
-use sallyport::config::{self, Config};
+use sallyport::config::Config;
 use sallyport::domain::{
     Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
 };
@@ -60,7 +60,7 @@ pub fn test_config(dir: &Path, url: &str, extra: &str) -> Config {
     );
     let path = dir.join("sallyport.toml");
     std::fs::write(&path, merge(&text, extra)).unwrap();
-    config::load(Some(&path), std::iter::empty()).unwrap_or_else(|e| panic!("{e}")).config
+    Config::load(Some(&path), std::iter::empty()).unwrap_or_else(|e| panic!("{e}")).config
 }
 
 /// TOML knows each section once: what `extra` sets replaces what the base sets.
