@@ -8,7 +8,8 @@ use sallyport::domain::UnixTime;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_at};
 use crate::support::on_both_engines;
-use crate::support::ssh::Client;
+use crate::support::screen::Screen;
+use crate::support::ssh::{Client, run};
 use crate::support::{command, ended, tool};
 
 on_both_engines!(
@@ -111,40 +112,20 @@ async fn a_key_alone_is_not_a_login() {
 async fn plink_signs_in() {
     let bastion = TestBastion::start(Engine::Sqlite).await;
     let alice = bastion.person("alice").await;
-    let host_key = std::fs::read(bastion.path("data/host_key")).unwrap();
-    let host_key = russh_fingerprint(&host_key);
-    let code = bastion.code(&alice);
+    let mut keygen = command(tool("ssh-keygen"));
+    let listed = run(keygen.arg("-l").arg("-f").arg(bastion.path("data/host_key"))).await.ok().out;
+    let fingerprint = listed.split(' ').nth(1).unwrap().to_owned();
     let mut plink = command(tool("plink"));
     plink
-        .args(["-ssh", "-no-antispoof", "-hostkey", &host_key, "-P", &bastion.port.to_string()])
-        .args(["-pw", PASSWORD, "alice@127.0.0.1", "targets"])
-        .env("HOME", bastion.dir.path())
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let mut child = plink.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut stdin, format!("{code}\n").as_bytes()).await.unwrap();
-    let output = tokio::time::timeout(crate::support::PATIENCE, child.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("TARGET"), "{output:?}");
-}
-
-fn russh_fingerprint(pem: &[u8]) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("key");
-    std::fs::write(&path, pem).unwrap();
-    std::process::Command::new("chmod").arg("600").arg(&path).status().unwrap();
-    let out = std::process::Command::new(tool("ssh-keygen"))
-        .arg("-l")
-        .arg("-f")
-        .arg(&path)
-        .output()
-        .unwrap();
-    String::from_utf8(out.stdout).unwrap().split(' ').nth(1).unwrap().to_owned()
+        .args(["-ssh", "-no-antispoof", "-hostkey", &fingerprint, "-P", &bastion.port.to_string()])
+        .args(["alice@127.0.0.1", "targets"]);
+    let mut screen = Screen::run(&plink);
+    screen.expect("Password: ").await;
+    screen.type_line(PASSWORD).await;
+    screen.expect("6-digit code: ").await;
+    screen.type_line(&bastion.code(&alice)).await;
+    screen.expect("TARGET").await;
+    assert_eq!(screen.end().await.0, Some(0));
 }
 
 async fn fifty_logins_with_one_code_let_one_in(engine: Engine) {

@@ -1,7 +1,11 @@
 //! Everything that is tested from outside, in one binary: with the real OpenSSH, PuTTY, sshd and
 //! PostgreSQL, on loopback, each started and stopped by the test that needs it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
+
 mod architecture;
+mod data_path;
 mod first_login;
 mod forwarding;
 mod lifecycle;

@@ -1,0 +1,183 @@
+//! What breaks SSH servers built on russh, tried with the real client: slow readers, stuck uploads,
+//! clients that die, rekeying, dripped packets.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::support::ssh::{Client, digest};
+use crate::support::sshd::Sshd;
+use crate::support::{PATIENCE, ended, eventually, free_port};
+
+async fn setting() -> (TestBastion, Sshd, Client) {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let sshd = Sshd::start().await;
+    let alice = bastion.person("alice").await;
+    bastion.grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    let client = Client::new(&bastion, "alice").knows("db1", &sshd);
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    (bastion, sshd, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zcat_of_a_small_file_that_becomes_large() {
+    let (_bastion, _sshd, client) = setting().await;
+    let text = client.path("zeros");
+    let script = format!("head -c 300000000 /dev/zero | gzip -c > {}", text.display());
+    let made = crate::support::command("/bin/sh").args(["-c", &script]).status().await.unwrap();
+    assert!(made.success());
+    let mut ssh = client.command("ssh", &["-J", "bastion", "db1", "zcat | wc -c"]);
+    ssh.stdin(std::fs::File::open(&text).unwrap());
+    assert_eq!(crate::support::ssh::run(&mut ssh).await.ok().out.trim(), "300000000");
+
+    // And the large side on its way back through the bastion, both directions busy.
+    let (_bastion, _sshd, client) = setting().await;
+    let script = format!("head -c 60000000 /dev/zero | gzip -c > {}", client.path("z").display());
+    assert!(
+        crate::support::command("/bin/sh").args(["-c", &script]).status().await.unwrap().success()
+    );
+    let mut ssh = client.command("ssh", &["-J", "bastion", "db1", "zcat"]);
+    ssh.stdin(std::fs::File::open(client.path("z")).unwrap());
+    assert_eq!(crate::support::ssh::run(&mut ssh).await.ok().out.len(), 60_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rekeying_every_megabyte_changes_nothing() {
+    let (bastion, _sshd, client) = setting().await;
+    let client = client.host("bastion", "RekeyLimit 1M");
+    let file = client.path("file");
+    let bytes: Vec<u8> =
+        (0..8_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&file, bytes).unwrap();
+    let copy = client.path("copy");
+    let to = format!("db1:{}", copy.display());
+    client.run("scp", &["-J", "bastion", file.to_str().unwrap(), &to]).await.ok();
+    assert_eq!(digest(&copy), digest(&file));
+    bastion.event("session-ended", &[("reason", "client-closed")]).await;
+}
+
+/// A target that the test plays itself, and an open `ssh -L` to it.
+async fn forwarded(
+    bastion: &TestBastion,
+    client: &Client,
+) -> (TcpListener, u16, tokio::process::Child) {
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = target.local_addr().unwrap();
+    bastion.grant("alice", "played", &address.to_string()).await;
+    let local = free_port();
+    let forward = format!("{local}:played:{}", address.port());
+    let child = client.command("ssh", &["-N", "-L", &forward, "bastion"]).spawn().unwrap();
+    (target, local, child)
+}
+
+async fn connected(target: &TcpListener, local: u16) -> (TcpStream, TcpStream) {
+    let ours =
+        eventually("ssh listens", async || TcpStream::connect(("127.0.0.1", local)).await.ok())
+            .await;
+    let theirs = tokio::time::timeout(PATIENCE, target.accept()).await.unwrap().unwrap().0;
+    (ours, theirs)
+}
+
+/// Writes until nothing more is taken.
+async fn fill(stream: &mut TcpStream) -> usize {
+    let mut sent = 0;
+    let piece = vec![7; 64 * 1024];
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_millis(500), stream.write(&piece)).await
+    {
+        sent += written.unwrap();
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_upload_leaves_its_neighbour_alone_and_arrives_in_the_end() {
+    let (bastion, _sshd, client) = setting().await;
+    let (target, local, mut ssh) = forwarded(&bastion, &client).await;
+    let (mut stuck, mut unread) = connected(&target, local).await;
+    let sent = fill(&mut stuck).await;
+    let (mut here, mut there) = connected(&target, local).await;
+    for tick in 0..20_u8 {
+        here.write_all(&[tick]).await.unwrap();
+        let mut byte = [0];
+        tokio::time::timeout(PATIENCE, there.read_exact(&mut byte)).await.unwrap().unwrap();
+        there.write_all(&byte).await.unwrap();
+        tokio::time::timeout(PATIENCE, here.read_exact(&mut byte)).await.unwrap().unwrap();
+        assert_eq!(byte, [tick]);
+    }
+    assert!(bastion.bastion.budget.held() < 4 << 20, "{}", bastion.bastion.budget.held());
+    // The reader wakes up: everything arrives, half-closed.
+    stuck.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(PATIENCE, unread.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert_eq!(got.len(), sent);
+    assert!(got.iter().all(|byte| *byte == 7));
+    // The other direction is still open.
+    unread.write_all(b"answer").await.unwrap();
+    drop(unread);
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stuck.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, "answer");
+    assert_eq!(bastion.bastion.budget.held(), 0);
+    ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_dies_with_a_full_window_leaves_nothing_behind() {
+    let (bastion, _sshd, client) = setting().await;
+    let (target, local, mut ssh) = forwarded(&bastion, &client).await;
+    let (ours, mut theirs) = connected(&target, local).await;
+    fill(&mut theirs).await; // Nobody reads `ours`.
+    ssh.kill().await.unwrap();
+    ended(&mut ssh).await;
+    let gone = async {
+        let piece = vec![0; 64 * 1024];
+        while theirs.write_all(&piece).await.is_ok() {}
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the target's socket outlives the client");
+    bastion.event("forward-closed", &[]).await;
+    bastion.event("session-ended", &[("user", "alice")]).await;
+    assert_eq!(bastion.bastion.budget.held(), 0);
+    drop(ours);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_groups_are_not_offered() {
+    let (_bastion, _sshd, client) = setting().await;
+    for group in
+        ["diffie-hellman-group18-sha512", "diffie-hellman-group16-sha512", "ecdh-sha2-nistp256"]
+    {
+        let ran = client.ssh(&["-o", &format!("KexAlgorithms={group}"), "bastion"]).await.failed();
+        assert!(ran.err.contains("no matching key exchange method"), "{ran:?}");
+    }
+    let ran = client.ssh(&["-vv", "-o", "Compression=yes", "bastion", "targets"]).await.ok();
+    assert!(
+        ran.err.contains("server->client cipher: aes") && ran.err.contains("compression: none"),
+        "{ran:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dripped_packets_do_not_outlive_the_grace_time() {
+    let bastion = TestBastion::start_with(Engine::Sqlite, "[server]\nlogin_grace = \"2s\"\n").await;
+    let mut stream = TcpStream::connect(("127.0.0.1", bastion.port)).await.unwrap();
+    stream.write_all(b"SSH-2.0-drip\r\n").await.unwrap();
+    // SSH_MSG_IGNORE (RFC 4253 section 11.2), unencrypted: length 12, padding 6, type 2, no data.
+    let ignore = [0, 0, 0, 12, 6, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let drip = async {
+        loop {
+            if stream.write_all(&ignore).await.is_err() {
+                return;
+            }
+            let mut buffer = [0; 1024];
+            if let Ok(Ok(0) | Err(_)) =
+                tokio::time::timeout(Duration::from_millis(200), stream.read(&mut buffer)).await
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), drip).await.expect("it is still connected");
+}
