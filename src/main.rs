@@ -24,10 +24,7 @@ const CONFIGURATION: u8 = 78;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-            return if error.print().is_ok() { code } else { ExitCode::FAILURE };
-        }
+        Err(error) => return unparsed(&error),
     };
     match start(cli) {
         Ok(true) => ExitCode::SUCCESS,
@@ -39,6 +36,22 @@ fn main() -> ExitCode {
             ExitCode::from(if configuration { CONFIGURATION } else { 1 })
         }
     }
+}
+
+/// Shows help, or says in one line what is wrong with the command line.
+fn unparsed(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        return if error.print().is_ok() { code } else { ExitCode::FAILURE };
+    }
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said: Vec<&str> = said.take_while(|line| !line.starts_with("Usage:")).collect();
+    let line = said.join(" ");
+    let line = sallyport::domain::printable(line.strip_prefix("error: ").unwrap_or(&line));
+    eprintln!("sallyport: {line} (see --help)");
+    code
 }
 
 /// Runs a command; whether the answer to what it asked is yes.

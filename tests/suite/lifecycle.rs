@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::support::ssh::{Run, run};
-use crate::support::{command, ended, free_port, listening};
+use crate::support::{command, ended, eventually, free_port, listening};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sallyport");
 
@@ -112,7 +112,15 @@ async fn commands_change_list_and_explain() {
         let ran = cli(dir.path(), args).await.failed();
         assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{ran:?}");
     }
-    assert_eq!(cli(dir.path(), &["nonsense"]).await.code, Some(64));
+    for (args, said) in [
+        (&["nonsense"][..], "unrecognized subcommand 'nonsense'"),
+        (&["user", "add", "Alice"], "\"Alice\" is not a user name"),
+        (&["grant", "add", "--user", "alice"], "--target"),
+    ] {
+        let ran = cli(dir.path(), args).await;
+        assert_eq!((ran.code, ran.err.lines().count()), (Some(64), 1), "{ran:?}");
+        assert!(ran.err.contains(said), "{ran:?}");
+    }
     std::fs::write(dir.path().join("sallyport.toml"), "[server]\nlisten = 5\n").unwrap();
     let ran = cli(dir.path(), &["check"]).await;
     assert_eq!(ran.code, Some(78));
@@ -165,4 +173,27 @@ async fn a_second_server_on_the_same_data_is_refused() {
     .await;
     assert!(second.failed().err.contains("another sallyport serves"));
     terminate(&mut first).await;
+}
+
+#[tokio::test]
+async fn a_killed_server_starts_again_with_a_whole_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut child = serve(dir.path(), port).await;
+    // It listens a moment before it has written down that it serves.
+    eventually("it serves", async || {
+        let listed = cli(dir.path(), &["audit", "list", "--kind", "server-started"]).await.ok();
+        listed.out.contains("version=").then_some(())
+    })
+    .await;
+    child.kill().await.unwrap(); // SIGKILL
+    let mut again = serve(dir.path(), port).await;
+    cli(dir.path(), &["audit", "verify"]).await.ok();
+    terminate(&mut again).await;
+    let log = cli(dir.path(), &["audit", "list", "--json"]).await.ok();
+    let events: serde_json::Value = serde_json::from_str(&log.out).unwrap();
+    let kinds: Vec<&str> =
+        events.as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
+    let count = |kind: &str| kinds.iter().filter(|k| **k == kind).count();
+    assert_eq!((count("server-started"), count("server-stopped")), (2, 1), "{kinds:?}");
 }

@@ -356,3 +356,17 @@ async fn hostile_names_leave_no_raw_byte_in_the_audit_log() {
         assert!(!row.body.chars().any(|c| c.is_control() || c == '\u{202e}'), "{}", row.body);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_left_open_by_a_crash_is_closed_as_interrupted() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let mut ssh = client.command("ssh", &["-N", "bastion"]).spawn().unwrap();
+    bastion.event("signed-in", &[("user", "alice")]).await;
+    // What the next start does with what the last one left open.
+    assert_eq!(bastion.store().close_interrupted(bastion.now()).await.unwrap(), 1);
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "interrupted")]).await;
+    ssh.kill().await.unwrap();
+}
