@@ -12,7 +12,7 @@ use sallyport::admin::{self, AccessCommand, NewPassword, Out, Verbs};
 use sallyport::audit::{Actor, Context};
 use sallyport::cli::{self, Cli, Command, UserCommand, UserKeyCommand};
 use sallyport::clock::Clock;
-use sallyport::config::{self, KeyFile, Loaded};
+use sallyport::config::{self, Config, KeyFile, Loaded};
 use sallyport::keys::{self, AuditPublicKey};
 use sallyport::store::EventFilter;
 use sallyport::{harden, logging, serve};
@@ -70,13 +70,14 @@ fn start(cli: Cli) -> anyhow::Result<bool> {
 
 async fn run(cli: Cli) -> anyhow::Result<bool> {
     let explicit = cli.config.clone();
-    let load =
-        move || Ok::<Loaded, anyhow::Error>(config::load(explicit.as_deref(), std::env::vars())?);
+    let load = move || {
+        Ok::<Loaded, anyhow::Error>(Config::load(explicit.as_deref(), config::environment())?)
+    };
     let mut loaded = load()?;
     let log = &loaded.config.log;
     // Only a server logs what goes well: a command shows its result.
     let level = if matches!(cli.command, Command::Serve) { log.level.as_str() } else { "warn" };
-    logging::init(log.format.parse()?, level)?;
+    logging::init(log.format, level)?;
     match cli.command {
         Command::Serve => serve::serve(loaded, load).await.map(|()| true),
         Command::Init { data_dir } => {

@@ -22,7 +22,7 @@ use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Methods, Rules};
 use crate::auth::password::{self, Cost};
 use crate::clock::Clock;
-use crate::config::{Config, KeyFile, Loaded};
+use crate::config::{Config, KeyFile, Loaded, Method};
 use crate::domain::{Factor, Role, UserName};
 use crate::keys::{self, AuditKey};
 use crate::server::forward::{FlowLimits, PumpLimits};
@@ -96,7 +96,7 @@ pub async fn open(config: &Config, create: bool) -> anyhow::Result<Store> {
     };
     let settings = StoreSettings {
         url: config.store_url(),
-        password: password_file(&config.store.password_file)?,
+        password: password_file(config.store_password_path().as_deref())?,
         tls_ca_file: some_path(&config.store.tls_ca_file),
         connections: config.store.connections,
         node: node(config),
@@ -104,9 +104,9 @@ pub async fn open(config: &Config, create: bool) -> anyhow::Result<Store> {
     Ok(Store::open(&settings, keyring, AuditKey::new(audit)).await?)
 }
 
-fn password_file(path: &Path) -> anyhow::Result<Option<SecretString>> {
-    let Some(path) = some_path(path) else { return Ok(None) };
-    let bytes = keys::read_secret(&path)?;
+fn password_file(path: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
+    let Some(path) = path else { return Ok(None) };
+    let bytes = keys::read_secret(path)?;
     let text =
         std::str::from_utf8(&bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(Some(SecretString::from(text.trim_end_matches(['\r', '\n']))))
@@ -212,11 +212,11 @@ pub fn welcome(config: &Config, one_time: &SecretString) -> anyhow::Result<()> {
 /// When a method is unknown; the configuration was checked for that.
 pub fn settings(config: &Config) -> anyhow::Result<Settings> {
     let (login, server, forward) = (&config.login, &config.server, &config.forward);
-    let offers = |method: &str| login.methods.iter().any(|m| m == method);
+    let offers = |method| login.methods.contains(&method);
     let methods = Methods {
-        password: offers("password"),
-        publickey: offers("publickey"),
-        keyboard_interactive: offers("keyboard-interactive"),
+        password: offers(Method::Password),
+        publickey: offers(Method::PublicKey),
+        keyboard_interactive: offers(Method::KeyboardInteractive),
     };
     let rules = Rules {
         issuer: login.issuer.clone(),
@@ -386,7 +386,8 @@ fn watch_reloads(
 }
 
 fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config> {
-    for key in old.needs_restart(&new) {
+    let (_, restart) = Config::reloadable_differences(old, &new);
+    for key in restart {
         tracing::warn!(key, "changed in the configuration: takes a restart");
     }
     let settings = settings(&new)?;

@@ -1,16 +1,28 @@
 //! From a file and the environment to a checked [`Config`].
+//!
+//! Always holds: an error names the one place to look at, and is one line.
 
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use toml::de::{DeTable, DeValue};
+
 use super::Config;
+use super::check::Fault;
+use super::names::{dotted, lookup, unknown};
 use crate::domain::printable;
 
 /// Where a configuration is looked for when nobody named one.
 const PLACES: [&str; 2] = ["sallyport.toml", "/etc/sallyport/sallyport.toml"];
+/// What names the file, if not the command line.
+const NAMES_FILE: &str = "SALLYPORT_CONFIG";
 /// What environment variables that override a key begin with.
 const PREFIX: &str = "SALLYPORT_";
+/// Where systemd puts a service's credentials (systemd.exec(5)).
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// A configuration that cannot be used. Its text names the place.
+/// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -19,36 +31,33 @@ pub enum Error {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The file is not TOML, or has a key or value that nobody knows.
-    #[error("{path}:{line}:{column}: {message}")]
-    Parse {
+    /// The file is not TOML, or has a key or a value that is none.
+    #[error("failed to read the configuration {path}:{line}:{column}: {message}")]
+    File {
         /// Which file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// Counted from 1.
+        /// Counted in characters from 1.
         column: usize,
-        /// What is wrong.
+        /// What is wrong, and what would be right.
         message: String,
     },
-    /// An environment variable overrides nothing, or with a wrong value.
-    #[error("the environment variable {name}: {message}")]
+    /// An environment variable overrides no key, or with a value that is none.
+    #[error("failed to read the environment variable {name}: {message}")]
     Environment {
         /// Which variable.
         name: String,
-        /// What is wrong.
+        /// What is wrong, and what would be right.
         message: String,
     },
-    /// A value is out of range.
-    #[error("the configuration {place}: {message}")]
-    Check {
-        /// Which file, or that there is none.
-        place: String,
-        /// What is wrong.
-        message: String,
-    },
+}
+
+impl Error {
+    /// What the process exits with: `EX_CONFIG` of sysexits(3).
+    pub const EXIT_CODE: u8 = 78;
 }
 
 /// A configuration and where it came from.
@@ -60,90 +69,214 @@ pub struct Loaded {
     pub path: Option<PathBuf>,
 }
 
-/// Loads the configuration: `explicit`, else `$SALLYPORT_CONFIG`, else `./sallyport.toml`, else
-/// `/etc/sallyport/sallyport.toml`, else the defaults; then `SALLYPORT_<SECTION>__<KEY>` from
-/// `env` override single keys.
-///
-/// # Errors
-/// The first thing that is wrong, with its place.
-pub fn load(
-    explicit: Option<&Path>,
-    env: impl Iterator<Item = (String, String)>,
-) -> Result<Loaded, Error> {
-    let env: Vec<(String, String)> = env.filter(|(name, _)| name.starts_with(PREFIX)).collect();
-    let named =
-        env.iter().find(|(name, _)| name == "SALLYPORT_CONFIG").map(|(_, v)| PathBuf::from(v));
-    let path = match explicit.map(Path::to_owned).or(named) {
-        Some(path) => Some(path),
-        None => PLACES.iter().map(PathBuf::from).find(|path| path.exists()),
-    };
-    let text = match &path {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.clone(), source })?,
-        None => String::new(),
-    };
-    // First as it stands, for the sake of line and column; then with the overrides.
-    let shown = path.clone().unwrap_or_default();
-    let mut config: Config = toml::from_str(&text).map_err(|e| parse_error(&shown, &text, &e))?;
-    for (name, value) in env.iter().filter(|(name, _)| name != "SALLYPORT_CONFIG") {
-        config = overridden(&text, &env, name, value)?;
-    }
-    let place = path.as_ref().map_or_else(|| "(built in)".to_owned(), |p| p.display().to_string());
-    config.check().map_err(|message| Error::Check { place, message })?;
-    Ok(Loaded { config, path })
+/// The environment of this process for [`Config::load`]. Unlike [`std::env::vars`], it does not
+/// panic over a variable that is no UTF-8.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    })
 }
 
-/// The configuration with every override up to and including `last`, whose faults it reports.
-fn overridden(
-    text: &str,
-    env: &[(String, String)],
-    last: &str,
-    _value: &str,
-) -> Result<Config, Error> {
-    let fail = |message: String| Error::Environment { name: printable(last), message };
-    let mut table: toml::Table = toml::from_str(text).map_err(|e| fail(one_line(e.message())))?;
-    for (name, value) in env.iter().filter(|(name, _)| name != "SALLYPORT_CONFIG") {
-        set(&mut table, name, value).map_err(fail)?;
-        if name == last {
-            break;
+impl Config {
+    /// Loads the configuration: `explicit`, else `$SALLYPORT_CONFIG`, else `./sallyport.toml`, else
+    /// `/etc/sallyport/sallyport.toml`, else the defaults. Then `SALLYPORT_<SECTION>__<KEY>` from
+    /// `env` override single keys, and `SALLYPORT_<KEY>` those that are in no section.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn load(
+        explicit: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Loaded, Error> {
+        let env: Vec<(String, String)> = env.collect();
+        let variable = |name| env.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v);
+        let named = explicit.or_else(|| variable(NAMES_FILE).map(Path::new));
+        let source = Source::find(named, &PLACES)?;
+        let overrides = Override::all(&env)?;
+
+        let mut table = source.parse()?;
+        for change in &overrides {
+            change.apply(&mut table)?;
+        }
+        // Each part was read by itself before, so that its faults could be told by their places.
+        let mut config: Config = table.try_into().map_err(|e| source.error(&e))?;
+        config.keys.credentials = variable(CREDENTIALS).map(PathBuf::from);
+        config.check().map_err(|fault| place(fault, &source, &overrides))?;
+        Ok(Loaded { config, path: source.path })
+    }
+
+    /// The configuration as TOML.
+    pub(super) fn table(&self) -> toml::Table {
+        // Cannot fail: every value is text, a number within i64, or a list of text.
+        toml::Table::try_from(self).unwrap_or_default()
+    }
+}
+
+/// Puts a broken rule where its first key was set.
+fn place(fault: Fault, source: &Source, overrides: &[Override]) -> Error {
+    let message = fault.message;
+    for key in fault.keys {
+        if let Some(change) = overrides.iter().find(|change| change.key() == key) {
+            return change.error(message);
+        }
+        if let Some(span) = source.span(key) {
+            return source.error_at(span, message);
         }
     }
-    table.try_into().map_err(|e: toml::de::Error| fail(one_line(e.message())))
+    source.error_at(0..0, message) // Not reached: the defaults by themselves pass every check.
 }
 
-fn set(table: &mut toml::Table, name: &str, value: &str) -> Result<(), String> {
-    let key = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
-    let value = as_toml(value);
-    match key.split_once("__") {
-        None => {
-            table.insert(key, value);
+/// A configuration file; empty when there is none.
+struct Source {
+    path: Option<PathBuf>,
+    text: String,
+}
+
+impl Source {
+    /// The file that was named, else the first of `places` that is there.
+    fn find(named: Option<&Path>, places: &[impl AsRef<Path>]) -> Result<Self, Error> {
+        let read = |path: &Path| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some(Self { path: Some(path.to_owned()), text })),
+            // One that is there and cannot be read must not pass for none.
+            Err(e) if named.is_none() && e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        };
+        let places = places.iter().map(AsRef::as_ref).filter(|_| named.is_none());
+        for path in named.into_iter().chain(places) {
+            if let Some(source) = read(path)? {
+                return Ok(source);
+            }
         }
-        Some((section, key)) => {
-            let section = table
-                .entry(section.to_owned())
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-                .as_table_mut()
-                .ok_or_else(|| format!("{section} is not a section"))?;
-            section.insert(key.to_owned(), value);
+        Ok(Self { path: None, text: String::new() })
+    }
+
+    /// The file as a table whose keys are all known and whose values all have the right type.
+    fn parse(&self) -> Result<toml::Table, Error> {
+        let document = DeTable::parse(&self.text).map_err(|e| self.error(&e))?;
+        let known = Config::default().table();
+        let mut wrong = Vec::new();
+        for (name, value) in document.get_ref() {
+            match (known.get(name.get_ref().as_ref()), value.get_ref()) {
+                (None, DeValue::Table(_)) => {
+                    wrong.push((name.span(), unknown(&known, name.get_ref(), "")));
+                }
+                (None, _) => wrong.push((name.span(), unknown(&known, "", name.get_ref()))),
+                (Some(toml::Value::Table(_)), DeValue::Table(section)) => {
+                    for key in section.keys() {
+                        let (section, key_name) = (name.get_ref(), key.get_ref());
+                        if lookup(&known, section, key_name).is_none() {
+                            wrong.push((key.span(), unknown(&known, section, key_name)));
+                        }
+                    }
+                }
+                _ => {} // The types are told apart below.
+            }
+        }
+        if let Some((span, message)) = wrong.into_iter().min_by_key(|(span, _)| span.start) {
+            return Err(self.error_at(span, message));
+        }
+        toml::from_str::<Config>(&self.text).map_err(|e| self.error(&e))?;
+        toml::from_str(&self.text).map_err(|e| self.error(&e))
+    }
+
+    /// Where the value of `key`, such as `server.listen`, stands.
+    fn span(&self, key: &str) -> Option<Range<usize>> {
+        let document = DeTable::parse(&self.text).ok()?;
+        let (section, key) = key.split_once('.').unwrap_or(("", key));
+        let table = match section {
+            "" => document.get_ref(),
+            section => document.get_ref().get(section)?.get_ref().as_table()?,
+        };
+        table.get(key).map(toml::Spanned::span)
+    }
+
+    fn error(&self, error: &toml::de::Error) -> Error {
+        self.error_at(error.span().unwrap_or(0..0), one_line(error.message()))
+    }
+
+    fn error_at(&self, span: Range<usize>, message: String) -> Error {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Error::File {
+            path: self.path.clone().unwrap_or_default(),
+            line: before.matches('\n').count() + 1,
+            column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
+            message,
         }
     }
-    Ok(())
 }
 
-/// The value as TOML, or, where it is none, as a string.
-fn as_toml(value: &str) -> toml::Value {
-    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"));
-    let parsed =
-        parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("v"));
-    parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()))
+/// An environment variable that overrides one key.
+struct Override {
+    name: String,
+    section: String,
+    key: String,
+    value: toml::Value,
 }
 
-fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let start = error.span().map_or(0, |span| span.start);
-    let before = text.get(..start).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    Error::Parse { path: path.to_owned(), line, column, message: one_line(error.message()) }
+impl Override {
+    /// All overrides of `env`.
+    fn all(env: &[(String, String)]) -> Result<Vec<Self>, Error> {
+        let known = Config::default().table();
+        let named = env.iter().filter(|(name, _)| name != NAMES_FILE);
+        named.filter_map(|(name, value)| Self::read(&known, name, value).transpose()).collect()
+    }
+
+    fn read(known: &toml::Table, name: &str, value: &str) -> Result<Option<Self>, Error> {
+        let Some(key) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
+            return Ok(None);
+        };
+        let fail = |message| Error::Environment { name: printable(name), message };
+        let (section, key) = match key.split_once("__") {
+            Some((section, key)) => (section.to_owned(), key.to_owned()),
+            None => (String::new(), key),
+        };
+        let default = match lookup(known, &section, &key) {
+            Some(default) if !default.is_table() => default,
+            // Kubernetes gives each container variables such as SALLYPORT_PORT and
+            // SALLYPORT_SERVICE_HOST for a service of this name: those mean no key.
+            _ if section.is_empty() => return Ok(None),
+            _ => return Err(fail(unknown(known, &section, &key))),
+        };
+        // A text stays a text when it looks like a number: a node may be called "7".
+        let value = match value.parse::<toml::Value>() {
+            Ok(parsed) if parsed.is_str() || !default.is_str() => parsed,
+            _ => toml::Value::String(value.to_owned()),
+        };
+        Ok(Some(Self { name: name.to_owned(), section, key, value }))
+    }
+
+    /// Sets the key in `table`, if its value has the right type.
+    fn apply(&self, table: &mut toml::Table) -> Result<(), Error> {
+        let mut alone = toml::Table::new();
+        self.set(&mut alone);
+        alone.try_into::<Config>().map_err(|e| self.error(one_line(e.message())))?;
+        self.set(table);
+        Ok(())
+    }
+
+    fn set(&self, table: &mut toml::Table) {
+        let value = self.value.clone();
+        if self.section.is_empty() {
+            table.insert(self.key.clone(), value);
+            return;
+        }
+        let empty = || toml::Value::Table(toml::Table::new());
+        let section = table.entry(self.section.clone()).or_insert_with(empty);
+        // A section that is no table was refused when the file was read.
+        if let Some(section) = section.as_table_mut() {
+            section.insert(self.key.clone(), value);
+        }
+    }
+
+    /// The key as rules name it, such as `server.listen`.
+    fn key(&self) -> String {
+        dotted(&self.section, &self.key)
+    }
+
+    fn error(&self, message: String) -> Error {
+        Error::Environment { name: self.name.clone(), message }
+    }
 }
 
 fn one_line(message: &str) -> String {
@@ -151,84 +284,4 @@ fn one_line(message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.toml");
-        std::fs::write(&path, text).unwrap();
-        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let loaded = load(Some(&path), env);
-        loaded
-            .map(|l| l.config)
-            .map_err(|e| e.to_string().replace(&path.display().to_string(), "c"))
-    }
-
-    #[test]
-    fn errors_name_line_and_column() {
-        for (text, error) in [
-            ("[server]\nlisten = [\"x\"]", "c:2:"),
-            ("[server]\n  lisen = []", "c:2:3: unknown field `lisen`"),
-            ("[sever]", "c:1:2: unknown field `sever`"),
-            ("[login]\nlock_for = \"soon\"", "\"soon\" is no length of time"),
-            ("[login]\nlock_after = -1", "c:2:14: invalid value"),
-            ("data_dir = ", "c:1:"),
-            ("[server]\nmax_channels = 0", "server.max_channels must be 1 or more"),
-            ("[store]\nurl = \"mysql://x\"", "store.url must begin with sqlite: or postgres://"),
-            ("[login]\nmethods = [\"password\"]", "keyboard-interactive"),
-        ] {
-            let found = load_text(text, &[]).unwrap_err();
-            assert!(found.contains(error) && !found.contains('\n'), "{text}: {found}");
-        }
-        let missing = load(Some(Path::new("/nonexistent/c.toml")), std::iter::empty());
-        assert!(missing.unwrap_err().to_string().contains("/nonexistent/c.toml"));
-    }
-
-    #[test]
-    fn the_environment_overrides_single_keys() {
-        let env = [
-            ("SALLYPORT_SERVER__LISTEN", "[\"127.0.0.1:0\"]"),
-            ("SALLYPORT_LOGIN__ISSUER", "Acme"),
-            ("SALLYPORT_LOGIN__LOCK_AFTER", "5"),
-            ("SALLYPORT_DATA_DIR", "/tmp/x"),
-            ("SALLYPORT_CONFIG", "not looked at"),
-            ("OTHER", "x"),
-        ];
-        let config = load_text("[login]\nissuer = \"File\"\nlock_for = \"1m\"", &env).unwrap();
-        assert_eq!(config.server.listen[0].to_string(), "127.0.0.1:0");
-        assert_eq!((config.login.issuer.as_str(), config.login.lock_after), ("Acme", 5));
-        assert_eq!(config.login.lock_for.0.as_secs(), 60);
-        assert_eq!(config.data_dir, PathBuf::from("/tmp/x"));
-        for (name, value, error) in [
-            ("SALLYPORT_LOGIN__ISUER", "x", "unknown field `isuer`"),
-            ("SALLYPORT_LOGIN__LOCK_AFTER", "many", "invalid type"),
-            ("SALLYPORT_NOPE", "x", "unknown field `nope`"),
-        ] {
-            let found = load_text("", &[(name, value)]).unwrap_err();
-            assert!(found.contains(name) && found.contains(error), "{found}");
-        }
-    }
-
-    #[test]
-    fn the_shipped_file_shows_every_key_with_its_default() {
-        let shipped = include_str!("../../config/sallyport.toml");
-        // "#key = value" is a default; "# text" is an explanation.
-        let set: String = shipped
-            .lines()
-            .map(|line| {
-                line.strip_prefix('#').filter(|l| !l.starts_with([' ', '#'])).unwrap_or(line)
-            })
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let config: Config = toml::from_str(&set).unwrap();
-        assert_eq!(config, Config::default());
-        let keys = set.lines().filter(|line| line.contains(" = ")).count();
-        // Every key of every section: counted on the type by what it debug-prints.
-        let debug = format!("{:#?}", Config::default());
-        let fields =
-            debug.lines().filter(|l| l.contains(": ") && !l.trim_end().ends_with(" {")).count();
-        assert_eq!(keys, fields, "config/sallyport.toml does not show every key");
-    }
-}
+mod tests;

@@ -1,40 +1,60 @@
-//! The configuration: TOML, checked, with overrides from the environment.
+//! The configuration: TOML, checked, with single keys overridden by the environment.
 //!
-//! Always holds: a key nobody knows is an error, with its line and column; every key has a default,
-//! and `config/sallyport.toml` shows all of them (a test compares the two); secrets are named by
-//! file only.
+//! Always holds: a key that nobody knows and a value that nothing can be done with are errors
+//! which name their place; every key has a default, and `config/sallyport.toml` shows them all (a
+//! test compares the two); secrets are named by file only. A [`Config`] from [`Config::load`]
+//! has passed every check; one made in code is as good as its maker.
 
+mod check;
 mod load;
+mod names;
+mod reload;
 mod units;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-pub use load::{Error, Loaded, load};
+use crate::domain::words;
+use crate::logging::LogFormat;
+
+pub use load::{Error, Loaded, environment};
 pub use units::{Size, Span};
 
+words! {
+    /// A way to sign in that is offered to clients (RFC 4252, RFC 4256).
+    Method, "method" {
+        /// A key of the account, then a code.
+        PublicKey = "publickey",
+        /// The password by itself, then a code.
+        Password = "password",
+        /// Questions, one after the other: the only way to ask for a code.
+        KeyboardInteractive = "keyboard-interactive",
+    }
+}
+
 /// The whole configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where keys and, by default, the SQLite store are.
+    /// Where keys and, by default, the SQLite store are; a relative path starts at the working
+    /// folder.
     pub data_dir: PathBuf,
-    /// The name of this node in sessions and events; empty for the host's name.
+    /// The name of this node in sessions and events; empty: the host's name.
     pub node: String,
-    /// See [`Server`].
+    /// Listening, limits, deadlines.
     pub server: Server,
-    /// See [`Store`].
+    /// Where the store is.
     pub store: Store,
-    /// See [`Keys`].
+    /// Where the key files are.
     pub keys: Keys,
-    /// See [`Login`].
+    /// How a login goes.
     pub login: Login,
-    /// See [`Forward`].
+    /// Forwarding to targets.
     pub forward: Forward,
-    /// See [`Log`].
+    /// The log for operators; the audit log is apart from it, in the store.
     pub log: Log,
 }
 
@@ -54,14 +74,14 @@ impl Default for Config {
 }
 
 /// Listening, limits, deadlines.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Addresses to listen on, unless systemd passes sockets.
     pub listen: Vec<SocketAddr>,
-    /// The bastion's name as people type it; empty for the host's name.
+    /// The bastion's name as people type it; empty: the host's name.
     pub public_host: String,
-    /// Shown to every client before anything is asked; empty for nothing.
+    /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
     /// The most connections.
     pub max_connections: usize,
@@ -75,7 +95,7 @@ pub struct Server {
     pub login_grace: Span,
     /// From the first sight of the QR code to the sign-in.
     pub binding_grace: Span,
-    /// TCP keepalive's interval; a peer that misses three is gone.
+    /// TCP keepalive's interval; a peer that misses three is gone; 0: off.
     pub keepalive: Span,
     /// How long sessions may go on after SIGTERM.
     pub drain: Span,
@@ -106,14 +126,16 @@ impl Default for Server {
 }
 
 /// Where the store is.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
-    /// `sqlite:PATH` or `postgres://USER@HOST/DATABASE`; empty for a SQLite file in `data_dir`.
+    /// `sqlite:PATH` or `postgres://USER@HOST/DATABASE`, without a password; empty: a SQLite file
+    /// in `data_dir`.
     pub url: String,
-    /// A file with PostgreSQL's password.
+    /// A file with PostgreSQL's password; empty: a systemd credential `store_password`, if any.
     pub password_file: PathBuf,
-    /// A file with the certificate authorities that PostgreSQL's certificate must be from.
+    /// A PEM file with the authorities that PostgreSQL's certificate must be from; empty: the
+    /// system's.
     pub tls_ca_file: PathBuf,
     /// The most connections to the store.
     pub connections: usize,
@@ -130,26 +152,33 @@ impl Default for Store {
     }
 }
 
-/// Where key files are, if not in `data_dir` or among systemd's credentials.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+/// Where the key files are; empty: see [`Config::key_path`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Keys {
+    /// The key that clients know the bastion by.
     pub host_key: PathBuf,
+    /// The authority that signs host certificates.
     pub host_ca: PathBuf,
+    /// The authority that signs user certificates for targets.
     pub user_ca: PathBuf,
+    /// The key that signs the heads of the audit chain.
     pub audit_key: PathBuf,
+    /// The key that secrets in the store are sealed with.
     pub sealing_key: PathBuf,
+    /// Where systemd put this service's credentials; from the environment, not from the file.
+    #[serde(skip)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// How a login goes.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Login {
-    /// The name that authenticator apps show.
+    /// The name that authenticator apps show beside the code.
     pub issuer: String,
-    /// Methods offered: `password`, `publickey`, `keyboard-interactive`.
-    pub methods: Vec<String>,
+    /// Methods offered to clients, in this order.
+    pub methods: Vec<Method>,
     /// The least number of characters of a new password.
     pub password_min_length: usize,
     /// The least zxcvbn score of a new password, 0 to 4.
@@ -158,13 +187,13 @@ pub struct Login {
     pub argon2_memory: Size,
     /// Passes of one password hash.
     pub argon2_passes: u32,
-    /// Password hashes at a time; 0 for one a core.
+    /// Password hashes at a time; 0: one a core.
     pub hash_concurrency: usize,
     /// Logins that may wait for one.
     pub hash_queue: usize,
     /// How long after `user add` or `otp reset` an authenticator may be bound.
     pub binding_window: Span,
-    /// Failures in a row, of one account from one source, that lock.
+    /// Failures in a row, of one account from one source, that lock it for that source.
     pub lock_after: u32,
     /// How long such a lock lasts.
     pub lock_for: Span,
@@ -176,15 +205,15 @@ pub struct Login {
     pub attempts_per_minute: u32,
     /// Login attempts at once from one source.
     pub attempts_burst: u32,
-    /// Secrets that one connection may try.
+    /// Passwords and codes that one connection may try.
     pub max_answers: u32,
 }
 
 impl Default for Login {
     fn default() -> Self {
         Self {
-            issuer: "Sallyport".into(),
-            methods: ["publickey", "password", "keyboard-interactive"].map(String::from).into(),
+            issuer: "Sallyport".to_owned(),
+            methods: Method::ALL.to_vec(),
             password_min_length: 12,
             password_min_score: 3,
             argon2_memory: Size::mib(19),
@@ -203,13 +232,13 @@ impl Default for Login {
     }
 }
 
-/// Forwarding.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// Forwarding to targets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Forward {
     /// How long a target may take to answer; as long again for its name to resolve.
     pub dial_timeout: Span,
-    /// A channel's window.
+    /// A channel's window (RFC 4254 section 5.2).
     pub window: Size,
     /// What one channel may hold for a slow target before its window closes.
     pub channel_budget: Size,
@@ -231,53 +260,68 @@ impl Default for Forward {
     }
 }
 
-/// Logging; the audit log is apart from it, in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// The log for operators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// `auto`, `human`, `json` or `journald`.
-    pub format: String,
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,sallyport=debug`.
+    /// In what form it is written to standard error.
+    pub format: LogFormat,
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or directives such as
+    /// `info,sallyport::server=debug`.
     pub level: String,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: "auto".into(), level: "info".into() }
+        Self { format: LogFormat::Auto, level: "info".to_owned() }
     }
 }
 
-/// The key files.
+/// One of the key files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum KeyFile {
+    /// See [`Keys::host_key`].
     HostKey,
+    /// See [`Keys::host_ca`].
     HostCa,
+    /// See [`Keys::user_ca`].
     UserCa,
+    /// See [`Keys::audit_key`].
     AuditKey,
+    /// See [`Keys::sealing_key`].
     SealingKey,
 }
 
 impl Config {
-    /// The path of a key file: as configured, else a systemd credential of that name, else in
-    /// `data_dir`.
+    /// The path of a key file: as configured, else the systemd credential of its name if there is
+    /// one, else the file of its name in `data_dir`.
     pub fn key_path(&self, key: KeyFile) -> PathBuf {
+        let keys = &self.keys;
         let (configured, name) = match key {
-            KeyFile::HostKey => (&self.keys.host_key, "host_key"),
-            KeyFile::HostCa => (&self.keys.host_ca, "host_ca"),
-            KeyFile::UserCa => (&self.keys.user_ca, "user_ca"),
-            KeyFile::AuditKey => (&self.keys.audit_key, "audit_key"),
-            KeyFile::SealingKey => (&self.keys.sealing_key, "sealing_key"),
+            KeyFile::HostKey => (&keys.host_key, "host_key"),
+            KeyFile::HostCa => (&keys.host_ca, "host_ca"),
+            KeyFile::UserCa => (&keys.user_ca, "user_ca"),
+            KeyFile::AuditKey => (&keys.audit_key, "audit_key"),
+            KeyFile::SealingKey => (&keys.sealing_key, "sealing_key"),
         };
-        if !configured.as_os_str().is_empty() {
-            return configured.clone();
-        }
-        let credential =
-            std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| PathBuf::from(dir).join(name));
-        credential.filter(|path| path.exists()).unwrap_or_else(|| self.data_dir.join(name))
+        self.secret_path(configured, name).unwrap_or_else(|| self.data_dir.join(name))
     }
 
-    /// The store's URL.
+    /// The file with PostgreSQL's password: as configured, else the systemd credential
+    /// `store_password` if there is one.
+    pub fn store_password_path(&self) -> Option<PathBuf> {
+        self.secret_path(&self.store.password_file, "store_password")
+    }
+
+    fn secret_path(&self, configured: &Path, credential: &str) -> Option<PathBuf> {
+        if !configured.as_os_str().is_empty() {
+            return Some(configured.to_owned());
+        }
+        let path = self.keys.credentials.as_ref()?.join(credential);
+        path.exists().then_some(path)
+    }
+
+    /// The store's URL: as configured, else that of `sallyport.db` in `data_dir`.
     pub fn store_url(&self) -> String {
         if self.store.url.is_empty() {
             format!("sqlite:{}", self.data_dir.join("sallyport.db").display())
@@ -285,83 +329,33 @@ impl Config {
             self.store.url.clone()
         }
     }
+}
 
-    /// What changed between two configurations that a reload cannot put in force.
-    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        let changed = [
-            ("data_dir", self.data_dir != new.data_dir),
-            ("node", self.node != new.node),
-            ("server.listen", self.server.listen != new.server.listen),
-            ("store", self.store != new.store),
-            ("keys", self.keys != new.keys),
-            ("login.argon2_*, login.hash_*", self.hashing() != new.hashing()),
-            ("forward.total_budget", self.forward.total_budget != new.forward.total_budget),
-            ("log", self.log != new.log),
-        ];
-        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_where_it_is_said_to_be_else_a_credential_else_in_the_data_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("sealing_key"), "x").unwrap();
+        let mut config = Config { data_dir: "/d".into(), ..Config::default() };
+        assert_eq!(config.key_path(KeyFile::SealingKey), Path::new("/d/sealing_key"));
+        assert_eq!(config.store_password_path(), None);
+
+        config.keys.credentials = Some(folder.path().to_owned());
+        assert_eq!(config.key_path(KeyFile::SealingKey), folder.path().join("sealing_key"));
+        assert_eq!(config.key_path(KeyFile::HostKey), Path::new("/d/host_key"));
+
+        config.keys.sealing_key = "/elsewhere/key".into();
+        assert_eq!(config.key_path(KeyFile::SealingKey), Path::new("/elsewhere/key"));
     }
 
-    fn hashing(&self) -> (Size, u32, usize, usize) {
-        let login = &self.login;
-        (login.argon2_memory, login.argon2_passes, login.hash_concurrency, login.hash_queue)
-    }
-
-    /// Checks what types do not.
-    fn check(&self) -> Result<(), String> {
-        let (server, login) = (&self.server, &self.login);
-        let positive = [
-            ("server.max_connections", server.max_connections),
-            ("server.max_unauthenticated", server.max_unauthenticated),
-            ("server.max_unauthenticated_per_source", server.max_unauthenticated_per_source),
-            ("server.max_channels", server.max_channels),
-            ("store.connections", self.store.connections),
-            ("login.hash_queue", login.hash_queue),
-            ("login.lock_after", login.lock_after as usize),
-            ("login.max_answers", login.max_answers as usize),
-            ("login.attempts_per_minute", login.attempts_per_minute as usize),
-            ("login.attempts_burst", login.attempts_burst as usize),
-            ("login.argon2_passes", login.argon2_passes as usize),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{key} must be 1 or more"));
-        }
-        if server.listen.is_empty() {
-            return Err("server.listen must name an address".into());
-        }
-        let known = ["publickey", "password", "keyboard-interactive"];
-        if let Some(other) = login.methods.iter().find(|m| !known.contains(&m.as_str())) {
-            return Err(format!("login.methods: {other:?} is none of {}", known.join(", ")));
-        }
-        if !login.methods.iter().any(|m| m == "keyboard-interactive") {
-            return Err(
-                "login.methods must have keyboard-interactive: codes are asked for by it".into()
-            );
-        }
-        if login.password_min_length < 8 || login.password_min_score > 4 {
-            return Err(
-                "login.password_min_length must be 8 or more, password_min_score 0 to 4".into()
-            );
-        }
-        if login.argon2_memory.bytes() < 8 * 1024 || login.argon2_memory.bytes() > 1 << 32 {
-            return Err("login.argon2_memory must be from 8 KiB to 4 GiB".into());
-        }
-        let window = self.forward.window.bytes();
-        if !(64 * 1024..=16 << 20).contains(&window) {
-            return Err("forward.window must be from 64 KiB to 16 MiB".into());
-        }
-        if server.login_grace.0.is_zero() || server.binding_grace.0.is_zero() {
-            return Err(
-                "server.login_grace and server.binding_grace must be longer than nothing".into()
-            );
-        }
-        if !["auto", "human", "json", "journald"].contains(&self.log.format.as_str()) {
-            return Err("log.format must be auto, human, json or journald".into());
-        }
-        let url = &self.store.url;
-        let schemes = ["sqlite:", "postgres://", "postgresql://"];
-        if !url.is_empty() && !schemes.iter().any(|scheme| url.starts_with(scheme)) {
-            return Err("store.url must begin with sqlite: or postgres://".into());
-        }
-        Ok(())
+    #[test]
+    fn the_store_is_in_the_data_folder_unless_it_is_said_to_be_elsewhere() {
+        let mut config = Config::default();
+        assert_eq!(config.store_url(), "sqlite:sallyport-data/sallyport.db");
+        config.store.url = "postgres://s@db/sallyport".into();
+        assert_eq!(config.store_url(), "postgres://s@db/sallyport");
     }
 }

@@ -22,7 +22,8 @@ impl Checked {
 }
 
 impl Permit {
-    /// Checks what the target's host resolved to; `own` are the bastion's listeners.
+    /// Checks what the target's host resolved to; `own` are the addresses that the bastion
+    /// itself is reached at.
     ///
     /// # Errors
     /// When one address is forbidden, or there is none.
@@ -90,7 +91,6 @@ fn is_forbidden(ip: IpAddr) -> bool {
 
 /// Whether `address` is a way to our listener `own`.
 fn is_own(own: SocketAddr, address: SocketAddr) -> bool {
-    // What listens on every address is reached at ones we may not know of: the port decides.
     own.port() == address.port() && plain(own.ip()) == address.ip()
 }
 

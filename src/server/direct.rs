@@ -101,7 +101,7 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
             return Err(give_up(conn, &permit, &destination, None, &error.for_target(&name)).await);
         }
     };
-    let checked = permit.check_addresses(&found, &conn.bastion.listeners())?;
+    let checked = permit.check_addresses(&found, &conn.bastion.own_addresses(&found))?;
     let forward = begin(conn, &permit, &destination).await?;
     match dial::dial(checked.addresses(), timeout).await {
         Ok((address, target)) => {

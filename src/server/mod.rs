@@ -20,7 +20,7 @@ pub mod socket;
 pub mod ssh;
 pub mod stream;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -108,9 +108,19 @@ impl Bastion {
         Arc::clone(&self.ssh.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The addresses that the bastion listens on, which nobody is forwarded to.
-    fn listeners(&self) -> Vec<SocketAddr> {
-        self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The addresses among `found` and elsewhere that lead to the bastion's own listeners, which
+    /// nobody is forwarded to.
+    fn own_addresses(&self, found: &[IpAddr]) -> Vec<SocketAddr> {
+        let mut own = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
+        let ports: Vec<u16> = own.iter().filter(everywhere).map(SocketAddr::port).collect();
+        if !ports.is_empty() {
+            let ours: Vec<IpAddr> = found.iter().copied().filter(socket::is_ours).collect();
+            own.extend(
+                ports.iter().flat_map(|port| ours.iter().map(|ip| SocketAddr::new(*ip, *port))),
+            );
+        }
+        own
     }
 
     /// Tells of every change that a forward's permit has to be checked against.

@@ -1,7 +1,7 @@
 //! Listening sockets, our own or systemd's, and the options of accepted ones.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -59,6 +59,11 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// Whether `ip` is an address of this host: only those can be bound.
+pub fn is_ours(ip: &IpAddr) -> bool {
+    std::net::UdpSocket::bind((*ip, 0)).is_ok()
+}
+
 /// Sets an accepted socket up: no Nagle delay, and a peer that is gone is noticed after three
 /// keepalives without an answer, also while data waits for it.
 ///
@@ -75,4 +80,15 @@ pub fn tune(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
         socket.set_tcp_user_timeout(Some(keepalive * 3))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_host_are_told_from_others() {
+        assert!(is_ours(&"127.0.0.1".parse().unwrap()));
+        assert!(!is_ours(&"192.0.2.1".parse().unwrap())); // RFC 5737: nobody's.
+    }
 }

@@ -66,6 +66,21 @@ fn the_core_knows_no_shell() {
     }
 }
 
+/// Imports point down only: main -> {serve, console, admin, server} -> store -> the core.
+#[test]
+fn the_store_and_what_is_below_it_know_nothing_above() {
+    let above = ["server", "serve", "console", "admin", "cli", "relay"];
+    let below = ["store", "config", "keys.rs", "logging.rs", "clock.rs"];
+    for (path, text) in sources() {
+        if below.iter().any(|place| path.starts_with(place)) {
+            for line in code(&text) {
+                let named = above.iter().find(|name| line.contains(&format!("crate::{name}")));
+                assert!(named.is_none(), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     for (path, text) in sources() {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use sallyport::audit::{Context, Record};
 use sallyport::auth::{password, recovery, totp};
 use sallyport::clock::{Clock, TestClock};
-use sallyport::config::{self, Config};
+use sallyport::config::Config;
 use sallyport::domain::{
     Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
 };
+use sallyport::keys;
 use sallyport::server::{self, Bastion};
 use sallyport::store::{Bound, EventFilter, NewAuthenticator, NewUser, Store};
 use sallyport::{serve, server::socket};
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::eventually;
-use super::postgres::Postgres;
+use super::postgres::{self, Postgres};
 
 /// Which engine the store is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,17 +51,20 @@ pub struct Person {
 
 /// A configuration for tests: cheap hashes, short waits.
 pub fn test_config(dir: &Path, url: &str, extra: &str) -> Config {
+    let password = dir.join("store-password");
+    keys::replace_secret(&password, postgres::PASSWORD.as_bytes()).unwrap();
     let text = format!(
         "data_dir = \"{data}\"\nnode = \"test\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n\
          public_host = \"bastion\"\npenalty_exempt = [\"127.0.0.0/8\"]\ndrain = \"1s\"\n\
-         [store]\nurl = \"{url}\"\n\
+         [store]\nurl = \"{url}\"\npassword_file = \"{password}\"\n\
          [login]\nargon2_memory = \"8 KiB\"\nargon2_passes = 1\nbackoff_first = \"1ms\"\n\
          backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n{extra}",
         data = dir.join("data").display(),
+        password = password.display(),
     );
     let path = dir.join("sallyport.toml");
     std::fs::write(&path, merge(&text, extra)).unwrap();
-    config::load(Some(&path), std::iter::empty()).unwrap_or_else(|e| panic!("{e}")).config
+    Config::load(Some(&path), std::iter::empty()).unwrap_or_else(|e| panic!("{e}")).config
 }
 
 /// TOML knows each section once: what `extra` sets replaces what the base sets.

@@ -15,7 +15,8 @@ pub struct Postgres {
     child: Child,
 }
 
-const PASSWORD: &str = "a-password-of-tests";
+/// The password of its user `postgres`.
+pub const PASSWORD: &str = "a-password-of-tests";
 
 impl Postgres {
     pub async fn start() -> Self {
@@ -45,13 +46,14 @@ impl Postgres {
         server
     }
 
+    /// Its URL, without the password.
     pub fn url(&self) -> String {
-        format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
     fn psql(&self, sql: &str) -> Command {
         let mut psql = command(self.bin.join("psql"));
-        psql.arg("-X").arg("-q").arg("-c").arg(sql).arg(self.url());
+        psql.arg("-X").arg("-q").arg("-c").arg(sql).arg(self.url()).env("PGPASSWORD", PASSWORD);
         psql
     }
 
