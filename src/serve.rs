@@ -125,14 +125,6 @@ fn node(config: &Config) -> String {
     if config.node.is_empty() { host_name() } else { config.node.clone() }
 }
 
-fn public_host(config: &Config) -> String {
-    if config.server.public_host.is_empty() {
-        host_name()
-    } else {
-        config.server.public_host.clone()
-    }
-}
-
 /// Makes everything that a first start makes: folder, keys, store, administrator. Gives the store
 /// and, if the administrator is new, their one-time password.
 ///
@@ -243,7 +235,8 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         },
         pump: PumpLimits { stall: forward.stall_timeout.0 },
         banner: server.banner.clone(),
-        public_host: public_host(config),
+        public_host: config.server.public_host.clone(),
+        host_name: host_name(),
         public_port: server.listen.first().map_or(22, std::net::SocketAddr::port),
         keepalive: server.keepalive.0,
         drain: server.drain.0,
@@ -268,10 +261,9 @@ pub fn limits(config: &Config) -> Limits {
 fn ssh_config(config: &Config, settings: &Settings, clock: &Clock) -> anyhow::Result<SshConfig> {
     let host_key = keys::load(&config.key_path(KeyFile::HostKey))?;
     let ca = keys::load(&config.key_path(KeyFile::HostCa))?;
-    let mut names = vec![settings.public_host.clone()];
-    if !names.contains(&host_name()) {
-        names.push(host_name());
-    }
+    let mut names = vec![settings.public_host.clone(), settings.host_name.clone()];
+    names.retain(|name| !name.is_empty());
+    names.dedup();
     let public = host_key.public_key();
     let certificate = keys::host_certificate(&ca, public, &names, clock.now(), CERTIFICATE)?;
     Ok(ssh::config(host_key, certificate, settings.rules.methods, settings.flow.window))
@@ -305,6 +297,7 @@ pub async fn serve(
     // Before anybody can see that it listens, so that a signal from then on stops it in good order.
     let shutdown = CancellationToken::new();
     let signals = watch_signals(shutdown.clone())?;
+    let hangup = signal(SignalKind::hangup())?;
     let (store, one_time) = init(&config, &Clock::System).await?;
     let bastion = Arc::new(bastion(&config, store, Clock::System)?);
     let listeners = socket::listeners(&config.server.listen)?;
@@ -320,7 +313,7 @@ pub async fn serve(
     let helpers = TaskTracker::new();
     let stop = CancellationToken::new();
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
-    let reloading = watch_reloads(Arc::clone(&bastion), config, load_again)?;
+    let reloading = watch_reloads(Arc::clone(&bastion), config, hangup, load_again);
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
     helpers.spawn(stop.clone().run_until_cancelled_owned(watchdog()));
     helpers.close();
@@ -361,28 +354,26 @@ fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Outp
 }
 
 /// On SIGHUP, and once a day for the sake of the host certificate, reads the configuration anew.
-fn watch_reloads(
+async fn watch_reloads(
     bastion: Arc<Bastion>,
     mut config: Config,
+    mut hangup: tokio::signal::unix::Signal,
     load_again: impl Fn() -> anyhow::Result<Loaded> + Send + 'static,
-) -> anyhow::Result<impl Future<Output = ()>> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        loop {
-            let asked = tokio::select! {
-                _ = hangup.recv() => true,
-                () = tokio::time::sleep(DAY) => false,
-            };
-            let new =
-                if asked { load_again().map(|loaded| loaded.config) } else { Ok(config.clone()) };
-            match new.and_then(|new| reload(&bastion, &config, new)) {
-                Ok(new) => config = new,
-                Err(error) => {
-                    tracing::error!(error = %format!("{error:#}"), "failed to reload: the old configuration stays in force")
-                }
+) {
+    loop {
+        let asked = tokio::select! {
+            _ = hangup.recv() => true,
+            () = tokio::time::sleep(DAY) => false,
+        };
+        let new = if asked { load_again().map(|loaded| loaded.config) } else { Ok(config.clone()) };
+        match new.and_then(|new| reload(&bastion, &config, new)) {
+            Ok(new) => config = new,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "failed to reload: the old configuration stays in force");
             }
         }
-    })
+    }
 }
 
 fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config> {

@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::domain::{UnixTime, printable, printable_json};
@@ -42,6 +42,10 @@ pub fn list<R: Row>(out: &mut dyn Write, format: Format, rows: &[R]) -> io::Resu
     let mut table = plain_table(width);
     table.set_header(R::HEADINGS.to_vec());
     table.add_rows(rows.iter().map(|row| printable_cells(&row.cells())));
+    if let Some(first) = table.column_mut(0) {
+        // A name or an id: it has to be copied whole.
+        first.set_constraint(ColumnConstraint::ContentWidth);
+    }
     write_table(out, &table)
 }
 

@@ -130,7 +130,11 @@ async fn greet(
     writeln!(out, "Hello {}. This is {}.\n", caller.who.user(), caller.public_host)?;
     let granted = granted(caller, store, now).await?;
     if granted.is_empty() {
-        writeln!(out, "No target is granted to you yet: ask your administrator.")?;
+        let next = match caller.who.role() {
+            Role::Admin => "on this host, 'sallyport target add' and 'grant add' change that",
+            Role::Auditor | Role::User => "ask your administrator",
+        };
+        writeln!(out, "No target is granted to you yet: {next}.")?;
     } else {
         writeln!(out, "Targets granted to you, and how to get there:")?;
         for (target, state) in &granted {

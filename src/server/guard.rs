@@ -135,34 +135,32 @@ impl Guard {
         self.state().limits = limits;
     }
 
-    /// Gives a new connection a place, or says why not.
+    /// Gives a new connection a place, whoever it is from, or says why not.
     ///
     /// # Errors
-    /// The first cap or penalty in the way.
-    pub fn admit(self: &Arc<Self>, source: &Source, now: Instant) -> Result<Admission, Denied> {
+    /// The cap in the way.
+    pub fn enter(self: &Arc<Self>) -> Result<Admission, Denied> {
         let mut state = self.state();
-        let by_source = state.counted(source);
         if state.connections >= state.limits.connections {
             return Err(Denied::Full);
         }
         if state.unauthenticated >= state.limits.unauthenticated {
             return Err(Denied::TooManyUnauthenticated);
         }
-        if let Some(network) = by_source {
-            if let Some(left) = state.penalty(&network, now).filter(|left| *left >= ENFORCED_FROM) {
-                return Err(Denied::Penalized(left));
-            }
-            let most = state.limits.unauthenticated_per_source;
-            let count = state.by_source.entry(network).or_default();
-            if *count >= most {
-                return Err(Denied::TooManyFromSource);
-            }
-            *count += 1;
-        }
         state.connections += 1;
         state.unauthenticated += 1;
         drop(state);
-        Ok(Admission { guard: Arc::clone(self), unauthenticated: true, by_source })
+        Ok(Admission { guard: Arc::clone(self), unauthenticated: true, by_source: None })
+    }
+
+    /// Gives a new connection from `source` a place, or says why not.
+    ///
+    /// # Errors
+    /// The first cap or penalty in the way.
+    #[cfg(test)]
+    fn admit(self: &Arc<Self>, source: &Source, now: Instant) -> Result<Admission, Denied> {
+        let mut admission = self.enter()?;
+        admission.identify(source, now).map(|()| admission)
     }
 
     /// Whether a source may try to sign in once more right now.
@@ -244,6 +242,27 @@ impl State {
 }
 
 impl Admission {
+    /// Counts it for the source that it turned out to be from, or says why it cannot stay.
+    ///
+    /// # Errors
+    /// The cap or penalty in the way.
+    pub fn identify(&mut self, source: &Source, now: Instant) -> Result<(), Denied> {
+        let mut state = self.guard.state();
+        let Some(network) = state.counted(source) else { return Ok(()) };
+        if let Some(left) = state.penalty(&network, now).filter(|left| *left >= ENFORCED_FROM) {
+            return Err(Denied::Penalized(left));
+        }
+        let most = state.limits.unauthenticated_per_source;
+        let count = state.by_source.entry(network).or_default();
+        if *count >= most {
+            return Err(Denied::TooManyFromSource);
+        }
+        *count += 1;
+        drop(state);
+        self.by_source = Some(network);
+        Ok(())
+    }
+
     /// Somebody signed in: from now on only the cap on all connections counts it.
     pub fn authenticated(&mut self) {
         if std::mem::take(&mut self.unauthenticated) {

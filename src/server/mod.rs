@@ -35,6 +35,7 @@ pub type SshConfig = russh::server::Config;
 
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::clock::Clock;
+use crate::domain::Source;
 use crate::store::Store;
 use forward::Budget;
 use guard::Guard;
@@ -194,28 +195,33 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     if let Err(error) = socket::tune(&stream, settings.keepalive) {
         return tracing::debug!(%error, %peer, "failed to set a connection's socket up");
     }
+    // Counted before its header is waited for: a proxy cannot hold more than everybody else.
+    let mut admission = match bastion.guard.enter() {
+        Ok(admission) => admission,
+        Err(denied) => return turn_away(&bastion, Source(peer), denied).await,
+    };
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
     let source = match source {
         Ok(source) => source,
         Err(error) => return tracing::warn!(%error, %peer, "a proxy sent no usable PROXY header"),
     };
-    let now = std::time::Instant::now();
-    match bastion.guard.admit(&source, now) {
-        Ok(admission) => {
-            connection::serve(bastion, settings, stream, source, admission).await;
-        }
-        Err(denied) => {
-            tracing::debug!(%source, %denied, "a connection was refused");
-            if bastion.guard.should_report(&source, now) {
-                let context = Context { source: Some(source), ..Context::default() };
-                let event = Event::SignInRefused { reason: Refusal::Guarded };
-                let now = bastion.clock.now();
-                if let Err(error) = bastion.store.record(now, &context, event).await {
-                    tracing::error!(%error, "failed to write an audit event of a refused connection");
-                }
-            }
-        }
+    match admission.identify(&source, std::time::Instant::now()) {
+        Ok(()) => connection::serve(bastion, settings, stream, source, admission).await,
+        Err(denied) => turn_away(&bastion, source, denied).await,
+    }
+}
+
+/// Writes down, once a minute for each source, that the guard let a connection not in.
+async fn turn_away(bastion: &Bastion, source: Source, denied: guard::Denied) {
+    tracing::debug!(%source, %denied, "a connection was refused");
+    if !bastion.guard.should_report(&source, std::time::Instant::now()) {
+        return;
+    }
+    let context = Context { source: Some(source), ..Context::default() };
+    let event = Event::SignInRefused { reason: Refusal::Guarded };
+    if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
+        tracing::error!(%error, "failed to write an audit event of a refused connection");
     }
 }
 

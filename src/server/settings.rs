@@ -28,9 +28,11 @@ pub struct Settings {
     pub pump: PumpLimits,
     /// Shown before anything is asked.
     pub banner: String,
-    /// The bastion's name and port as people type them.
+    /// The bastion's name as people type it; empty if nobody configured one.
     pub public_host: String,
-    /// See `public_host`.
+    /// The name that the host gives itself.
+    pub host_name: String,
+    /// The bastion's port as people type it.
     pub public_port: u16,
     /// TCP keepalive's interval.
     pub keepalive: Duration,
@@ -38,4 +40,15 @@ pub struct Settings {
     pub drain: Duration,
     /// Who may send a PROXY header, and must.
     pub proxy_from: Vec<ipnet::IpNet>,
+}
+
+impl Settings {
+    /// The bastion's name as somebody at `source` would type it.
+    pub fn name_for(&self, source: std::net::IpAddr) -> &str {
+        match self.public_host.as_str() {
+            "" if source.to_canonical().is_loopback() => "localhost",
+            "" => &self.host_name,
+            configured => configured,
+        }
+    }
 }

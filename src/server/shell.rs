@@ -78,7 +78,7 @@ async fn run(
         who,
         source: conn.source,
         context: conn.context(),
-        public_host: conn.settings.public_host.clone(),
+        public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
     };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
