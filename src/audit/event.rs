@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    Destination, Factor, GroupName, Id, Role, Source, TargetName, UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, Factor, GroupName, Id, Role, Source, TargetName, UnixTime, UserName, words,
 };
 
 words! {
@@ -202,6 +202,51 @@ pub enum Event {
     ForwardFailed { forward: Id, destination: Destination, target: TargetName, error: String },
     /// A forward closed, with the bytes sent to the target (`up`) and from it (`down`).
     ForwardClosed { forward: Id, up: u64, down: u64, reason: String },
+    /// A target showed a host key that is not trusted; nothing was sent to it.
+    HostKeyRefused { target: TargetName, offered: String, trusted: Vec<String> },
+    /// The bastion signed in on a target as `account`, by `auth`.
+    TargetSignedIn { target: TargetName, account: AccountName, auth: AccountAuth },
+    /// The bastion could not sign in on a target, or lost it.
+    TargetFailed { target: TargetName, account: AccountName, error: String },
+    /// An account of a target was refused.
+    AccountRefused { target: TargetName, account: String, reason: Refusal },
+    /// A recording began: of a shell, a command or a subsystem.
+    RecordingStarted {
+        recording: Id,
+        target: TargetName,
+        account: AccountName,
+        what: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        command: Option<String>,
+        grants: Vec<Id>,
+    },
+    /// A recording ended. `outcome` is the exit status or what else ended it; `size` and `sha256`
+    /// are the file's.
+    RecordingEnded {
+        recording: Id,
+        up: u64,
+        down: u64,
+        outcome: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+    },
+    /// Retention removed a recording's file.
+    RecordingRemoved { recording: Id, reason: String },
+    /// Something was asked for within a recorded connection that is not granted.
+    UseRefused { target: TargetName, account: AccountName, what: String, reason: Refusal },
+    /// A file was read, written or changed on a target.
+    FileAccessed {
+        recording: Id,
+        operation: String,
+        path: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        read: u64,
+        written: u64,
+        outcome: String,
+    },
     /// A request or channel that is not offered was refused.
     RequestRefused { request: String, reason: Refusal },
     /// A command was run in a session on the bastion itself.
@@ -237,6 +282,14 @@ pub enum Event {
     TargetAdded { target: TargetName, address: String, mode: String, labels: Vec<String> },
     /// A target was removed.
     TargetRemoved { target: TargetName },
+    /// An account of a target was added, signed in on by `auth`.
+    AccountAdded { target: TargetName, account: AccountName, auth: AccountAuth },
+    /// An account of a target was removed.
+    AccountRemoved { target: TargetName, account: AccountName },
+    /// A host key of a target, or the key of an authority that signs them, is trusted from now on.
+    HostKeyPinned { target: TargetName, key: String, authority: bool },
+    /// A host key or authority is no longer trusted.
+    HostKeyUnpinned { target: TargetName, key: String },
     /// A grant was added; `rule` is its text as `grant list` shows it.
     GrantAdded { grant: Id, rule: String },
     /// A grant was removed.

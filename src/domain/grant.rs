@@ -104,7 +104,7 @@ pub struct Grant {
     pub object: GrantObject,
     /// Accounts on the target; empty for any.
     pub accounts: Vec<AccountName>,
-    /// What it allows; empty for everything.
+    /// What it allows; empty for everything but what must be named.
     pub allow: Vec<Capability>,
     /// When it holds; always if not said.
     pub hours: Option<Hours>,
@@ -119,7 +119,12 @@ pub struct Grant {
 impl Grant {
     /// Whether it allows `what`.
     pub fn allows(&self, what: Capability) -> bool {
-        self.allow.is_empty() || self.allow.contains(&what)
+        if self.allow.is_empty() { what.by_default() } else { self.allow.contains(&what) }
+    }
+
+    /// Whether it is for `account`.
+    pub fn is_for(&self, account: &AccountName) -> bool {
+        self.accounts.is_empty() || self.accounts.contains(account)
     }
 }
 

@@ -14,7 +14,7 @@ pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
 pub use hours::{Hours, HoursError};
 pub use name::{GroupName, NameError, UserName};
 pub use target::{
-    Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
+    AccountAuth, Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
 };
 pub use text::{printable, printable_json};
 pub use time::{TimeStep, UnixTime};

@@ -35,8 +35,37 @@ words! {
         SftpRead = "sftp-read",
         /// Writing, removing and changing files over SFTP or SCP.
         SftpWrite = "sftp-write",
-        /// A TCP connection to the target itself.
+        /// A TCP connection to the target itself, or from it on (`-L`, `-D` in record mode).
         Forward = "forward",
+        /// Use of the agent that the user forwards.
+        Agent = "agent",
+        /// X11 windows of the target on the user's screen. Only where it is named.
+        X11 = "x11",
+        /// Ports of the target that lead to the user (`-R`). Only where it is named.
+        RemoteForward = "remote-forward",
+    }
+}
+
+impl Capability {
+    /// Whether a grant that names no capabilities allows this one.
+    pub fn by_default(self) -> bool {
+        !matches!(self, Self::X11 | Self::RemoteForward)
+    }
+}
+
+words! {
+    /// How the bastion signs in on a target as one of its accounts, in record mode.
+    AccountAuth, "way to sign in" {
+        /// A certificate of the user CA, made for each connection.
+        Ca = "ca",
+        /// A private key, sealed in the store.
+        Key = "key",
+        /// A password, sealed in the store.
+        Password = "password",
+        /// The agent that the user forwards.
+        Agent = "agent",
+        /// The target's own questions, passed on to the user.
+        Ask = "ask",
     }
 }
 

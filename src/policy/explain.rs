@@ -88,7 +88,7 @@ fn verdict(
     let Some(target) = meant.into_iter().next() else {
         return (false, format!("it does not cover {destination}"));
     };
-    match holds(grant, who, &destination.host, now) {
+    match holds(grant, who, target, &destination.host, now) {
         Ok(Some(until)) => (true, format!("it covers {}, at least until {until}", target.name)),
         Ok(None) => (true, format!("it covers {}", target.name)),
         Err((_, refused)) => (false, refused.message),

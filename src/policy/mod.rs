@@ -5,18 +5,20 @@
 //! connection does not compile. A target nobody registered and one that is not granted to you are
 //! refused in the same words.
 
+mod account;
 mod address;
 mod explain;
 
 use std::net::IpAddr;
 
+pub use account::{AccountDecision, AccountPermit, authorize_account};
 pub use address::Checked;
 pub use explain::{Explanation, Verdict, explain};
 
 use crate::audit::Refusal;
 use crate::domain::{
-    Capability, Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Target, UnixTime,
-    UserName,
+    Capability, Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Mode, Target,
+    UnixTime, UserName,
 };
 
 /// Who asks.
@@ -86,7 +88,7 @@ pub fn authorize(
     let mut refused: Option<(u8, Refused)> = None;
     for target in targets.iter().filter(|target| is_meant(target, destination)) {
         for grant in grants.iter().filter(|grant| covers(grant, who, target)) {
-            match holds(grant, who, &destination.host, now) {
+            match holds(grant, who, target, &destination.host, now) {
                 Ok(until) => {
                     let permit = Permit { target: target.clone(), grant: grant.id.clone(), until };
                     if best.as_ref().is_none_or(|best| lasts_longer(&permit, best)) {
@@ -125,7 +127,7 @@ pub fn granted_targets<'a>(
 
 /// Whether `grant` holds for `who` right now.
 pub fn holds_now(grant: &Grant, who: &Subject<'_>, target: &Target, now: UnixTime) -> bool {
-    holds(grant, who, target.name.as_str(), now).is_ok()
+    holds(grant, who, target, target.name.as_str(), now).is_ok()
 }
 
 /// Whether a destination means this target: by its name (`ssh -J` asks for port 22 when nobody
@@ -155,6 +157,7 @@ fn covers(grant: &Grant, who: &Subject<'_>, target: &Target) -> bool {
 fn holds(
     grant: &Grant,
     who: &Subject<'_>,
+    target: &Target,
     asked: impl std::fmt::Display,
     now: UnixTime,
 ) -> Result<Option<UnixTime>, (u8, Refused)> {
@@ -162,8 +165,14 @@ fn holds(
     if let Some(until) = grant.until.filter(|until| now >= *until) {
         return refuse(1, Refusal::Expired, format!("your grant for {asked} ended on {until}"));
     }
-    if !grant.allows(Capability::Forward) {
+    if target.mode == Mode::Tunnel && !grant.allows(Capability::Forward) {
         let message = format!("{asked} is granted to you, but not for forwarding");
+        return refuse(2, Refusal::NotGranted, message);
+    }
+    if target.mode == Mode::Tunnel && !grant.accounts.is_empty() {
+        let message = format!(
+            "{asked} is granted to you for single accounts, which cannot be told in tunnel mode"
+        );
         return refuse(2, Refusal::NotGranted, message);
     }
     if !grant.from.is_empty() && !grant.from.iter().any(|net| net.contains(&who.source)) {

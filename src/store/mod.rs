@@ -9,9 +9,11 @@ mod audit;
 mod login;
 mod open;
 mod pool;
+mod recording;
 mod schema;
 pub mod seal;
 mod session;
+mod target;
 mod user;
 
 use std::sync::Arc;
@@ -24,7 +26,9 @@ pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use login::{Bound, FailureNote, NewAuthenticator, SignIn, SignedIn, Throttled};
 pub use open::Settings;
+pub use recording::{NewRecording, RecordingEnd, RecordingRow};
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
+pub use target::{AccountRow, AccountSecret, TrustedKey};
 pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 use crate::keys::AuditKey;

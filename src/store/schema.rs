@@ -132,6 +132,46 @@ table! {
 }
 
 table! {
+    target_accounts (target_id, name) {
+        target_id -> Text,
+        name -> Text,
+        auth -> Text,
+        secret -> Nullable<Text>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    target_keys (target_id, key) {
+        target_id -> Text,
+        key -> Text,
+        authority -> BigInt,
+        pinned_at -> BigInt,
+    }
+}
+
+table! {
+    recordings (id) {
+        id -> Text,
+        session_id -> Text,
+        node -> Text,
+        target -> Text,
+        account -> Text,
+        kind -> Text,
+        command -> Nullable<Text>,
+        path -> Text,
+        started_at -> BigInt,
+        ended_at -> Nullable<BigInt>,
+        outcome -> Nullable<Text>,
+        bytes_up -> BigInt,
+        bytes_down -> BigInt,
+        size -> Nullable<BigInt>,
+        sha256 -> Nullable<Text>,
+        removed_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
     audit_events (seq) {
         seq -> BigInt,
         at -> BigInt,
@@ -167,6 +207,9 @@ joinable!(target_labels -> targets (target_id));
 joinable!(grants -> users (user_id));
 joinable!(grants -> targets (target_id));
 joinable!(forwards -> sessions (session_id));
+joinable!(target_accounts -> targets (target_id));
+joinable!(target_keys -> targets (target_id));
+joinable!(recordings -> sessions (session_id));
 allow_tables_to_appear_in_same_query!(
     users,
     recovery_codes,
@@ -179,6 +222,9 @@ allow_tables_to_appear_in_same_query!(
     throttle,
     sessions,
     forwards,
+    target_accounts,
+    target_keys,
+    recordings,
     audit_events,
     audit_head,
     revision,

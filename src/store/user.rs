@@ -401,6 +401,7 @@ impl Store {
             })? as u64;
             tx.commit().await?;
         }
+        secrets += self.reseal_accounts().await?;
         self.record(now, context, Event::KeyRotated { key: keyring.primary(), secrets }).await?;
         Ok(secrets)
     }

@@ -1,0 +1,168 @@
+//! A client's channel as a stream of bytes, for the inner SSH of a `ssh -J` connection.
+//!
+//! Always holds: the channel is drained all the time by a task of its own, so that the outer
+//! connection never waits for the inner one; what is not read yet is counted in the channel's flow,
+//! which closes the client's window.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf as _, Bytes};
+use russh::server::Msg;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::server::forward::ChannelFlow;
+
+/// Bytes that passed.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) up: AtomicU64,
+    pub(super) down: AtomicU64,
+}
+
+impl Counts {
+    /// Up and down.
+    pub(super) fn both(&self) -> (u64, u64) {
+        (self.up.load(Relaxed), self.down.load(Relaxed))
+    }
+}
+
+/// What came from the client and was not read yet.
+struct Intake {
+    state: Mutex<State>,
+    flow: Arc<ChannelFlow>,
+}
+
+#[derive(Default)]
+struct State {
+    pieces: VecDeque<Bytes>,
+    finished: bool,
+    reader: Option<Waker>,
+}
+
+impl Intake {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+/// The stream; reading is from the client.
+pub(super) struct ChannelStream {
+    intake: Arc<Intake>,
+    writer: Pin<Box<dyn AsyncWrite + Send>>,
+    counts: Arc<Counts>,
+    /// Kept: dropping it closes the channel.
+    _channel: ChannelWriteHalf<Msg>,
+}
+
+/// Drains a channel; runs until the client closes it.
+pub(super) struct Drain {
+    channel: ChannelReadHalf,
+    intake: Arc<Intake>,
+}
+
+impl ChannelStream {
+    /// The stream of `channel`, and what must run beside it.
+    pub(super) fn new(
+        channel: Channel<Msg>,
+        flow: Arc<ChannelFlow>,
+        counts: Arc<Counts>,
+    ) -> (Self, Drain) {
+        let (read, write) = channel.split();
+        let intake = Arc::new(Intake { state: Mutex::default(), flow });
+        let drain = Drain { channel: read, intake: Arc::clone(&intake) };
+        let writer = Box::pin(write.make_writer());
+        (Self { intake, writer, counts, _channel: write }, drain)
+    }
+}
+
+impl Drain {
+    /// Takes in what comes; false if the client sent more than it was allowed to.
+    pub(super) async fn run(mut self) -> bool {
+        loop {
+            match self.channel.wait().await {
+                Some(ChannelMsg::Data { data }) => {
+                    self.intake.flow.take(data.len());
+                    self.intake.change(|state| state.pieces.push_back(data));
+                    if self.intake.flow.overrun() {
+                        self.intake.change(|state| state.finished = true);
+                        return false;
+                    }
+                }
+                Some(ChannelMsg::Eof) => self.intake.change(|state| state.finished = true),
+                Some(ChannelMsg::Close) | None => {
+                    self.intake.change(|state| state.finished = true);
+                    return true;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.flow.give(state.pieces.iter().map(Bytes::len).sum());
+    }
+}
+
+impl AsyncRead for ChannelStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut state = self.intake.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = 0;
+        while let Some(piece) = state.pieces.front_mut() {
+            let n = piece.len().min(buf.remaining());
+            buf.put_slice(piece.get(..n).unwrap_or_default());
+            piece.advance(n);
+            read += n;
+            if !piece.is_empty() {
+                break;
+            }
+            state.pieces.pop_front();
+        }
+        if read == 0 && !state.finished && buf.remaining() > 0 {
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        drop(state);
+        self.intake.flow.give(read);
+        self.counts.up.fetch_add(read as u64, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ChannelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(self.writer.as_mut().poll_write(cx, bytes))?;
+        self.counts.down.fetch_add(written as u64, Relaxed);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writer.as_mut().poll_shutdown(cx)
+    }
+}
