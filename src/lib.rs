@@ -20,6 +20,7 @@ pub mod harden;
 pub mod keys;
 pub mod logging;
 pub mod policy;
+pub mod recording;
 pub mod serve;
 pub mod server;
 pub mod store;

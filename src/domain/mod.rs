@@ -16,6 +16,7 @@ pub use name::{GroupName, NameError, UserName};
 pub use target::{
     AccountAuth, Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
 };
+pub(crate) use text::is_unsafe;
 pub use text::{printable, printable_json};
 pub use time::{TimeStep, UnixTime};
 

@@ -45,7 +45,8 @@ pub fn printable_json(json: &str) -> String {
     out
 }
 
-fn is_unsafe(c: char) -> bool {
+/// Whether a terminal could act on `c`, or show nothing or another order for it.
+pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{00AD}' | '\u{061C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
