@@ -1,0 +1,6 @@
+//! Tests of the filter and the observer: tables, properties, and the real programs.
+
+mod cases;
+mod properties;
+mod real;
+mod script;
