@@ -3,6 +3,10 @@
 //! Names and meanings are a contract. The same types parse `sallyport ...` on the host and
 //! `ssh admin@bastion ...` in a session ([`parse_console`]).
 
+mod target;
+
+pub use target::{AccountCommand, TargetCommand};
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -11,7 +15,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::admin::when::When;
 use crate::audit::chain::Anchor;
 use crate::domain::{
-    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Mode, Role, TargetAddress,
+    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Role, TargetAddress,
     TargetName, UserName, printable,
 };
 
@@ -228,39 +232,6 @@ pub enum OtpCommand {
     },
 }
 
-/// `sallyport target ...`
-#[derive(Debug, Subcommand)]
-pub enum TargetCommand {
-    /// Register a target
-    #[command(
-        after_help = "Examples:\n  sallyport target add db1 10.0.0.5 --label env=prod\n  sallyport target add pg1 pg1.internal:5432"
-    )]
-    Add {
-        /// The name people type
-        name: TargetName,
-        /// Where it is: HOST or HOST:PORT
-        address: TargetAddress,
-        /// tunnel; record is not in this release
-        #[arg(long, default_value_t = Mode::Tunnel)]
-        mode: Mode,
-        /// A mark by which grants can mean many targets
-        #[arg(long = "label", value_name = "K=V")]
-        labels: Vec<Label>,
-    },
-    /// List targets
-    List,
-    /// Show a target and who is granted it
-    Show {
-        /// Which
-        name: TargetName,
-    },
-    /// Remove a target, and the grants for it alone
-    Remove {
-        /// Which
-        name: TargetName,
-    },
-}
-
 /// `sallyport grant ...`
 #[derive(Debug, Subcommand)]
 pub enum GrantCommand {
@@ -293,10 +264,10 @@ pub struct GrantAdd {
     /// To every target with this label
     #[arg(long, value_name = "K=V")]
     pub label: Option<Label>,
-    /// As this account of the target; any if not said
+    /// As this account of the target (record mode only); any if not said
     #[arg(long = "account", value_name = "A")]
     pub accounts: Vec<AccountName>,
-    /// shell, exec, sftp-read, sftp-write, forward; everything if not said
+    /// shell, exec, sftp-read, sftp-write, forward, agent; and, only if said, x11, remote-forward
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub allow: Vec<Capability>,
     /// When it holds, such as 'Mon-Fri 08:00-18:00 Europe/Berlin'

@@ -200,6 +200,83 @@ pub fn host_certificate(
     builder.sign(ca).map_err(fail)
 }
 
+/// Makes a user certificate for `key`, signed by the user CA `ca`, good for `account` from a minute
+/// before `now` for `validity`; `id` is what the target's log shows (OpenSSH PROTOCOL.certkeys).
+///
+/// # Errors
+/// When the system has no randomness, or a name cannot stand in a certificate.
+pub fn user_certificate(
+    ca: &PrivateKey,
+    key: &PublicKey,
+    account: &str,
+    id: &str,
+    now: UnixTime,
+    validity: Duration,
+) -> Result<Certificate, Error> {
+    let fail = |e: russh::keys::ssh_key::Error| Error::Certificate(e.to_string());
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce)?;
+    let from = now.seconds().saturating_sub(60);
+    let until = now.plus(validity).seconds();
+    let mut builder = Builder::new(nonce, key.key_data().clone(), from, until).map_err(fail)?;
+    builder.cert_type(CertType::User).map_err(fail)?;
+    builder.key_id(id).map_err(fail)?;
+    builder.valid_principal(account).map_err(fail)?;
+    for extension in [
+        "permit-X11-forwarding",
+        "permit-agent-forwarding",
+        "permit-port-forwarding",
+        "permit-pty",
+        "permit-user-rc",
+    ] {
+        builder.extension(extension, "").map_err(fail)?;
+    }
+    builder.sign(ca).map_err(fail)
+}
+
+/// A public key as "ALGORITHM BASE64", without a comment, and its fingerprint.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn public_key_line(key: &PublicKey) -> Result<(String, String), PublicKeyError> {
+    let mut bare = key.clone();
+    bare.set_comment("");
+    let line = bare.to_openssh().map_err(|error| PublicKeyError::Format(error.to_string()))?;
+    Ok((line.trim_end().to_owned(), key.fingerprint(russh::keys::HashAlg::Sha256).to_string()))
+}
+
+/// The first key of a text of public keys, as [`public_key_line`].
+///
+/// # Errors
+/// When there is none.
+pub fn host_key_line(text: &str) -> Result<(String, String), PublicKeyError> {
+    let line = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    let line = line.ok_or_else(|| PublicKeyError::Format("there is none".to_owned()))?;
+    let key = PublicKey::from_openssh(line.trim())
+        .map_err(|error| PublicKeyError::Format(error.to_string()))?;
+    public_key_line(&key)
+}
+
+/// The fingerprint of a public key's line.
+pub fn fingerprint(line: &str) -> Option<String> {
+    let key = PublicKey::from_openssh(line).ok()?;
+    Some(key.fingerprint(russh::keys::HashAlg::Sha256).to_string())
+}
+
+/// A private key in OpenSSH's format, without a passphrase.
+///
+/// # Errors
+/// When it is none, or has one.
+pub fn private_key(text: &[u8]) -> Result<PrivateKey, PublicKeyError> {
+    let format = |reason: &str| PublicKeyError::Format(reason.to_owned());
+    let key = PrivateKey::from_openssh(text)
+        .map_err(|_| format("it is no private key in OpenSSH's format"))?;
+    if key.is_encrypted() {
+        return Err(format("it has a passphrase: take it off with 'ssh-keygen -p'"));
+    }
+    Ok(key)
+}
+
 /// The key that signs the audit log.
 #[derive(Debug, Clone)]
 pub struct AuditKey(PrivateKey);

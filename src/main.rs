@@ -8,13 +8,16 @@ use clap::Parser as _;
 use secrecy::SecretString;
 
 use sallyport::admin::output::{Format, reader_is_gone};
-use sallyport::admin::{self, AccessCommand, NewPassword, Out, Verbs};
+use sallyport::admin::{self, AccessCommand, NewPassword, Out, TargetInput, Verbs};
 use sallyport::audit::{Actor, Context};
-use sallyport::cli::{self, Cli, Command, UserCommand, UserKeyCommand};
+use sallyport::cli::{
+    self, AccountCommand, Cli, Command, TargetCommand, UserCommand, UserKeyCommand,
+};
 use sallyport::clock::Clock;
 use sallyport::config::{self, Config, KeyFile, Loaded};
 use sallyport::keys::{self, AuditPublicKey};
-use sallyport::store::EventFilter;
+use sallyport::server::relay;
+use sallyport::store::{EventFilter, Store};
 use sallyport::{harden, logging, serve};
 
 /// Exit codes: sysexits(3)'s EX_USAGE and EX_CONFIG, and 1 for the rest.
@@ -202,7 +205,8 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
             admin::access(&verbs, AccessCommand::Group(command), &mut out).await?
         }
         Command::Target(command) => {
-            admin::access(&verbs, AccessCommand::Target(command), &mut out).await?
+            let input = target_input(&store, &command).await?;
+            admin::targets(&verbs, command, input, &mut out).await?;
         }
         Command::Grant(command) => {
             admin::access(&verbs, AccessCommand::Grant(command), &mut out).await?
@@ -286,6 +290,33 @@ fn inputs(command: &UserCommand) -> anyhow::Result<(NewPassword, Vec<(String, St
         None => Vec::new(),
     };
     Ok((password, keys))
+}
+
+/// Reads what a `target` command takes from standard input, files and the target itself.
+async fn target_input(store: &Store, command: &TargetCommand) -> anyhow::Result<TargetInput> {
+    let mut input = TargetInput::default();
+    match command {
+        TargetCommand::Account(AccountCommand::Add { secret_stdin: true, .. }) => {
+            let mut secret = zeroize::Zeroizing::new(Vec::new());
+            std::io::stdin()
+                .take(64 * 1024)
+                .read_to_end(&mut secret)
+                .context("failed to read the secret from standard input")?;
+            input.secret = Some(secret);
+        }
+        TargetCommand::Pin { key_file: Some(path), .. } => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("failed to read {}", path.display()))?;
+            let key = sallyport::keys::host_key_line(&text);
+            input.key = Some(key.with_context(|| path.display().to_string())?);
+        }
+        TargetCommand::Pin { name, key_file: None, .. } => {
+            let address = admin::address_of(store, name).await?;
+            input.key = Some(relay::probe::host_key(&address).await?);
+        }
+        _ => {}
+    }
+    Ok(input)
 }
 
 /// Who sits at the host's shell, for the audit log.

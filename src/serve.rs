@@ -25,15 +25,19 @@ use crate::clock::Clock;
 use crate::config::{Config, KeyFile, Loaded, Method};
 use crate::domain::{Factor, Role, UserName};
 use crate::keys::{self, AuditKey};
+use crate::recording::Writer;
 use crate::server::forward::{FlowLimits, PumpLimits};
 use crate::server::guard::{Guard, Limits};
 use crate::server::hashing::Hashing;
-use crate::server::{self, Bastion, Settings, SshConfig, socket, ssh};
+use crate::server::settings::RecordSettings;
+use crate::server::{self, Bastion, Settings, SshConfig, relay, socket, ssh};
 use crate::store::seal::Keyring;
 use crate::store::{NewUser, Settings as StoreSettings, Store};
 
 /// How long a host certificate is good for; a new one is made at every start, reload and day.
 const CERTIFICATE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// What one recording may hold in memory for a slow disk.
+const RECORD_QUEUE: usize = 1 << 20;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What a hash costs by the configuration.
@@ -234,6 +238,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             total: forward.total_budget.as_usize(),
         },
         pump: PumpLimits { stall: forward.stall_timeout.0 },
+        record: record_settings(config),
         banner: server.banner.clone(),
         public_host: config.server.public_host.clone(),
         host_name: host_name(),
@@ -242,6 +247,24 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         drain: server.drain.0,
         proxy_from: server.proxy_from.clone(),
     })
+}
+
+fn record_settings(config: &Config) -> RecordSettings {
+    let record = &config.record;
+    let some = |bytes: u64| (bytes > 0).then_some(bytes);
+    RecordSettings {
+        folder: config.recordings(),
+        notice: record.notice.clone(),
+        input: record.input,
+        strict: record.strict,
+        limits: crate::recording::Limits {
+            queue_bytes: RECORD_QUEUE,
+            min_free_bytes: record.min_free.bytes(),
+        },
+        trust_first_use: record.trust_first_use,
+        keep_for: record.keep_for.limit(),
+        keep_bytes: some(record.keep_bytes.bytes()),
+    }
 }
 
 /// The guard's limits.
@@ -280,7 +303,11 @@ pub fn bastion(config: &Config, store: Store, clock: Clock) -> anyhow::Result<Ba
     let places =
         if config.login.hash_concurrency == 0 { cores } else { config.login.hash_concurrency };
     let hashing = Hashing::new(places, config.login.hash_queue, cost(config))?;
-    Ok(Bastion::new(store, clock, Guard::new(limits(config)), hashing, settings, ssh))
+    let writer = Writer::start().context("failed to start the recordings' threads")?;
+    let ca = |key| keys::load(&config.key_path(key));
+    let relay = relay::Shared::new(ca(KeyFile::HostCa)?, ca(KeyFile::UserCa)?, writer);
+    let guard = Guard::new(limits(config));
+    Ok(Bastion::new(store, clock, guard, hashing, (settings, ssh), relay))
 }
 
 /// `sallyport serve`: serves until SIGTERM or SIGINT.

@@ -1,14 +1,13 @@
-//! Groups, targets, grants, and why they lead where they lead.
+//! Groups, grants, and why they lead where they lead.
 
 use std::io::Write as _;
 
 use anyhow::bail;
-use serde::Serialize;
 
-use super::output::{Format, Row, json_line, list, show};
+use super::output::{Format, Row, json_line, list};
 use super::{Out, Verbs};
-use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand, TargetCommand};
-use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, Mode, Target, UnixTime};
+use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
+use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime};
 use crate::policy::{self, Subject};
 use crate::store::GroupRow;
 
@@ -17,13 +16,11 @@ use crate::store::GroupRow;
 pub enum AccessCommand {
     /// `group ...`
     Group(GroupCommand),
-    /// `target ...`
-    Target(TargetCommand),
     /// `grant ...`
     Grant(GrantCommand),
 }
 
-/// Runs `group ...`, `target ...`, `grant ...`.
+/// Runs `group ...` and `grant ...`.
 ///
 /// # Errors
 /// What the store says.
@@ -34,7 +31,6 @@ pub async fn access(
 ) -> anyhow::Result<()> {
     match command {
         AccessCommand::Group(command) => groups(verbs, command, out).await,
-        AccessCommand::Target(command) => targets(verbs, command, out).await,
         AccessCommand::Grant(command) => grants(verbs, command, out).await,
     }
 }
@@ -58,46 +54,6 @@ async fn groups(verbs: &Verbs<'_>, command: GroupCommand, out: &mut Out<'_>) -> 
         GroupCommand::Leave { group, user } => {
             store.leave_group(&group, &user, context, now).await?;
             writeln!(out, "{user} is no longer in {group}")?;
-        }
-    }
-    Ok(())
-}
-
-async fn targets(
-    verbs: &Verbs<'_>,
-    command: TargetCommand,
-    out: &mut Out<'_>,
-) -> anyhow::Result<()> {
-    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
-    match command {
-        TargetCommand::Add { name, address, mode, mut labels } => {
-            if mode == Mode::Record {
-                bail!("--mode record is not in this release: leave it out for tunnel");
-            }
-            labels.sort();
-            if labels.windows(2).any(|pair| matches!(pair, [a, b] if a.key == b.key)) {
-                bail!("a target has one value for each label: give every key once");
-            }
-            let target = Target { id: Id::random()?, name, address, mode, labels, created_at: now };
-            store.add_target(&target, context, now).await?;
-            writeln!(out, "target {} is {} ({mode})", target.name, target.address)?;
-        }
-        TargetCommand::List => list(out, verbs.format, &store.targets().await?)?,
-        TargetCommand::Show { name } => {
-            let targets = store.targets().await?;
-            let Some(target) = targets.into_iter().find(|target| target.name == name) else {
-                bail!("there is no target {name}: see 'sallyport target list'");
-            };
-            let meant = |grant: &Grant| match &grant.object {
-                GrantObject::Target(name) => *name == target.name,
-                GrantObject::Label(label) => target.labels.contains(label),
-            };
-            let grants = store.grants().await?.into_iter().filter(meant).collect();
-            show(out, verbs.format, &TargetDetail { target, grants })?;
-        }
-        TargetCommand::Remove { name } => {
-            store.remove_target(&name, context, now).await?;
-            writeln!(out, "target {name} is removed, with the grants for it alone")?;
         }
     }
     Ok(())
@@ -184,38 +140,6 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
         }
     }
     Ok(explained.permitted && detail.user.disabled_at.is_none())
-}
-
-/// A target with the grants that lead to it.
-#[derive(Debug, Serialize)]
-struct TargetDetail {
-    #[serde(flatten)]
-    target: Target,
-    grants: Vec<Grant>,
-}
-
-impl Row for TargetDetail {
-    const HEADINGS: &'static [&'static str] =
-        &["TARGET", "ADDRESS", "MODE", "LABELS", "ADDED", "GRANTED TO"];
-    fn cells(&self) -> Vec<String> {
-        let mut cells = self.target.cells();
-        let grants: Vec<String> = self.grants.iter().map(ToString::to_string).collect();
-        cells.extend([self.target.created_at.to_string(), grants.join("; ")]);
-        cells
-    }
-}
-
-impl Row for Target {
-    const HEADINGS: &'static [&'static str] = &["TARGET", "ADDRESS", "MODE", "LABELS"];
-    fn cells(&self) -> Vec<String> {
-        let labels: Vec<String> = self.labels.iter().map(ToString::to_string).collect();
-        vec![
-            self.name.to_string(),
-            self.address.to_string(),
-            self.mode.to_string(),
-            labels.join(" "),
-        ]
-    }
 }
 
 impl Row for Grant {

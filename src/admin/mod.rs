@@ -9,6 +9,7 @@ mod audit;
 pub mod out;
 pub mod output;
 mod session;
+mod target;
 mod user;
 pub mod when;
 
@@ -18,6 +19,7 @@ pub use access::{AccessCommand, access, explain};
 pub use audit::{export, list_events, verify_file, verify_store};
 pub use out::Out;
 pub use session::sessions;
+pub use target::{TargetInput, address_of, find_target, targets};
 pub use user::{NewPassword, otp, read_keys, users};
 
 use crate::audit::Context;

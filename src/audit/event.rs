@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    AccountAuth, AccountName, Destination, Factor, GroupName, Id, Role, Source, TargetName, UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, Factor, GroupName, Id, Role, Source, TargetName,
+    UnixTime, UserName, words,
 };
 
 words! {

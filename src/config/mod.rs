@@ -54,6 +54,8 @@ pub struct Config {
     pub login: Login,
     /// Forwarding to targets.
     pub forward: Forward,
+    /// Recording sessions on targets in record mode.
+    pub record: Record,
     /// The log for operators; the audit log is apart from it, in the store.
     pub log: Log,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             keys: Keys::default(),
             login: Login::default(),
             forward: Forward::default(),
+            record: Record::default(),
             log: Log::default(),
         }
     }
@@ -260,6 +263,43 @@ impl Default for Forward {
     }
 }
 
+/// Recording sessions on targets in record mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Record {
+    /// Where recordings are kept; empty: `recordings` in `data_dir`.
+    pub folder: PathBuf,
+    /// What people are told before a recorded session; empty: nothing.
+    pub notice: String,
+    /// Whether what people type is recorded as well; passwords that they type are part of it.
+    pub input: bool,
+    /// Whether a session that cannot be recorded ends.
+    pub strict: bool,
+    /// What must stay free where recordings are kept: below that, no session begins.
+    pub min_free: Size,
+    /// How long recordings are kept; 0: for ever.
+    pub keep_for: Span,
+    /// How much all of them may take, the oldest being removed first; 0: any amount.
+    pub keep_bytes: Size,
+    /// Whether the first host key that a target shows is trusted from then on.
+    pub trust_first_use: bool,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            folder: PathBuf::new(),
+            notice: "This session is recorded.".to_owned(),
+            input: false,
+            strict: true,
+            min_free: Size::mib(500),
+            keep_for: Span::seconds(0),
+            keep_bytes: Size::mib(0),
+            trust_first_use: false,
+        }
+    }
+}
+
 /// The log for operators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -319,6 +359,15 @@ impl Config {
         }
         let path = self.keys.credentials.as_ref()?.join(credential);
         path.exists().then_some(path)
+    }
+
+    /// The folder of recordings: as configured, else `recordings` in `data_dir`.
+    pub fn recordings(&self) -> PathBuf {
+        if self.record.folder.as_os_str().is_empty() {
+            self.data_dir.join("recordings")
+        } else {
+            self.record.folder.clone()
+        }
     }
 
     /// The store's URL: as configured, else that of `sallyport.db` in `data_dir`.

@@ -4,7 +4,7 @@ use super::Config;
 use super::names::{dotted, lookup, names};
 
 /// What is read once, at the start: whole sections, and single keys of the others.
-const ONLY_AT_START: [&str; 11] = [
+const ONLY_AT_START: [&str; 12] = [
     "data_dir",
     "node",
     "server.listen",
@@ -15,6 +15,7 @@ const ONLY_AT_START: [&str; 11] = [
     "login.hash_concurrency",
     "login.hash_queue",
     "forward.total_budget",
+    "record.folder",
     "log",
 ];
 

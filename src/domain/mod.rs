@@ -14,7 +14,8 @@ pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
 pub use hours::{Hours, HoursError};
 pub use name::{GroupName, NameError, UserName};
 pub use target::{
-    AccountAuth, Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress, TargetName,
+    AccountAuth, Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress,
+    TargetName,
 };
 pub(crate) use text::is_unsafe;
 pub use text::{printable, printable_json};

@@ -7,3 +7,6 @@
 pub mod asciicast;
 mod seal;
 pub mod writer;
+
+pub use asciicast::Header;
+pub use writer::{Failure, Limits, Recorder, Writer};

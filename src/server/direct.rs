@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Connection;
 use super::forward::{self, dial};
 use super::handler::prohibited;
+use super::relay;
 use crate::audit::{EndReason, Event, Refusal};
 use crate::auth::machine::Authenticated;
-use crate::domain::{Destination, Id, printable};
+use crate::domain::{Destination, Id, Mode, printable};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
 
 /// Serves one channel open to its end. Runs on the connection's task set.
@@ -36,7 +37,14 @@ pub(super) async fn serve(
     match opened {
         Ok(opened) => {
             reply.accept().await;
-            pump(&conn, channel, opened).await;
+            match opened.way {
+                Way::Tunnel(address, socket) => {
+                    pump(&conn, channel, opened.forward, address, socket).await;
+                }
+                Way::Record(addresses) => {
+                    record(&conn, channel, opened.forward, addresses).await;
+                }
+            }
         }
         Err(NotOpened::Refused(refused)) => {
             let Refused { reason, message } = refused;
@@ -50,17 +58,27 @@ pub(super) async fn serve(
     }
 }
 
-/// A forward that is open.
+/// A forward that is open, and the way that its bytes go.
 struct Opened {
-    forward: Id,
+    forward: Forward,
+    way: Way,
+}
+
+struct Forward {
+    id: Id,
     destination: Destination,
     permit: Permit,
-    address: SocketAddr,
-    target: tokio::net::TcpStream,
     _slot: super::connection::ChannelSlot,
 }
 
-enum NotOpened {
+enum Way {
+    /// Unseen, to this socket.
+    Tunnel(SocketAddr, tokio::net::TcpStream),
+    /// Ended here; the target is reached once it is known as whom.
+    Record(Checked),
+}
+
+pub(super) enum NotOpened {
     /// Policy said no.
     Refused(Refused),
     /// Something broke; what people are told. Written down already.
@@ -73,7 +91,7 @@ impl From<Refused> for NotOpened {
     }
 }
 
-fn refused(reason: Refusal, message: &str) -> NotOpened {
+pub(super) fn refused(reason: Refusal, message: &str) -> NotOpened {
     NotOpened::Refused(Refused { reason, message: message.to_owned() })
 }
 
@@ -103,9 +121,14 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
     };
     let checked = permit.check_addresses(&found, &conn.bastion.own_addresses(&found))?;
     let forward = begin(conn, &permit, &destination).await?;
+    if permit.target().mode == Mode::Record {
+        let forward = Forward { id: forward, destination, permit, _slot: slot };
+        return Ok(Opened { forward, way: Way::Record(checked) });
+    }
     match dial::dial(checked.addresses(), timeout).await {
         Ok((address, target)) => {
-            Ok(Opened { forward, destination, permit, address, target, _slot: slot })
+            let forward = Forward { id: forward, destination, permit, _slot: slot };
+            Ok(Opened { forward, way: Way::Tunnel(address, target) })
         }
         Err(error) => {
             let error = error.for_target(&name);
@@ -115,7 +138,7 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
 }
 
 /// Asks the policy, with what the store holds now.
-async fn decide(
+pub(super) async fn decide(
     conn: &Connection,
     who: &Authenticated,
     destination: &Destination,
@@ -182,11 +205,16 @@ async fn give_up(
 }
 
 /// Carries bytes until one side, the policy or the connection ends it, and writes the end down.
-async fn pump(conn: &Arc<Connection>, channel: Channel<Msg>, opened: Opened) {
-    let Opened { forward, destination, permit, address, target, _slot } = opened;
+async fn pump(
+    conn: &Arc<Connection>,
+    channel: Channel<Msg>,
+    forward: Forward,
+    address: SocketAddr,
+    target: tokio::net::TcpStream,
+) {
     let cancel = conn.cancel.child_token();
     let flow = conn.flow.open(channel.id());
-    let watch = watch(conn, &destination, permit.until(), &cancel);
+    let watch = watch(conn, &forward.destination, forward.permit.until(), &cancel);
     let limits = conn.settings.pump;
     let outcome = {
         let pump = forward::pump(channel, target, flow, limits, cancel.clone());
@@ -199,15 +227,38 @@ async fn pump(conn: &Arc<Connection>, channel: Channel<Msg>, opened: Opened) {
             }
         }
     };
-    let (up, down) = (outcome.outcome.up, outcome.outcome.down);
-    conn.count(up, down);
+    let bytes = (outcome.outcome.up, outcome.outcome.down);
     let reason = outcome.by_policy.unwrap_or_else(|| outcome.outcome.end.to_string());
+    close(conn, &forward.id, bytes, Some(address), reason).await;
+}
+
+/// Ends the inner SSH here, and writes the forward's end down.
+async fn record(
+    conn: &Arc<Connection>,
+    channel: Channel<Msg>,
+    forward: Forward,
+    addresses: Checked,
+) {
+    let address = addresses.addresses().first().copied();
+    let target = forward.permit.target();
+    let (bytes, reason) =
+        relay::serve_door(conn, channel, target, &forward.destination, addresses).await;
+    close(conn, &forward.id, bytes, address, reason).await;
+}
+
+async fn close(
+    conn: &Connection,
+    forward: &Id,
+    (up, down): (u64, u64),
+    address: Option<SocketAddr>,
+    reason: String,
+) {
+    conn.count(up, down);
     let event = Event::ForwardClosed { forward: forward.clone(), up, down, reason: reason.clone() };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let context = conn.context();
-    if let Err(error) = store
-        .close_forward(&forward, (up, down), (Some(address), &reason), event, &context, now)
-        .await
+    if let Err(error) =
+        store.close_forward(forward, (up, down), (address, &reason), event, &context, now).await
     {
         tracing::error!(%error, "failed to write a forward's end down");
     }

@@ -14,7 +14,8 @@ pub mod hashing;
 mod live;
 mod login;
 pub mod proxy;
-mod settings;
+pub mod relay;
+pub mod settings;
 mod shell;
 pub mod socket;
 pub mod ssh;
@@ -53,6 +54,8 @@ pub struct Bastion {
     pub hashing: Hashing,
     /// What all channels together may hold for slow targets.
     pub budget: Arc<Budget>,
+    /// What record mode shares.
+    pub relay: relay::Shared,
     settings: RwLock<Arc<Settings>>,
     ssh: RwLock<Arc<SshConfig>>,
     listeners: RwLock<Vec<SocketAddr>>,
@@ -75,8 +78,8 @@ impl Bastion {
         clock: Clock,
         guard: Arc<Guard>,
         hashing: Hashing,
-        settings: Settings,
-        ssh: SshConfig,
+        (settings, ssh): (Settings, SshConfig),
+        relay: relay::Shared,
     ) -> Self {
         let (revisions_sender, revisions) = watch::channel(-1);
         Self {
@@ -85,6 +88,7 @@ impl Bastion {
             guard,
             hashing,
             budget: Arc::new(Budget::new(settings.flow)),
+            relay,
             settings: RwLock::new(Arc::new(settings)),
             ssh: RwLock::new(Arc::new(ssh)),
             listeners: RwLock::default(),
@@ -171,6 +175,8 @@ pub async fn run(
     accepting.wait().await;
 
     drain(&bastion, &connections).await;
+    bastion.relay.finishing.close();
+    bastion.relay.finishing.wait().await;
     stop_watching.cancel();
     watching.wait().await;
     let stopped = Event::ServerStopped { reason: "asked to stop".into() };

@@ -1,11 +1,13 @@
 //! What a connection needs of the configuration, in the form it needs it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::forward::{FlowLimits, PumpLimits};
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::Rules;
+use crate::recording;
 
 /// The settings in force for new connections; a reload replaces them as a whole.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub struct Settings {
     pub flow: FlowLimits,
     /// When a forward is given up.
     pub pump: PumpLimits,
+    /// How sessions are recorded.
+    pub record: RecordSettings,
     /// Shown before anything is asked.
     pub banner: String,
     /// The bastion's name as people type it; empty if nobody configured one.
@@ -40,6 +44,27 @@ pub struct Settings {
     pub drain: Duration,
     /// Who may send a PROXY header, and must.
     pub proxy_from: Vec<ipnet::IpNet>,
+}
+
+/// How sessions on targets in record mode are recorded.
+#[derive(Debug, Clone)]
+pub struct RecordSettings {
+    /// Where the files are.
+    pub folder: PathBuf,
+    /// What people are told.
+    pub notice: String,
+    /// Whether what they type is recorded.
+    pub input: bool,
+    /// Whether a session that cannot be recorded ends.
+    pub strict: bool,
+    /// What one recording may hold in memory, and must leave free on the disk.
+    pub limits: recording::Limits,
+    /// Whether the first host key of a target is trusted.
+    pub trust_first_use: bool,
+    /// How long recordings are kept, if not for ever.
+    pub keep_for: Option<Duration>,
+    /// How much they may take, if not any amount.
+    pub keep_bytes: Option<u64>,
 }
 
 impl Settings {

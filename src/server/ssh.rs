@@ -96,6 +96,28 @@ fn preferred() -> Preferred {
     }
 }
 
+/// What the bastion speaks to targets: as to clients, and ChaCha20 and plain MACs for older ones.
+pub(super) fn target_preferred() -> Preferred {
+    let ours = preferred();
+    let mut ciphers = ours.cipher.into_owned();
+    ciphers.push(cipher::CHACHA20_POLY1305);
+    let macs = vec![mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512];
+    Preferred {
+        kex: Cow::Borrowed(&[
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::DH_G16_SHA512,
+            kex::DH_G14_SHA256,
+            kex::EXTENSION_SUPPORT_AS_CLIENT,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+        ]),
+        cipher: Cow::Owned(ciphers),
+        mac: Cow::Owned(macs),
+        ..ours
+    }
+}
+
 /// Whether the processor computes AES itself.
 fn has_aes() -> bool {
     #[cfg(target_arch = "x86_64")]

@@ -102,6 +102,18 @@ impl Outcome {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::Refused => f.write_str("refused by policy"),
+            Self::Failed { code, message } if message.is_empty() => write!(f, "failed ({code})"),
+            Self::Failed { code, message } => write!(f, "failed ({code}): {message}"),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
 /// Something that was done to a file, or tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEvent {

@@ -139,14 +139,14 @@ impl ConnectionFlow {
 
 impl ChannelFlow {
     /// Counts bytes that were taken in.
-    pub(super) fn take(&self, bytes: usize) {
+    pub(in crate::server) fn take(&self, bytes: usize) {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(held, Ordering::Relaxed);
         self.budget.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts bytes that were written.
-    pub(super) fn give(&self, bytes: usize) {
+    pub(in crate::server) fn give(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -162,7 +162,7 @@ impl ChannelFlow {
     }
 
     /// Whether the client sent more than its window can have let it.
-    pub(super) fn overrun(&self) -> bool {
+    pub(in crate::server) fn overrun(&self) -> bool {
         self.held() > self.limits.absurd()
     }
 

@@ -111,13 +111,6 @@ impl Drain {
     }
 }
 
-impl Drop for Intake {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.flow.give(state.pieces.iter().map(Bytes::len).sum());
-    }
-}
-
 impl AsyncRead for ChannelStream {
     fn poll_read(
         self: Pin<&mut Self>,

@@ -1,0 +1,138 @@
+//! Two channels, one to the user and one to the target, as one.
+//!
+//! Always holds: the user's channel is drained all the time into a counted queue; the target's is
+//! read only as fast as the user takes it, which holds up that target connection and no other.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::stream::Counts;
+use crate::server::forward::ChannelFlow;
+
+/// What the user sends, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    Data(Bytes),
+    Eof,
+}
+
+/// The user's data on its way to the target.
+pub(super) struct Uplink {
+    pieces: Mutex<VecDeque<Piece>>,
+    ready: Notify,
+    flow: Arc<ChannelFlow>,
+}
+
+impl Uplink {
+    pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
+        Self { pieces: Mutex::default(), ready: Notify::new(), flow }
+    }
+
+    /// Puts a piece at the end; false if the client sent more than it was allowed to.
+    pub(super) fn push(&self, piece: Piece) -> bool {
+        if let Piece::Data(data) = &piece {
+            self.flow.take(data.len());
+        }
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).push_back(piece);
+        self.ready.notify_one();
+        !self.flow.overrun()
+    }
+
+    /// Waits for the next piece.
+    pub(super) async fn next(&self) -> Piece {
+        loop {
+            let piece = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match piece {
+                Some(piece) => return piece,
+                None => self.ready.notified().await,
+            }
+        }
+    }
+
+    /// Takes note that `len` bytes are no longer held.
+    pub(super) fn done(&self, len: usize) {
+        self.flow.give(len);
+    }
+}
+
+/// Carries bytes between `user` and `target` until one of them closes, or `cancel` says so.
+pub(super) async fn carry(
+    user: Channel<server::Msg>,
+    target: Channel<client::Msg>,
+    flow: Arc<ChannelFlow>,
+    cancel: &CancellationToken,
+) -> (u64, u64) {
+    let (mut from_user, to_user) = user.split();
+    let (mut from_target, to_target) = target.split();
+    let (uplink, counts) = (Uplink::new(flow), Counts::default());
+    tokio::select! {
+        () = intake(&mut from_user, &uplink) => {}
+        () = up(&uplink, &to_target, &counts) => {}
+        () = down(&mut from_target, &to_user, &counts) => {}
+        () = cancel.cancelled() => {}
+    }
+    // Whoever is gone cannot be told.
+    if to_user.close().await.is_err() || to_target.close().await.is_err() {
+        tracing::debug!("a side left before the end of a channel");
+    }
+    counts.both()
+}
+
+async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink) {
+    while let Some(message) = from_user.wait().await {
+        let within = match message {
+            ChannelMsg::Data { data } => uplink.push(Piece::Data(data)),
+            ChannelMsg::Eof => uplink.push(Piece::Eof),
+            ChannelMsg::Close => return,
+            _ => true,
+        };
+        if !within {
+            return;
+        }
+    }
+}
+
+async fn up(uplink: &Uplink, to_target: &ChannelWriteHalf<client::Msg>, counts: &Counts) {
+    loop {
+        let sent = match uplink.next().await {
+            Piece::Data(data) => {
+                let len = data.len();
+                let sent = to_target.data_bytes(data).await;
+                uplink.done(len);
+                counts.up.fetch_add(len as u64, Relaxed);
+                sent
+            }
+            Piece::Eof => to_target.eof().await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+async fn down(
+    from_target: &mut ChannelReadHalf,
+    to_user: &ChannelWriteHalf<server::Msg>,
+    counts: &Counts,
+) {
+    while let Some(message) = from_target.wait().await {
+        let sent = match message {
+            ChannelMsg::Data { data } => {
+                counts.down.fetch_add(data.len() as u64, Relaxed);
+                to_user.data_bytes(data).await
+            }
+            ChannelMsg::Eof => to_user.eof().await,
+            ChannelMsg::Close => return,
+            _ => Ok(()),
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,573 @@
+//! The inner SSH server of a `ssh -J` connection to a target in record mode.
+//!
+//! Always holds: it is reached only through a `direct-tcpip` channel of somebody who signed in on
+//! the outer connection, and lets that person in without another question, as far as the policy
+//! allows the account; questions are the target's own. One task serves it, apart from the outer
+//! connection's.
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use russh::keys::PrivateKey;
+use russh::server::{
+    Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey, run_stream,
+};
+use russh::{Channel, ChannelId, Disconnect, MethodKind, MethodSet, Pty, Sig};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::session::Onward;
+use super::stream::{ChannelStream, Counts};
+use super::target::{Questions, Stage};
+use super::{Relay, host_key};
+use crate::domain::{Capability, Destination, Target, printable};
+use crate::policy::Checked;
+use crate::policy::Refused;
+use crate::server::connection::Connection;
+use crate::server::direct::NotOpened;
+use crate::server::forward::ConnectionFlow;
+use crate::server::handler::{Ended, prohibited};
+use crate::server::ssh;
+use crate::server::stream::{GuardedStream, StreamControl};
+
+/// Serves the inner SSH on `channel` to its end; gives the bytes that it carried up and down, and
+/// why it ended.
+pub(in crate::server) async fn serve(
+    conn: &Arc<Connection>,
+    channel: Channel<Msg>,
+    target: &Target,
+    destination: &Destination,
+    addresses: Checked,
+) -> ((u64, u64), String) {
+    let counts = Arc::new(Counts::default());
+    let cancel = conn.cancel.child_token();
+    let flow = conn.flow.open(channel.id());
+    let (stream, drain) = ChannelStream::new(channel, flow, Arc::clone(&counts));
+    let (stream, control) = GuardedStream::new(stream, conn.settings.login_grace);
+    let door = Door {
+        conn: Arc::clone(conn),
+        target: target.clone(),
+        addresses,
+        user: Arc::new(OnceLock::new()),
+        cancel: cancel.clone(),
+        control: control.clone(),
+        relay: OnceLock::new(),
+        entered: Notify::new(),
+        flow: Arc::new(ConnectionFlow::new(Arc::clone(&conn.bastion.budget), conn.settings.flow)),
+    };
+    let door = Arc::new(door);
+    let why = tokio::select! {
+        why = run(&door, destination, stream) => why,
+        within = drain.run() => match within {
+            true => "the client closed it".to_owned(),
+            false => "the client ignored its window".to_owned(),
+        },
+        () = conn.cancel.cancelled() => "it was ended".to_owned(),
+    };
+    cancel.cancel();
+    control.kill();
+    (counts.both(), why)
+}
+
+/// What the inner connection's callbacks share.
+struct Door {
+    conn: Arc<Connection>,
+    target: Target,
+    addresses: Checked,
+    user: Arc<OnceLock<russh::server::Handle>>,
+    cancel: CancellationToken,
+    control: StreamControl,
+    relay: OnceLock<Arc<Relay>>,
+    /// Told once the relay is there.
+    entered: Notify,
+    flow: Arc<ConnectionFlow>,
+}
+
+async fn run(
+    door: &Arc<Door>,
+    destination: &Destination,
+    stream: GuardedStream<ChannelStream>,
+) -> String {
+    let conn = &door.conn;
+    let now = conn.bastion.clock.now();
+    let (ca, name) = (&conn.bastion.relay.host_ca, destination.host.as_str());
+    let (key, certificate) = match host_key::stand_in(ca, &door.target, name, now) {
+        Ok(made) => made,
+        Err(error) => {
+            tracing::error!(%error, "failed to make a target's stand-in host key");
+            return "the bastion could not make its host key".to_owned();
+        }
+    };
+    let config = config(key, certificate, conn.settings.flow.window);
+    let handler = Handler { door: Arc::clone(door), state: State::New };
+    let mut session = match run_stream(Arc::new(config), stream, handler).await {
+        Ok(session) => session,
+        Err(error) => return Ended::from(error).reason().to_string(),
+    };
+    // Only this once.
+    let handle = door.user.get_or_init(|| session.handle()).clone();
+    let watch = async {
+        door.entered.notified().await;
+        match door.relay.get() {
+            Some(relay) => relay.watch().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = &mut session => match ended {
+            Ok(()) => "the client closed it".to_owned(),
+            Err(error) => error.reason().to_string(),
+        },
+        why = watch => {
+            let goodbye = handle.disconnect(Disconnect::ByApplication, why.clone(), String::new());
+            let told = goodbye.await.is_ok();
+            // The client reads it and goes; one that does not is cut off.
+            let wait = std::time::Duration::from_secs(2);
+            if !told || tokio::time::timeout(wait, &mut session).await.is_err() {
+                tracing::debug!("a client did not take in that its permit ended");
+            }
+            why
+        }
+    }
+}
+
+fn config(
+    key: PrivateKey,
+    certificate: russh::keys::Certificate,
+    window: u32,
+) -> russh::server::Config {
+    let none = crate::auth::machine::Methods::INTERACTIVE;
+    ssh::config(key, certificate, none, window)
+}
+
+/// Where letting somebody in has come to.
+enum State {
+    New,
+    /// The target asks.
+    Asking(Arc<Relay>, Box<super::target::Asking>),
+    /// Nobody is let in; the reason is told once.
+    Refused(String),
+    In,
+}
+
+struct Handler {
+    door: Arc<Door>,
+    state: State,
+}
+
+/// Nothing but questions is left.
+fn questions_only() -> Auth {
+    Auth::Reject {
+        proceed_with_methods: Some(MethodSet::from(&[MethodKind::KeyboardInteractive][..])),
+        partial_success: false,
+    }
+}
+
+fn nothing_left() -> Auth {
+    Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false }
+}
+
+fn ask(questions: &Questions) -> Auth {
+    let prompts = questions.prompts.iter().map(|(text, echo)| (Cow::Owned(text.clone()), *echo));
+    Auth::Partial {
+        name: Cow::Borrowed(""),
+        instructions: Cow::Owned(questions.instruction.clone()),
+        prompts: Cow::Owned(prompts.collect()),
+    }
+}
+
+impl Handler {
+    /// Lets the user of the outer connection in as `account`, if policy and target agree.
+    async fn enter(&mut self, account: &str) -> Auth {
+        if !matches!(self.state, State::New) {
+            return self.answer_again();
+        }
+        let door = &self.door;
+        let relay = Relay::authorize(
+            &door.conn,
+            &door.target,
+            account,
+            door.addresses.clone(),
+            (Arc::clone(&door.user), Arc::clone(&door.flow)),
+            door.cancel.clone(),
+        );
+        let relay = match relay.await {
+            Ok(relay) => relay,
+            Err(NotOpened::Refused(Refused { message, .. }) | NotOpened::Failed(message)) => {
+                return self.refuse(message);
+            }
+        };
+        let stage = match relay.needs_agent().await {
+            Ok(true) => return self.let_in(relay),
+            Ok(false) => relay.connection().await,
+            Err(message) => Err(message),
+        };
+        self.take(relay, stage, false).await
+    }
+
+    /// What a client that tries another method hears.
+    fn answer_again(&self) -> Auth {
+        match &self.state {
+            State::In => Auth::Accept,
+            State::Asking(..) | State::Refused(_) => questions_only(),
+            State::New => nothing_left(),
+        }
+    }
+
+    async fn take(&mut self, relay: Arc<Relay>, stage: Result<Stage, String>, asked: bool) -> Auth {
+        match stage {
+            Ok(Stage::In(connection)) => {
+                relay.keep(connection, asked).await;
+                self.let_in(relay)
+            }
+            Ok(Stage::Asking(asking)) => {
+                self.door.control.extend(super::target::ANSWER);
+                let questions = asking.questions().clone();
+                self.state = State::Asking(relay, asking);
+                if asked { ask(&questions) } else { questions_only() }
+            }
+            Err(message) => self.refuse(message),
+        }
+    }
+
+    fn let_in(&mut self, relay: Arc<Relay>) -> Auth {
+        self.state = State::In;
+        if self.door.relay.set(relay).is_err() {
+            return nothing_left(); // Cannot be: only a new one comes here.
+        }
+        self.door.entered.notify_one();
+        self.door.control.disarm();
+        Auth::Accept
+    }
+
+    fn refuse(&mut self, message: String) -> Auth {
+        self.state = State::Refused(message);
+        questions_only()
+    }
+
+    /// A round of keyboard-interactive (RFC 4256): the target's questions, or why not.
+    async fn interact(&mut self, account: &str, answers: Option<Vec<Zeroizing<String>>>) -> Auth {
+        if matches!(self.state, State::New) {
+            let first = self.enter(account).await;
+            if matches!(first, Auth::Accept) {
+                return first;
+            }
+        }
+        match (std::mem::replace(&mut self.state, State::New), answers) {
+            (State::Asking(relay, asking), Some(answers)) => {
+                let stage = asking.answer(&relay, answers).await;
+                match self.take(relay, stage, true).await {
+                    // Said at once: this round is keyboard-interactive already.
+                    Auth::Reject { .. } => self.tell(),
+                    other => other,
+                }
+            }
+            (State::Asking(relay, asking), None) => {
+                let questions = asking.questions().clone();
+                self.state = State::Asking(relay, asking);
+                ask(&questions)
+            }
+            (State::Refused(message), None) => {
+                self.state = State::Refused(message);
+                self.tell()
+            }
+            (State::Refused(message), Some(_)) => {
+                self.state = State::Refused(message);
+                nothing_left()
+            }
+            (state, _) => {
+                self.state = state;
+                self.answer_again()
+            }
+        }
+    }
+
+    /// The reason, as a message without a question.
+    fn tell(&self) -> Auth {
+        let State::Refused(message) = &self.state else { return nothing_left() };
+        let instruction = format!("sallyport: {message}");
+        ask(&Questions { instruction, prompts: Vec::new() })
+    }
+
+    fn relay(&self) -> Option<&Arc<Relay>> {
+        self.door.relay.get()
+    }
+
+    fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
+        if let Some(relay) = self.relay() {
+            let serve = super::session::serve_onward(Arc::clone(relay), channel, onward, reply);
+            self.door.conn.tasks.spawn(serve);
+        }
+    }
+}
+
+impl russh::server::Handler for Handler {
+    type Error = Ended;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
+        let notice = &self.door.conn.settings.record.notice;
+        Ok((!notice.is_empty()).then(|| format!("{notice}\r\n")))
+    }
+
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, Ended> {
+        Ok(self.enter(user).await)
+    }
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Ended> {
+        match self.enter(user).await {
+            Auth::Accept => Ok(Auth::Accept),
+            // A client that does not wait to be asked: its password is for the target.
+            _ => Ok(self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await),
+        }
+    }
+
+    async fn auth_publickey_offered(
+        &mut self,
+        _user: &str,
+        _offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Ended> {
+        // Who it is was settled on the outer connection: any key is as good as none.
+        Ok(match self.state {
+            State::New | State::In => Auth::Accept,
+            State::Asking(..) | State::Refused(_) => questions_only(),
+        })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        _key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Ended> {
+        Ok(self.enter(user).await)
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        user: &str,
+        _submethods: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, Ended> {
+        let text =
+            |bytes: bytes::Bytes| Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
+        let answers = response.map(|answers| answers.take(8).map(text).collect());
+        Ok(self.interact(user, answers).await)
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Ended> {
+        match self.relay() {
+            Some(_) => Ok(()),
+            None => Err(Ended::Refused(crate::audit::Refusal::NotOffered)),
+        }
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        if let Some(relay) = self.relay() {
+            super::serve_session(relay, channel, session.handle(), reply).await;
+        }
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        originator: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        let (host, originator) = (host.to_owned(), originator.to_owned());
+        self.onward(channel, Onward::Tcp { host, port, originator, originator_port }, reply);
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.onward(channel, Onward::Socket(path.to_owned()), reply);
+        Ok(())
+    }
+
+    async fn channel_open_x11(
+        &mut self,
+        _channel: Channel<Msg>,
+        _address: &str,
+        _port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        reply.reject(prohibited("x11 channels are opened by targets")).await;
+        Ok(())
+    }
+
+    async fn channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        reply.reject(prohibited("forwarded-tcpip channels are opened by targets")).await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Ended> {
+        self.door.flow.closed(channel);
+        Ok(())
+    }
+
+    async fn data(&mut self, channel: ChannelId, _: &[u8], _: &mut Session) -> Result<(), Ended> {
+        if let Some(delay) = self.door.flow.trickle_delay(channel) {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+        self.door.flow.adjust_window(channel, current)
+    }
+
+    // Requests on a session channel: `session` reads them in order; what is said here is only the
+    // answer, at once, since russh loses one that comes after the next request.
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(session.channel_success(channel)?)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single_connection: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        let allowed = self.relay().is_some_and(|r| r.check(Capability::X11, "x11-req").is_ok());
+        Ok(if allowed {
+            session.channel_success(channel)?
+        } else {
+            session.channel_failure(channel)?
+        })
+    }
+
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Ended> {
+        Ok(self.relay().is_some_and(|r| r.check(Capability::Agent, "auth-agent-req").is_ok()))
+    }
+
+    async fn window_change_request(
+        &mut self,
+        _channel: ChannelId,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _session: &mut Session,
+    ) -> Result<(), Ended> {
+        Ok(()) // Never wants a reply (RFC 4254 section 6.7).
+    }
+
+    async fn signal(&mut self, _: ChannelId, _: Sig, _: &mut Session) -> Result<(), Ended> {
+        Ok(()) // Never wants a reply (RFC 4254 section 6.9).
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        let what = format!("tcpip-forward {}:{port}", printable(address));
+        let Some(relay) = self.relay() else { return Ok(false) };
+        if relay.check(Capability::RemoteForward, &what).is_err() {
+            return Ok(false);
+        }
+        // The answer is the target's, and has to wait for it: at most a few seconds.
+        match super::session::listen(relay, address, *port).await {
+            Some(bound) => {
+                if *port == 0 {
+                    *port = bound;
+                }
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        let Some(relay) = self.relay() else { return Ok(false) };
+        Ok(super::session::unlisten(relay, address, port).await)
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {
+        if let Some(relay) = self.relay() {
+            relay.refuse_use(&format!("streamlocal-forward {path}"));
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,223 @@
+//! Record mode: the bastion ends the user's SSH, records it, and opens its own to the target.
+//!
+//! Always holds: nothing reaches a target without an [`AccountPermit`], and nothing of a session
+//! channel before its recording is in the store and its file is open; every task belongs to the
+//! user's connection; one target connection serves one channel, because a russh client that waits
+//! for one reader stops all its channels (accounts that ask the user share one: nobody wants to be
+//! asked per channel).
+//!
+//! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and
+//! the menu. Reading order: [`Relay`], `door`, `target`, `session`, `bridge`.
+
+mod bridge;
+mod door;
+mod host_key;
+pub mod probe;
+mod recorder;
+mod session;
+mod stream;
+mod target;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use russh::keys::PrivateKey;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(super) use door::serve as serve_door;
+pub(super) use session::serve as serve_session;
+
+use super::connection::Connection;
+use super::direct::{NotOpened, refused};
+use super::forward::ConnectionFlow;
+use crate::audit::{Event, Refusal};
+use crate::domain::{AccountName, Capability, Destination, Target, UnixTime};
+use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
+use crate::recording::Writer;
+
+/// What all relays of a process share.
+pub struct Shared {
+    /// Signs the certificates of stand-in host keys.
+    pub host_ca: PrivateKey,
+    /// Signs the certificates that the bastion signs in on targets with.
+    pub user_ca: PrivateKey,
+    /// Writes the recordings.
+    pub writer: Writer,
+    /// Recordings that are being finished: compressed and hashed, after their channels closed.
+    pub(super) finishing: TaskTracker,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// The keys and the writer of this process.
+    pub fn new(host_ca: PrivateKey, user_ca: PrivateKey, writer: Writer) -> Self {
+        Self { host_ca, user_ca, writer, finishing: TaskTracker::new() }
+    }
+}
+
+/// One person on one target as one account.
+pub(super) struct Relay {
+    pub(super) conn: Arc<Connection>,
+    pub(super) permit: AccountPermit,
+    addresses: Checked,
+    /// The SSH connection that the user's channels are on: the outer one, or the one in it.
+    user: Arc<OnceLock<russh::server::Handle>>,
+    /// Its channels' flow.
+    flow: Arc<ConnectionFlow>,
+    /// Ends with that connection, and with the permit.
+    pub(super) cancel: CancellationToken,
+    /// The target connection that was made while signing in, or that all channels share.
+    home: tokio::sync::Mutex<Option<target::Home>>,
+}
+
+impl Relay {
+    /// Decides whether the user of `conn` may be `account` on `target`, at addresses that were
+    /// checked for it.
+    pub(super) async fn authorize(
+        conn: &Arc<Connection>,
+        target: &Target,
+        account: &str,
+        addresses: Checked,
+        (user, flow): (Arc<OnceLock<russh::server::Handle>>, Arc<ConnectionFlow>),
+        cancel: CancellationToken,
+    ) -> Result<Arc<Self>, NotOpened> {
+        let refuse = |refused: Refused| {
+            conn.record(Event::AccountRefused {
+                target: target.name.clone(),
+                account: crate::domain::printable(account),
+                reason: refused.reason,
+            });
+            NotOpened::Refused(refused)
+        };
+        let account: AccountName = account.parse().map_err(|_| {
+            let message = format!("there can be no such account on {}", target.name);
+            refuse(Refused { reason: Refusal::NotGranted, message })
+        })?;
+        let permit = match decide(conn, target, &account).await {
+            Err(NotOpened::Refused(refused)) => return Err(refuse(refused)),
+            other => other?,
+        };
+        let home = tokio::sync::Mutex::new(None);
+        let conn = Arc::clone(conn);
+        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home }))
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        self.permit.target()
+    }
+
+    pub(super) fn account(&self) -> &AccountName {
+        self.permit.account()
+    }
+
+    /// `root@db1`
+    pub(super) fn name(&self) -> String {
+        format!("{}@{}", self.account(), self.target().name)
+    }
+
+    /// Whether `what` is allowed; if not, that is audited, and the sentence for the user given.
+    pub(super) fn check(&self, right: Capability, what: &str) -> Result<(), String> {
+        if self.permit.allows(right) {
+            return Ok(());
+        }
+        self.refuse_use(what);
+        Err(format!(
+            "{right} is not granted to you on {} as {}",
+            self.target().name,
+            self.account()
+        ))
+    }
+
+    fn refuse_use(&self, what: &str) {
+        self.conn.record(Event::UseRefused {
+            target: self.target().name.clone(),
+            account: self.account().clone(),
+            what: crate::domain::printable(what),
+            reason: Refusal::NotGranted,
+        });
+    }
+
+    /// Decides whether a connection from the target on to `host` is allowed: to the target itself
+    /// with the right to forward, elsewhere as any destination.
+    pub(super) async fn check_onward(&self, host: &str, port: u32) -> Result<(), String> {
+        let what = format!("direct-tcpip {host}:{port}");
+        self.check(Capability::Forward, &what)?;
+        let own = [self.target().name.as_str(), self.target().address.host.as_str()];
+        let local = ["localhost", "127.0.0.1", "::1"];
+        if own.contains(&host) || local.contains(&host) {
+            return Ok(());
+        }
+        let refuse = |message: String| {
+            self.refuse_use(&what);
+            message
+        };
+        let destination =
+            Destination::parse(host, port).map_err(|error| refuse(error.to_string()))?;
+        let who = self.conn.who().ok_or_else(|| refuse("sign in first".to_owned()))?;
+        match super::direct::decide(&self.conn, who, &destination).await {
+            Ok(_) => Ok(()),
+            Err(NotOpened::Refused(refused)) => Err(refuse(refused.message)),
+            Err(NotOpened::Failed(message)) => Err(message),
+        }
+    }
+
+    /// Waits until the permit no longer holds, or holds for less; gives why.
+    pub(super) async fn watch(&self) -> String {
+        let mut revisions = self.conn.bastion.revisions();
+        let mut until = self.permit.until();
+        loop {
+            let now = self.conn.bastion.clock.now();
+            let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
+            tokio::select! {
+                () = tokio::time::sleep(left + Duration::from_millis(1)) => {}
+                changed = revisions.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await; // The bastion is going, and so is this.
+                },
+                () = self.cancel.cancelled() => std::future::pending::<()>().await,
+            }
+            match decide(&self.conn, self.target(), self.account()).await {
+                Ok(permit) if permit.target().address != self.target().address => {
+                    return format!("{} was moved", self.target().name);
+                }
+                Ok(permit) if permit.covers(&self.permit) => until = permit.until(),
+                Ok(_) => return format!("less is granted to you on {} now", self.target().name),
+                Err(NotOpened::Refused(refused)) => return refused.message,
+                // The store cannot be read now: asked again soon.
+                Err(NotOpened::Failed(_)) => {
+                    until = Some(UnixTime(self.conn.bastion.clock.now().0 + 1000));
+                }
+            }
+        }
+    }
+}
+
+/// Asks the policy, with what the store holds now.
+async fn decide(
+    conn: &Connection,
+    target: &Target,
+    account: &AccountName,
+) -> Result<AccountPermit, NotOpened> {
+    let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
+    let destination = Destination { host: target.address.host.clone(), port: target.address.port };
+    let access = conn.bastion.store.access_to(who.account(), &destination).await;
+    let access = access.map_err(|error| {
+        tracing::error!(%error, "failed to read grants");
+        NotOpened::Failed("the bastion cannot read its grants: try again".to_owned())
+    })?;
+    let Some(target) = access.targets.iter().find(|found| found.id == target.id) else {
+        let message = format!("{} is no longer a target", target.name);
+        return Err(refused(Refusal::NotGranted, &message));
+    };
+    let subject = Subject { user: who.user(), groups: &access.groups, source: conn.source.ip() };
+    let now = conn.bastion.clock.now();
+    match authorize_account(&subject, target, &access.grants, account, now) {
+        AccountDecision::Permit(permit) => Ok(permit),
+        AccountDecision::Refuse(refused) => Err(refused.into()),
+    }
+}

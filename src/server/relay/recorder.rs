@@ -1,0 +1,189 @@
+//! One session channel's recording: its row and event in the store, its file, its end.
+//!
+//! Always holds: a [`Recording`] exists only with its file open and its start event written; its
+//! end is written once, with the file's digest if the file could be finished.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Relay;
+use crate::audit::{Context, Event};
+use crate::domain::{Id, printable};
+use crate::recording::{Failure, Header, Recorder};
+use crate::server::Bastion;
+use crate::sftp::FileEvent;
+use crate::store::{NewRecording, RecordingEnd};
+
+/// What is recorded: the user's wish, as the channel's requests said it.
+pub(super) struct Subject<'a> {
+    /// `shell`, `exec` or a subsystem's name.
+    pub(super) what: &'a str,
+    pub(super) command: Option<String>,
+    /// The terminal's columns and rows, and its kind.
+    pub(super) terminal: Option<(u16, u16, &'a str)>,
+}
+
+/// A recording that goes on.
+pub(super) struct Recording {
+    id: Id,
+    recorder: Recorder,
+    bastion: Arc<Bastion>,
+    context: Context,
+    strict: bool,
+    input: bool,
+}
+
+/// Why a channel cannot go on: a sentence for the user.
+fn unrecordable(failure: &Failure) -> String {
+    tracing::error!(%failure, "a recording failed");
+    "this session ends, since it can no longer be recorded: tell your administrator".to_owned()
+}
+
+impl Recording {
+    /// Begins one; nothing may reach the target before.
+    pub(super) async fn start(relay: &Relay, subject: &Subject<'_>) -> Result<Self, String> {
+        let (conn, settings) = (&relay.conn, &relay.conn.settings.record);
+        let refuse = |error: &dyn std::fmt::Display| {
+            tracing::error!(%error, "failed to begin a recording");
+            "the bastion cannot record this session, so it does not begin: tell your administrator"
+                .to_owned()
+        };
+        let id = Id::random().map_err(|error| refuse(&error))?;
+        let now = conn.bastion.clock.now();
+        let header = header(relay, subject, i64::try_from(now.seconds()).ok());
+        let writer = &conn.bastion.relay.writer;
+        let folder = &settings.folder;
+        let recorder = Recorder::create(writer, folder, &id, &header, settings.limits).await;
+        let recorder = recorder.map_err(|error| refuse(&error))?;
+        let path = relative(recorder.path(), folder);
+        let new = NewRecording {
+            id: &id,
+            target: &relay.target().name,
+            account: relay.account(),
+            kind: subject.what,
+            command: subject.command.as_deref(),
+            path: &path,
+            grants: relay.permit.grants(),
+        };
+        let context = conn.context();
+        let started = conn.bastion.store.start_recording(&new, &context, now).await;
+        if let Err(error) = started {
+            // Nothing was recorded into it.
+            if let Err(error) = std::fs::remove_file(recorder.path()) {
+                tracing::error!(%error, "failed to remove an unused recording");
+            }
+            return Err(refuse(&error));
+        }
+        let bastion = Arc::clone(&conn.bastion);
+        Ok(Self { id, recorder, bastion, context, strict: settings.strict, input: settings.input })
+    }
+
+    /// Records what goes to the user's screen.
+    pub(super) async fn output(&self, bytes: Bytes) -> Result<(), String> {
+        self.judge(self.recorder.output(bytes).await)
+    }
+
+    /// Records what the user types, if the administrator turned that on.
+    pub(super) async fn input(&self, bytes: &Bytes) -> Result<(), String> {
+        if !self.input {
+            return Ok(());
+        }
+        self.judge(self.recorder.input(bytes.clone()).await)
+    }
+
+    /// Records a new size of the terminal.
+    pub(super) async fn resize(&self, columns: u32, rows: u32) -> Result<(), String> {
+        self.judge(self.recorder.resize(cells(columns), cells(rows)).await)
+    }
+
+    /// What was done to a file: an event in the audit log, and a mark in the recording.
+    pub(super) async fn file(&self, event: &FileEvent) -> Result<(), String> {
+        let second = event.second.as_ref().map(ToString::to_string);
+        let line = match &second {
+            Some(second) => format!("{} {} {second}", event.operation, event.path),
+            None => format!("{} {}", event.operation, event.path),
+        };
+        self.judge(self.recorder.marker(format!("{line}: {}", event.outcome)).await)?;
+        let accessed = Event::FileAccessed {
+            recording: self.id.clone(),
+            operation: event.operation.to_string(),
+            path: event.path.to_string(),
+            to: second,
+            read: event.bytes_read,
+            written: event.bytes_written,
+            outcome: event.outcome.to_string(),
+        };
+        let now = self.bastion.clock.now();
+        self.bastion.store.record(now, &self.context, accessed).await.map_err(|error| {
+            tracing::error!(%error, "failed to write an audit event of a file");
+            "this session ends, since the audit log cannot be written".to_owned()
+        })
+    }
+
+    /// Waits until the session must end because it cannot be recorded; for ever if it need not.
+    pub(super) async fn failed(&self) -> String {
+        let failure = self.recorder.failed().await;
+        if self.strict { unrecordable(&failure) } else { std::future::pending().await }
+    }
+
+    fn judge(&self, result: Result<(), Failure>) -> Result<(), String> {
+        match result {
+            Err(failure) if self.strict => Err(unrecordable(&failure)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends it: the file is finished and the end written down in the background, which the
+    /// bastion waits for when it stops.
+    pub(super) fn end(self, outcome: String, bytes: (u64, u64)) {
+        let finishing = self.bastion.relay.finishing.clone();
+        finishing.spawn(async move {
+            let finished = self.recorder.finish().await;
+            let folder = &self.bastion.settings().record.folder;
+            let file = match &finished {
+                Ok(file) => Some((relative(&file.path, folder), file.bytes, file.sha256.clone())),
+                Err(failure) => {
+                    tracing::error!(%failure, recording = %self.id, "failed to finish a recording");
+                    None
+                }
+            };
+            let failure = finished.as_ref().ok().and_then(|file| file.failure.as_ref());
+            let outcome = match failure {
+                Some(failure) => format!("{outcome}; not whole: {failure}"),
+                None => outcome,
+            };
+            let end = RecordingEnd {
+                outcome: &outcome,
+                bytes,
+                file: file.as_ref().map(|(path, size, sha)| (path.as_str(), *size, sha.as_str())),
+            };
+            let (store, now) = (&self.bastion.store, self.bastion.clock.now());
+            if let Err(error) = store.end_recording(&self.id, &end, &self.context, now).await {
+                tracing::error!(%error, recording = %self.id, "failed to write a recording's end");
+            }
+        });
+    }
+}
+
+/// A terminal's side, as far as it makes sense.
+pub(super) fn cells(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX).clamp(1, 2000)
+}
+
+fn header(relay: &Relay, subject: &Subject<'_>, timestamp: Option<i64>) -> Header {
+    let (width, height, term) = subject.terminal.unwrap_or((80, 24, ""));
+    let mut env = BTreeMap::new();
+    if !term.is_empty() {
+        env.insert("TERM".to_owned(), printable(term));
+    }
+    let user = relay.conn.who().map(|who| who.user().to_string()).unwrap_or_default();
+    let title = Some(format!("{user} as {}", relay.name()));
+    Header { width, height, timestamp, title, command: subject.command.clone(), env }
+}
+
+fn relative(path: &Path, folder: &Path) -> String {
+    path.strip_prefix(folder).unwrap_or(path).display().to_string()
+}
