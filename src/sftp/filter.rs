@@ -103,6 +103,14 @@ impl Filter {
         out.extend(self.requests.finish().map(Action::Event));
     }
 
+    /// How many bytes are held, and how many files and requests are remembered.
+    #[cfg(test)]
+    pub(super) fn weight(&self) -> (usize, usize) {
+        let paths = self.files.path_bytes() + self.requests.path_bytes();
+        let held = self.client.held() + self.server.held();
+        (held + paths, self.files.len() + self.requests.len())
+    }
+
     fn take_requests(&mut self, run: &mut Run<'_>) -> Result<(), Error> {
         self.broken.map_or(Ok(()), Err)?;
         while !run.rest().is_empty() {
