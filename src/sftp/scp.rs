@@ -66,7 +66,8 @@ pub enum Seen {
 
 /// The observer of one channel.
 ///
-/// Give it what each side sent, in the order in which it was passed on.
+/// Show it what each side sent before passing that on: the answer to a line has to come after
+/// the line.
 #[derive(Debug)]
 pub struct Observer {
     transfer: Transfer,
@@ -160,19 +161,19 @@ impl Observer {
         }
     }
 
-    /// Looks at what the client sent.
+    /// Looks at what the client sent, before it is passed on.
     pub fn from_client(&mut self, bytes: &[u8], out: &mut Vec<Seen>) {
         match self.transfer {
-            Transfer::Upload => self.from_source(bytes, out),
-            Transfer::Download => self.from_sink(bytes, out),
+            Transfer::Upload => self.take_source(bytes, out),
+            Transfer::Download => self.take_sink(bytes, out),
         }
     }
 
-    /// Looks at what the target's command sent on its standard output.
+    /// Looks at what the target's command sent on its standard output, before it is passed on.
     pub fn from_server(&mut self, bytes: &[u8], out: &mut Vec<Seen>) {
         match self.transfer {
-            Transfer::Upload => self.from_sink(bytes, out),
-            Transfer::Download => self.from_source(bytes, out),
+            Transfer::Upload => self.take_sink(bytes, out),
+            Transfer::Download => self.take_source(bytes, out),
         }
     }
 
@@ -194,7 +195,7 @@ impl Observer {
         out.push(Seen::NotScp);
     }
 
-    fn from_source(&mut self, mut bytes: &[u8], out: &mut Vec<Seen>) {
+    fn take_source(&mut self, mut bytes: &[u8], out: &mut Vec<Seen>) {
         while !self.over && !bytes.is_empty() {
             if self.gone == Some(End::Source) {
                 return self.not_scp(out);
@@ -284,7 +285,7 @@ impl Observer {
         }
     }
 
-    fn from_sink(&mut self, mut bytes: &[u8], out: &mut Vec<Seen>) {
+    fn take_sink(&mut self, mut bytes: &[u8], out: &mut Vec<Seen>) {
         while !self.over && !bytes.is_empty() {
             if self.gone == Some(End::Sink) {
                 return self.not_scp(out);

@@ -56,7 +56,8 @@ fn lines(seen: &[Seen]) -> String {
 
 #[test]
 fn conversations_are_told_as_they_went() {
-    let cases: &[(&str, &[(End, &[u8])], &str)] = &[
+    type Case<'a> = (&'a str, &'a [(End, &'a [u8])], &'a str);
+    let cases: &[Case<'_>] = &[
         (
             "one file",
             &[
@@ -247,7 +248,8 @@ fn scp(folder: &Path, options: &str, sources: &[&str], sink: &str, transfer: Tra
     for pump in pumps {
         pump.join().unwrap();
     }
-    (source.wait().unwrap(), target.wait().unwrap());
+    source.wait().unwrap();
+    target.wait().unwrap();
     let mut seen = seen.lock().unwrap();
     let (observer, out) = &mut *seen;
     observer.finish(out);
