@@ -105,7 +105,8 @@ fn conversations_are_told_as_they_went() {
                 (Source, b"12\0"),
                 (Sink, b"\x01scp: g: No space left on device\n"),
             ],
-            "upload f 0 failed: f: Permission denied\nupload g 2 failed: g: No space left on device\n",
+            "upload f 0 failed: f: Permission denied\n\
+             upload g 2 failed: g: No space left on device\n",
         ),
         (
             "a source that cannot read one file and fails within another",
@@ -117,7 +118,8 @@ fn conversations_are_told_as_they_went() {
                 (Source, b"\0\0\x01scp: g: Input/output error\n"),
                 (Sink, b"\0"),
             ],
-            "upload  0 failed: x: No such file or directory\nupload g 2 failed: g: Input/output error\n",
+            "upload  0 failed: x: No such file or directory\n\
+             upload g 2 failed: g: Input/output error\n",
         ),
         (
             "a source that does not wait",
@@ -330,11 +332,18 @@ proptest! {
 
     #[test]
     fn anything_at_all_is_watched_without_harm(
-        bytes in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..99)), 0..9),
+        bytes in prop::collection::vec(
+            (any::<bool>(), prop::collection::vec(any::<u8>(), 0..99)),
+            0..9,
+        ),
     ) {
         let (mut observer, mut out) = (Observer::new(Transfer::Download), Vec::new());
         for (client, bytes) in bytes {
-            if client { observer.from_client(&bytes, &mut out) } else { observer.from_server(&bytes, &mut out) }
+            if client {
+                observer.from_client(&bytes, &mut out);
+            } else {
+                observer.from_server(&bytes, &mut out);
+            }
         }
         observer.finish(&mut out);
         prop_assert!(out.iter().filter(|seen| **seen == Seen::NotScp).count() <= 1);
