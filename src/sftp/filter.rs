@@ -1,8 +1,8 @@
 //! The SFTP filter: forwards what the rights allow, answers the rest, and tells what happened.
 //!
 //! Always holds: a request is forwarded whole or not at all; no answer of ours lies within a
-//! packet of the server's; every handle a forwarded request uses is one whose opening was seen;
-//! what is audited is told before the answer is passed on.
+//! packet of the server's; no file is read, written, changed or closed by
+//! a handle whose opening was not seen; what is audited is told before the answer is passed on.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
