@@ -10,6 +10,7 @@
 mod event;
 mod files;
 mod filter;
+mod ledger;
 mod packet;
 mod requests;
 mod rights;

@@ -32,6 +32,12 @@ impl Stream {
         self.left == 0
     }
 
+    /// How many bytes wait for the rest of a head.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Gathers the head of the next packet; none if the chunk ends before it does.
     pub(super) fn head(
         &mut self,

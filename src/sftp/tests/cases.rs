@@ -214,6 +214,29 @@ fn a_refusal_waits_for_its_turn_and_never_splits_a_packet() {
 }
 
 #[test]
+fn an_answer_to_what_was_never_asked_means_nothing() {
+    let mut filter = started(READ);
+    ask(&mut filter, [one(17, 7, "/f"), one(13, 1, "/f")].concat());
+    let stray = [handle(1, "h"), handle(99, "h")].concat();
+    let done = answer(&mut filter, stray.clone());
+    assert_eq!((done.to_client, done.events), (stray, vec![]));
+    assert!(ask(&mut filter, read(2, "h", 9)).to_server.is_empty());
+    let attrs = packet(105, 7, &[&[0; 20]]);
+    let rest = answer(&mut filter, attrs.clone()).to_client;
+    assert_eq!(packets(rest.strip_prefix(&attrs[..]).unwrap()).0.len(), 2);
+}
+
+#[test]
+fn a_copy_on_the_target_is_told_with_both_paths() {
+    let mut filter = started(ALL);
+    ask(&mut filter, [open(1, "/from", 1), open(2, "/to", 0x1a)].concat());
+    answer(&mut filter, [handle(1, "a"), handle(2, "b")].concat());
+    let copy = extended(3, "copy-data", &[&string("a"), &[0; 16], &string("b"), &[0; 8]]);
+    assert_eq!(ask(&mut filter, copy.clone()).to_server, copy);
+    assert_eq!(answer(&mut filter, status(3, 0, "")).told(), "copy /from /to 0 0 Ok\n");
+}
+
+#[test]
 fn a_handle_counts_only_while_it_is_known_to_be_open() {
     let mut filter = started(ALL);
     ask(&mut filter, open(1, "/f", 0x1a));

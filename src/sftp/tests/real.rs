@@ -141,7 +141,8 @@ fn ok(output: &Output) {
 fn everything_works_with_all_rights_and_is_told() {
     let (folder, at) = folder();
     let batch = "mkdir d\nput local d/f\nget d/f back\nls d\nrename d/f d/g\nchmod 600 d/g\n\
-                 symlink g d/s\nln d/g d/h\ndf .\nrm d/g\nrm d/s\nrm d/h\nrmdir d\n";
+                 symlink g d/s\nln d/g d/h\ncp d/g d/c\n-chmod -h 777 d/s\ndf .\n\
+                 rm d/c\nrm d/g\nrm d/s\nrm d/h\nrmdir d\n";
     let (output, told) = sftp(folder.path(), ALL, batch);
     ok(&output);
     assert_eq!(fs::read(folder.path().join("back")).unwrap(), b"12345");
@@ -155,6 +156,9 @@ fn everything_works_with_all_rights_and_is_told() {
         "setstat @/d/g 0 0 Ok",
         "symlink @/d/s g 0 0 Ok",
         "link @/d/h @/d/g 0 0 Ok",
+        "copy @/d/g @/d/c 0 0 Ok",
+        // Linux has no permissions on symbolic links.
+        "setstat @/d/s 0 0 Failed { code: 4, message: \"Failure\" }",
         "remove @/d/g 0 0 Ok",
         "remove @/d/s 0 0 Ok",
         "remove @/d/h 0 0 Ok",

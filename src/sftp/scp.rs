@@ -1,1 +1,0 @@
-//! scp, to come.
