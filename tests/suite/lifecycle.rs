@@ -105,7 +105,7 @@ async fn commands_change_list_and_explain() {
     for args in [
         &["user", "add", "alice"][..],
         &["user", "show", "nobody"],
-        &["target", "add", "x", "y", "--mode", "record"],
+        &["target", "pin", "nowhere"],
         &["grant", "add", "--user", "nobody", "--target", "db1"],
         &["session", "kill", "0123"],
     ] {

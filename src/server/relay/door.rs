@@ -103,7 +103,7 @@ async fn run(
     let handler = Handler { door: Arc::clone(door), state: State::New };
     let mut session = match run_stream(Arc::new(config), stream, handler).await {
         Ok(session) => session,
-        Err(error) => return Ended::from(error).reason().to_string(),
+        Err(error) => return error.reason().to_string(),
     };
     // Only this once.
     let handle = door.user.get_or_init(|| session.handle()).clone();
@@ -504,11 +504,12 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         let allowed = self.relay().is_some_and(|r| r.check(Capability::X11, "x11-req").is_ok());
-        Ok(if allowed {
-            session.channel_success(channel)?
+        if allowed {
+            session.channel_success(channel)?;
         } else {
-            session.channel_failure(channel)?
-        })
+            session.channel_failure(channel)?;
+        }
+        Ok(())
     }
 
     async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Ended> {

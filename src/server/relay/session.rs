@@ -210,9 +210,8 @@ async fn gather(
                 }
             }
             ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                if setup.env.len() < MAX_ENV {
-                    setup.env.push((variable_name, variable_value));
-                }
+                setup.env.push((variable_name, variable_value));
+                setup.env.truncate(MAX_ENV);
             }
             ChannelMsg::AgentForward { .. } => setup.agent = true,
             ChannelMsg::RequestX11 {
@@ -225,15 +224,9 @@ async fn gather(
             ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
             ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
             ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } => {
-                if !uplink.push(Piece::Data(data)) {
-                    return None;
-                }
-            }
-            ChannelMsg::Eof => {
-                uplink.push(Piece::Eof);
-            }
-            ChannelMsg::Close => return None,
+            ChannelMsg::Data { data } if uplink.push(Piece::Data(data)) => {}
+            ChannelMsg::Eof if uplink.push(Piece::Eof) => {}
+            ChannelMsg::Data { .. } | ChannelMsg::Eof | ChannelMsg::Close => return None,
             _ => {}
         }
     }
