@@ -5,5 +5,7 @@
 //! bounded whatever a recording holds. Times come in as parameters: nothing here reads the calendar.
 
 pub mod asciicast;
+pub mod retention;
 mod seal;
+pub mod terminal;
 pub mod writer;

@@ -370,17 +370,17 @@ struct Fault {
 }
 
 impl Fault {
-    /// The first failure stays.
+    /// The first failure stays. Whoever is told of it finds the queue closed.
     fn fail(&self, failure: Failure) {
         self.failure.send_if_modified(|first| {
             let new = first.is_none();
             if new {
                 tracing::error!(error = %failure, path = %self.path.display(), "a recording failed");
+                self.room.close();
                 *first = Some(failure);
             }
             new
         });
-        self.room.close();
     }
 
     fn reason(&self) -> Failure {
