@@ -6,6 +6,9 @@
 
 pub mod asciicast;
 pub mod retention;
+mod screen;
 mod seal;
+pub mod search;
 pub mod terminal;
+pub mod text;
 pub mod writer;
