@@ -5,6 +5,7 @@
 //! bounded whatever a recording holds. Times come in as parameters: nothing here reads the calendar.
 
 pub mod asciicast;
+pub mod player;
 pub mod retention;
 mod screen;
 mod seal;

@@ -6,6 +6,7 @@
 //! that leaves it by scrolling is handed over whole, however many rows it was wrapped to.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use avt::operation::Operation;
 use avt::parser::{DecMode, EdScope, Function};
@@ -16,6 +17,10 @@ use super::asciicast::{Error, Header};
 /// The largest screen that is emulated.
 const MAX_COLUMNS: u16 = 1000;
 const MAX_ROWS: u16 = 400;
+/// What is shown for less than this, a sixtieth of a second, is only looked at where it vanishes.
+const FRAME: Duration = Duration::from_micros(16_667);
+/// The longest beginning of a sequence that is remembered; no sequence that does anything is longer.
+const MAX_PENDING: usize = 1024;
 /// The longest line, of many rows, that is put together: longer ones come in parts.
 const MAX_JOINED: usize = 64 * 1024;
 
@@ -24,6 +29,8 @@ pub(super) struct Screen {
     terminal: Terminal,
     /// Apart from the terminal's own, so that what it parsed can be bounded.
     parser: Parser,
+    /// What [`Self::feed`] was given and nothing came of yet: the beginning of a sequence.
+    pending: String,
 }
 
 impl Screen {
@@ -31,12 +38,22 @@ impl Screen {
     pub(super) fn new(header: &Header) -> Result<Self, Error> {
         let (columns, rows) = bounded(header.width, header.height);
         let terminal = Terminal::new(columns, rows).map_err(|_| Error::NoHeader)?;
-        Ok(Self { terminal, parser: Parser::new() })
+        Ok(Self { terminal, parser: Parser::new(), pending: String::new() })
     }
 
-    /// Shows `text`.
+    /// Shows `text`, and remembers it while it is the beginning of a sequence.
     pub(super) fn feed(&mut self, text: &str) {
-        self.feed_with(text, ());
+        let (parser, pending) = (&mut self.parser, &mut self.pending);
+        let functions = text.chars().filter_map(|c| {
+            let function = parser.feed(c);
+            if function.is_some() {
+                pending.clear();
+            } else if pending.len() < MAX_PENDING {
+                pending.push(c);
+            }
+            function
+        });
+        self.terminal.execute(functions.map(bound));
     }
 
     /// Shows `text` to `observer`.
@@ -62,9 +79,10 @@ impl Screen {
         &self.terminal
     }
 
-    /// What paints this screen on a terminal that is empty and has default settings.
+    /// What paints this screen on a terminal that is empty and has default settings, and then
+    /// the sequence that was begun, if what comes next goes on with one.
     pub(super) fn frame(&self) -> String {
-        self.terminal.dump()
+        self.terminal.dump() + &self.pending
     }
 }
 
@@ -83,7 +101,7 @@ fn bound(function: Function) -> Function {
 /// Why the screen is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Why {
-    /// All of an event is shown.
+    /// It stays as it is for a while.
     Shown,
     /// These rows are about to be erased.
     Erased(Range<usize>),
@@ -130,6 +148,8 @@ pub(super) struct Watch<L> {
     /// The height between the margins; 0 without margins.
     region: usize,
     clearing: bool,
+    /// When what is shown now began to be.
+    looked: Duration,
     /// The beginning of a line whose end is still on the screen, and its rows.
     joined: String,
     joined_rows: u64,
@@ -146,6 +166,7 @@ impl<L: Look> Watch<L> {
             printed: 0,
             region: 0,
             clearing: false,
+            looked: Duration::ZERO,
             joined: String::new(),
             joined_rows: 0,
         }
@@ -227,6 +248,15 @@ impl<L: Look> Watch<L> {
         &self.joined
     }
 
+    /// What happens next happens at `time`: looks at what is shown until then, if it is shown long
+    /// enough for anybody to see.
+    pub(super) fn until(&mut self, time: Duration, terminal: &Terminal) {
+        if self.any && time.saturating_sub(self.looked) >= FRAME {
+            self.look(terminal, &Why::Shown);
+            self.looked = time;
+        }
+    }
+
     /// Looks once more, when nothing follows for a while.
     pub(super) fn pause(&mut self, terminal: &Terminal) {
         self.any = true;
@@ -288,11 +318,7 @@ impl<L: Look> Observer for &mut Watch<L> {
         }
     }
 
-    fn end(&mut self, context: &mut Observation<'_>) {
-        if self.any {
-            Watch::look(self, context.terminal(), &Why::Shown);
-        }
-    }
+    fn end(&mut self, _: &mut Observation<'_>) {}
 }
 
 /// The rows of `terminal`'s shown screen by lines: where each begins, and how many rows it has.
@@ -347,6 +373,8 @@ mod tests {
         let mut watch = Watch::new(Notes::default());
         for text in texts {
             screen.feed_with(text, &mut watch);
+            watch.until(Duration::MAX, screen.terminal());
+            watch.looked = Duration::ZERO;
         }
         watch.look.0
     }

@@ -73,19 +73,26 @@ impl Search {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        let Some(event) = self.reader.next_event()? else {
+        let event = self.reader.next_event()?;
+        let until = event.as_ref().map_or(Duration::MAX, |event| event.time);
+        self.watch.until(until, self.screen.terminal());
+        let Some(event) = event else {
             self.done = true;
             self.watch.look.finish();
             return Ok(());
         };
         let finder = &mut self.watch.look;
-        finder.time = event.time;
+        finder.rest(event.time);
         match event.kind {
-            Kind::Output(text) => self.screen.feed_with(&text, &mut self.watch),
+            Kind::Output(text) => {
+                finder.time = event.time;
+                self.screen.feed_with(&text, &mut self.watch);
+            }
             Kind::Resize { columns, rows } => {
+                finder.time = event.time;
                 self.screen.resize_with(columns, rows, &mut self.watch);
             }
-            Kind::Marker(label) => finder.mark(&label),
+            Kind::Marker(label) => finder.mark(event.time, &label),
             Kind::Input(_) => {}
         }
         Ok(())
@@ -175,9 +182,9 @@ impl Finder {
         }
     }
 
-    fn mark(&mut self, label: &str) {
+    fn mark(&mut self, time: Duration, label: &str) {
         if self.matches(label) {
-            self.hits.push_back(Hit { time: self.time, row: 0, line: printable(label) });
+            self.hits.push_back(Hit { time, row: 0, line: printable(label) });
         }
     }
 
@@ -213,7 +220,14 @@ impl Finder {
         }
     }
 
-    /// Reports the lines that stand still, and forgets those that are gone for good. `untouched`
+    /// Nothing changed until `time`: reports the lines that stood still for long enough.
+    fn rest(&mut self, time: Duration) {
+        let still = |a: &&mut Appearance| time.saturating_sub(a.changed) >= STANDS_STILL;
+        let hits = self.appearances.iter_mut().filter(still).filter_map(|a| a.hit.take());
+        self.hits.extend(hits);
+    }
+
+    /// Reports the lines that are gone, and forgets those that are for good. `untouched`
     /// tells the lines that were not looked for, since their rows did not change.
     fn settle(&mut self, alternate: bool, untouched: impl Fn(u64) -> bool) {
         let (time, hits) = (self.time, &mut self.hits);
@@ -225,7 +239,7 @@ impl Finder {
             if a.shown && !stays {
                 (a.shown, a.until) = (false, time);
             }
-            if !a.shown || time.saturating_sub(a.changed) >= STANDS_STILL {
+            if !a.shown {
                 hits.extend(a.hit.take());
             }
         }

@@ -47,19 +47,26 @@ pub fn to_text(mut reader: Reader, out: impl Write) -> Result<bool, Error> {
             Ok(None) => break None,
             Err(error) => break Some(error),
         };
+        watch.until(event.time, screen.terminal());
         if event.time.saturating_sub(last) >= STANDS_STILL {
             watch.pause(screen.terminal());
         }
         last = event.time;
-        watch.look.time = event.time;
         match event.kind {
-            Kind::Output(text) => screen.feed_with(&text, &mut watch),
-            Kind::Resize { columns, rows } => screen.resize_with(columns, rows, &mut watch),
-            Kind::Marker(label) => watch.look.mark(&label),
+            Kind::Output(text) => {
+                watch.look.time = event.time;
+                screen.feed_with(&text, &mut watch);
+            }
+            Kind::Resize { columns, rows } => {
+                watch.look.time = event.time;
+                screen.resize_with(columns, rows, &mut watch);
+            }
+            Kind::Marker(label) => watch.look.write(event.time, &format!("-- {label}")),
             Kind::Input(_) => {}
         }
         watch.look.check()?;
     };
+    watch.until(Duration::MAX, screen.terminal());
     let beginning = watch.beginning().to_owned();
     watch.look.finish(screen.terminal(), &beginning);
     watch.look.check()?;
@@ -106,10 +113,6 @@ impl<W: Write> Lines<W> {
 
     fn check(&mut self) -> Result<(), Error> {
         self.error.take().map_or(Ok(()), |error| Err(Error::Output(error)))
-    }
-
-    fn mark(&mut self, label: &str) {
-        self.write(self.time, &format!("-- {label}"));
     }
 
     /// Writes a line; of empty lines in a row, one.
@@ -160,7 +163,8 @@ impl<W: Write> Lines<W> {
                 text.push_str(beginning);
             }
             append_text(screen, row, count, &mut text);
-            let since = self.rows.get(row).map_or(self.time, |row| row.since);
+            let rows = self.rows.iter().skip(row).take(count);
+            let since = rows.map(|row| row.since).max().unwrap_or(self.time);
             self.write(since, &text);
         }
         self.text = text;
@@ -220,7 +224,7 @@ impl<W: Write> Look for Lines<W> {
         let noted = self.rows.pop_front().filter(|noted| noted.hash == hash);
         self.rows.push_back(Row { hash: 0, since: self.time });
         let since = noted.map_or(self.time, |noted| noted.since);
-        self.since.get_or_insert(since);
+        self.since = self.since.max(Some(since));
     }
 
     fn scrolled_off(&mut self, line: &str, _: u64, _: bool) {
@@ -260,11 +264,11 @@ mod tests {
             (1500, Kind::Output("x\x08 \x08s".into())),
             (3_723_004, Kind::Output("\r\na  b\r\n\r\n\r\n".into())),
             (3_723_005, Kind::Marker("scp: put a\x1b".into())),
-            (3_723_009, Kind::Output("$ ".into())),
+            (3_723_029, Kind::Output("$ ".into())),
         ]);
         let expected = "00:00:01.500  $ ls\n\
             01:02:03.004  a  b\n\
-            01:02:03.009  $\n";
+            01:02:03.029  $\n";
         let (marker, rest): (Vec<_>, Vec<_>) =
             text(cast).lines().map(str::to_owned).partition(|line| line.contains("--"));
         assert_eq!(marker, ["01:02:03.005  -- scp: put a\\u{1b}"]);
@@ -278,13 +282,13 @@ mod tests {
             let events: Vec<_> = lines
                 .chunks(size)
                 .zip(1..)
-                .map(|(lines, n)| (n * 10, Kind::Output(lines.join("\r\n") + "\r\n")))
+                .map(|(lines, n)| (n * 20, Kind::Output(lines.join("\r\n") + "\r\n")))
                 .collect();
             let text = text(cast(&events));
             let read: Vec<_> = text.lines().map(|line| line.split_once("  ").unwrap()).collect();
             assert_eq!(read.iter().map(|(_, line)| *line).collect::<Vec<_>>(), lines, "{size}");
             for (n, (time, _)) in read.iter().enumerate() {
-                let ms = (n / size + 1) * 10;
+                let ms = (n / size + 1) * 20;
                 assert_eq!(*time, format!("00:00:{:02}.{:03}", ms / 1000, ms % 1000), "{size}");
             }
         }
@@ -298,8 +302,8 @@ mod tests {
             ("all and what scrolled off", "\x1b[H\x1b[2J\x1b[3J"),
             ("a reset", "\x1bc"),
         ] {
-            let cast = outputs(&[(5, "one\r\ntwo"), (10, clear), (20, "three")]);
-            let expected = "00:00:00.005  one\n00:00:00.005  two\n00:00:00.020  three\n";
+            let cast = outputs(&[(5, "one\r\ntwo"), (25, clear), (45, "three")]);
+            let expected = "00:00:00.005  one\n00:00:00.005  two\n00:00:00.045  three\n";
             assert_eq!(text(cast).replace("\n\n", "\n"), expected, "{how}");
         }
     }
@@ -322,8 +326,8 @@ mod tests {
     #[test]
     fn wrapped_lines_come_whole_also_at_the_end() {
         let long = "0123456789".repeat(20);
-        let cast = outputs(&[(0, &"\r\n".repeat(23)), (10, &long), (20, "!")]);
-        assert_eq!(text(cast), format!("00:00:00.010  {long}!\n"));
+        let cast = outputs(&[(0, &"\r\n".repeat(23)), (20, &long), (50, "!")]);
+        assert_eq!(text(cast), format!("00:00:00.050  {long}!\n"));
     }
 
     #[test]
