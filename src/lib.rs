@@ -2,11 +2,11 @@
 //!
 //! Reading order: [`domain`] (the words), [`audit::Event`] (what can happen),
 //! [`auth`] (login as a state machine), [`policy`] (who may go where), then the
-//! shell around them: [`store`], [`server`], [`console`], [`admin`], [`cli`].
+//! shell around them: [`store`], [`recording`], [`server`], [`console`], [`admin`], [`cli`].
 //!
-//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) -> store ->
-//! {auth, policy, audit} -> domain`. The core (`domain`, `auth`, `policy`, `audit`) knows no tokio,
-//! russh, diesel or clock; `tests/suite/architecture.rs` checks that.
+//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) ->
+//! {store, recording} -> {auth, policy, audit} -> domain`. The core (`domain`, `auth`, `policy`,
+//! `audit`) knows no tokio, russh, diesel or clock; `tests/suite/architecture.rs` checks that.
 
 pub mod admin;
 pub mod audit;

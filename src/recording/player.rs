@@ -614,11 +614,19 @@ mod tests {
         let reader = Reader::from_bytes(bytes.into()).unwrap();
         let error = play(reader, PlayOptions::default(), pressed(&[]), out.clone()).await;
         assert!(matches!(error, Err(Error::Recording(asciicast::Error::BadLine(3)))));
-        let written = out.written.lock().unwrap();
+        let written = out.written.lock().unwrap().clone();
         assert_eq!((written.len(), written[0].1.as_str()), (2, "a"));
         let cut = [&outputs(&[(0, "a")])[..], b"[1,\"o"].concat();
         let (_, ended) = played(cut.into(), PlayOptions::default(), &[]).await;
         assert_eq!(ended, Ended::Finished { truncated: true });
+    }
+
+    #[test]
+    fn playing_can_move_between_threads() {
+        fn moves<T: Send>(_: T) {}
+        let reader = Reader::from_bytes(outputs(&[])).unwrap();
+        let keys = futures_util::stream::empty();
+        moves(play(reader, PlayOptions::default(), keys, tokio::io::sink()));
     }
 
     #[test]

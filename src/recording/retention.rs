@@ -65,7 +65,7 @@ pub fn remove(recordings: Vec<Kept>) -> io::Result<Vec<(Kept, io::Error)>> {
     }
     for folder in folders.into_iter().flatten() {
         // Fails, as it should, while anything is in it.
-        let gone = std::fs::remove_dir(&folder).is_ok();
+        let gone = is_of_a_day(&folder) && std::fs::remove_dir(&folder).is_ok();
         let in_it = folder.join("-");
         match seal::sync_folder_of(if gone { &folder } else { &in_it }) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -73,6 +73,12 @@ pub fn remove(recordings: Vec<Kept>) -> io::Result<Vec<(Kept, io::Error)>> {
         }
     }
     Ok(left)
+}
+
+/// Whether `folder` is named like those that recordings are sorted into.
+fn is_of_a_day(folder: &Path) -> bool {
+    let name = folder.file_name().map(|name| name.as_encoded_bytes());
+    name.is_some_and(|name| name.len() == 10 && name.iter().all(|b| b"0123456789-".contains(b)))
 }
 
 #[cfg(test)]
@@ -131,11 +137,19 @@ mod tests {
         for file in [one.join("a"), two.join("b"), two.join("c")] {
             std::fs::write(file, "x").unwrap();
         }
+        std::fs::create_dir(root.path().join("mine")).unwrap();
+        std::fs::write(root.path().join("mine/d"), "x").unwrap();
         let not_a_file = at(4, root.path().join("2026-11-24"));
-        let gone = [at(1, one.join("a")), at(2, two.join("b")), at(3, two.join("never"))];
-        let left = remove([&gone[..], &[not_a_file.clone()]].concat()).unwrap();
+        let gone = [
+            at(1, one.join("a")),
+            at(2, two.join("b")),
+            at(3, two.join("never")),
+            at(5, root.path().join("mine/d")),
+        ];
+        let left = remove(gone.into_iter().chain([not_a_file.clone()]).collect()).unwrap();
         assert_eq!(left.into_iter().map(|(kept, _)| kept).collect::<Vec<_>>(), [not_a_file]);
         assert!(!one.exists() && !two.join("b").exists() && two.join("c").exists());
+        assert!(std::fs::read_dir(root.path().join("mine")).unwrap().next().is_none());
     }
 
     proptest! {

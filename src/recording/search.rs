@@ -43,7 +43,7 @@ pub struct Hit {
 }
 
 /// Looks for `needle` in the recording's screen and its markers. Hits come in the order in which
-/// their lines stood still or went.
+/// their lines stood still or went. Reading on blocks: iterate on a thread that may.
 ///
 /// # Errors
 /// When the recording's header makes no sense.
@@ -362,7 +362,8 @@ mod tests {
     #[test]
     fn text_is_found_however_it_came() {
         let wide = format!("{}needle", " ".repeat(77));
-        let cases: &[(&str, &[(u64, &str)], &str)] = &[
+        type Case<'a> = (&'a str, &'a [(u64, &'a str)], &'a str);
+        let cases: &[Case<'_>] = &[
             ("at once", &[(0, "$ cat needle\r\n")], "$ cat needle"),
             ("in pieces", &[(0, "nee"), (900, "dle")], "needle"),
             ("with colours", &[(0, "ne\x1b[31med\x1b[0mle")], "needle"),

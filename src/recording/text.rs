@@ -33,7 +33,7 @@ pub enum Error {
 
 /// Writes the recording's text to `out`: a line each, after the time (hours, minutes, seconds
 /// since the beginning) at which it last changed. Markers come as `-- label`. Says whether the
-/// recording was whole.
+/// recording was whole. Blocks.
 ///
 /// # Errors
 /// When the recording is damaged, after what comes before, or `out` takes no more.

@@ -31,6 +31,8 @@ const FLUSH_AT: usize = 64 * 1024;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 128;
+/// The smallest queue, in bytes.
+const LEAST_QUEUE: u32 = 1024;
 /// How many finished recordings are compressed at a time.
 const COMPRESSED_AT_ONCE: usize = 2;
 
@@ -170,7 +172,7 @@ impl Recorder {
         limits: Limits,
     ) -> Result<Self, Failure> {
         let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
-        let queue = u32::try_from(limits.queue_bytes).unwrap_or(most).clamp(1, most);
+        let queue = u32::try_from(limits.queue_bytes).unwrap_or(most).clamp(LEAST_QUEUE, most);
         let room = usize::try_from(queue).unwrap_or(Semaphore::MAX_PERMITS);
         let fault = Arc::new(Fault {
             path: path.clone(),
@@ -341,11 +343,19 @@ fn path_of(folder: &Path, id: &Id, header: &Header) -> PathBuf {
 /// Makes a new file, and the folders above it up to `folder`, for their owner alone.
 fn create_file(folder: &Path, path: &Path) -> io::Result<File> {
     let day = path.parent().unwrap_or(folder);
-    if !day.exists() {
-        DirBuilder::new().recursive(true).mode(0o700).create(day)?;
-        seal::sync_folder_of(day)?;
+    let make = || {
+        if !day.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(day)?;
+            seal::sync_folder_of(day)?;
+            seal::sync_folder_of(folder)?;
+        }
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    };
+    match make() {
+        // The day's folder was empty, and was removed as such in between.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(),
+        made => made,
     }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Writer {
