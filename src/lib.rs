@@ -1,12 +1,12 @@
 //! Sallyport: an SSH bastion with a one-time-code second factor.
 //!
-//! Reading order: [`domain`] (the words), [`audit::Event`] (what can happen),
-//! [`auth`] (login as a state machine), [`policy`] (who may go where), [`sftp`] (what
-//! may be done to files), then the shell around them: [`store`], [`server`], [`console`], [`admin`], [`cli`].
+//! Reading order: [`domain`] (the words), [`audit::Event`] (what can happen), [`auth`] (login as a
+//! state machine), [`policy`] (who may go where), [`sftp`] (which file requests pass), then the shell
+//! around them: [`recording`], [`store`], [`server`], [`console`], [`admin`], [`cli`].
 //!
-//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) -> store ->
-//! {auth, policy, audit, sftp} -> domain`. The core (`domain`, `auth`, `policy`, `audit`, `sftp`) knows
-//! no tokio, russh, diesel or clock; `tests/suite/architecture.rs` checks that.
+//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) -> {store,
+//! recording} -> {auth, policy, audit, sftp} -> domain`. The core (`domain`, `auth`, `policy`, `audit`,
+//! `sftp`) knows no tokio, russh, diesel or clock; `tests/suite/architecture.rs` checks that.
 
 pub mod admin;
 pub mod audit;

@@ -217,13 +217,14 @@ fn escape(text: &str, to: &mut Vec<u8>) {
 
 /// Decodes UTF-8 that comes in chunks; what is none becomes U+FFFD.
 #[derive(Debug, Default)]
-struct Utf8 {
+pub(super) struct Utf8 {
     /// The beginning of a character whose end is yet to come: at most three bytes.
     carried: Vec<u8>,
 }
 
 impl Utf8 {
-    fn decode(&mut self, bytes: &[u8], text: &mut dyn FnMut(&str)) {
+    /// Gives the text of `bytes`, and of what was carried before them.
+    pub(super) fn decode(&mut self, bytes: &[u8], text: &mut dyn FnMut(&str)) {
         let mut bytes = bytes;
         while !self.carried.is_empty() {
             let Some((first, rest)) = bytes.split_first() else { return };

@@ -3,9 +3,19 @@
 //! Always holds: a recording is an asciicast v2 file, so it can be played without this program;
 //! nothing from it reaches a terminal unless the [`terminal::Sanitizer`] let it through; memory is
 //! bounded whatever a recording holds. Times come in as parameters: nothing here reads the calendar.
+//!
+//! Reading order: [`asciicast`] (the format), [`writer`] (how a session gets into a file), `seal`
+//! (its final form), [`terminal`] and [`player`] (showing it), `screen`, [`search`] and [`text`]
+//! (reading it), [`retention`] (letting it go).
 
 pub mod asciicast;
+pub mod player;
+pub mod retention;
+mod screen;
 mod seal;
+pub mod search;
+pub mod terminal;
+pub mod text;
 pub mod writer;
 
 pub use asciicast::Header;

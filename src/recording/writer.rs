@@ -31,6 +31,8 @@ const FLUSH_AT: usize = 64 * 1024;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 128;
+/// The smallest queue, in bytes.
+const LEAST_QUEUE: u32 = 1024;
 /// How many finished recordings are compressed at a time.
 const COMPRESSED_AT_ONCE: usize = 2;
 
@@ -170,7 +172,7 @@ impl Recorder {
         limits: Limits,
     ) -> Result<Self, Failure> {
         let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
-        let queue = u32::try_from(limits.queue_bytes).unwrap_or(most).clamp(1, most);
+        let queue = u32::try_from(limits.queue_bytes).unwrap_or(most).clamp(LEAST_QUEUE, most);
         let room = usize::try_from(queue).unwrap_or(Semaphore::MAX_PERMITS);
         let fault = Arc::new(Fault {
             path: path.clone(),
@@ -341,11 +343,19 @@ fn path_of(folder: &Path, id: &Id, header: &Header) -> PathBuf {
 /// Makes a new file, and the folders above it up to `folder`, for their owner alone.
 fn create_file(folder: &Path, path: &Path) -> io::Result<File> {
     let day = path.parent().unwrap_or(folder);
-    if !day.exists() {
-        DirBuilder::new().recursive(true).mode(0o700).create(day)?;
-        seal::sync_folder_of(day)?;
+    let make = || {
+        if !day.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(day)?;
+            seal::sync_folder_of(day)?;
+            seal::sync_folder_of(folder)?;
+        }
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    };
+    match make() {
+        // The day's folder was empty, and was removed as such in between.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(),
+        made => made,
     }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Writer {
@@ -370,17 +380,17 @@ struct Fault {
 }
 
 impl Fault {
-    /// The first failure stays.
+    /// The first failure stays. Whoever is told of it finds the queue closed.
     fn fail(&self, failure: Failure) {
         self.failure.send_if_modified(|first| {
             let new = first.is_none();
             if new {
                 tracing::error!(error = %failure, path = %self.path.display(), "a recording failed");
+                self.room.close();
                 *first = Some(failure);
             }
             new
         });
-        self.room.close();
     }
 
     fn reason(&self) -> Failure {
@@ -433,6 +443,8 @@ struct Track {
     shared: Arc<Syncing>,
     encoder: Encoder,
     lines: Vec<u8>,
+    /// How many lines after the header are in the file.
+    kept: u64,
     min_free: u64,
     failed: bool,
     /// Whether the file holds what the disk may not.
@@ -444,7 +456,7 @@ impl Track {
     fn new(file: File, fault: Arc<Fault>, min_free: u64) -> Self {
         let shared = Arc::new(Syncing { file, fault, queued: AtomicBool::new(false) });
         let (encoder, lines, synced) = (Encoder::new(), Vec::new(), Instant::now());
-        Self { shared, encoder, lines, min_free, failed: false, dirty: false, synced }
+        Self { shared, encoder, lines, kept: 0, min_free, failed: false, dirty: false, synced }
     }
 
     fn add(&mut self, at: Duration, payload: Payload) {
@@ -471,6 +483,10 @@ impl Track {
             return;
         }
         let written = write_lines(&self.shared.file, &self.lines);
+        match &written {
+            Ok(()) => self.kept = self.encoder.events(),
+            Err(short) => self.kept += short.lines,
+        }
         self.dirty = true;
         self.lines.clear();
         self.lines.shrink_to(2 * FLUSH_AT);
@@ -478,7 +494,7 @@ impl Track {
             let stat = rustix::fs::fstatvfs(self.shared.file.as_fd()).map_err(io::Error::from)?;
             compare(&stat, self.min_free)
         };
-        if let Err(failure) = written.map_err(Failure::from).and_then(|()| space()) {
+        if let Err(failure) = written.map_err(|short| short.error.into()).and_then(|()| space()) {
             self.failed = true;
             self.shared.fault.fail(failure);
         }
@@ -507,27 +523,36 @@ impl Track {
             self.encoder.finish(at, &mut self.lines);
         }
         self.flush();
-        let closed = Closed { events: self.encoder.events(), duration: at };
+        let closed = Closed { events: self.kept, duration: at };
         send_sync(syncs, Sync::Last(self.shared, closed, reply));
     }
 }
 
-fn write_lines(mut file: &File, lines: &[u8]) -> io::Result<()> {
+/// Not all lines could be written, but so many.
+#[derive(Debug)]
+struct Short {
+    lines: u64,
+    error: io::Error,
+}
+
+fn write_lines(mut file: &File, lines: &[u8]) -> Result<(), Short> {
     let mut rest = lines;
-    while !rest.is_empty() {
+    let error = loop {
+        if rest.is_empty() {
+            return Ok(());
+        }
         match file.write(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => break io::ErrorKind::WriteZero.into(),
             Ok(n) => rest = rest.get(n..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let done = lines.len() - rest.len();
-                let partial = lines.iter().take(done).rev().take_while(|b| **b != b'\n').count();
-                cut_off(file, partial);
-                return Err(error);
-            }
+            Err(error) => break error,
         }
-    }
-    Ok(())
+    };
+    let done = lines.get(..lines.len() - rest.len()).unwrap_or_default();
+    let whole = done.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    cut_off(file, done.len() - whole);
+    let lines = done.iter().filter(|byte| **byte == b'\n').count();
+    Err(Short { lines: u64::try_from(lines).unwrap_or(0), error })
 }
 
 /// Takes `bytes` off the file's end. Readers cope with what cannot be taken off.
@@ -836,6 +861,17 @@ mod tests {
         file.write_all(b"{}\n[1,\"o\",\"a\"]\n[2,\"o").unwrap();
         cut_off(&file, 5);
         assert_eq!(std::fs::read(&path).unwrap(), b"{}\n[1,\"o\",\"a\"]\n");
+    }
+
+    #[test]
+    fn lines_that_were_not_written_are_not_counted() {
+        // A pipe that nobody reads takes 64 KiB and then, when told not to wait, fails.
+        let (_reader, file) = io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(file));
+        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).unwrap();
+        let short = write_lines(&file, &b"[1,\"o\",\"a\"]\n".repeat(10_000)).unwrap_err();
+        assert_eq!(short.error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(short.lines, 64 * 1024 / 12);
     }
 
     #[tokio::test]

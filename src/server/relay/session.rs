@@ -224,7 +224,7 @@ async fn gather(
             ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
             ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
             ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } if uplink.push(Piece::Data(data)) => {}
+            ChannelMsg::Data { data } if uplink.push(Piece::Data(data.clone())) => {}
             ChannelMsg::Eof if uplink.push(Piece::Eof) => {}
             ChannelMsg::Data { .. } | ChannelMsg::Eof | ChannelMsg::Close => return None,
             _ => {}
