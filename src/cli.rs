@@ -54,7 +54,7 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         data_dir: Option<PathBuf>,
     },
-    /// Check configuration, keys and store without starting
+    /// Check configuration, keys and store without starting or changing anything
     Check,
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, key
     #[command(subcommand)]

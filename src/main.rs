@@ -120,7 +120,7 @@ async fn check(loaded: &Loaded) -> anyhow::Result<()> {
         .as_ref()
         .map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
     println!("configuration  {source}");
-    let store = serve::open(config, false).await?;
+    let store = serve::open(config).await?;
     println!(
         "store          {}",
         if config.store_url().starts_with("sqlite:") {
@@ -164,7 +164,7 @@ fn verify_file(
 /// Runs a verb of an administrator at the host's shell.
 async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<bool> {
     let config = &loaded.config;
-    let store = serve::open(config, false).await?;
+    let store = serve::open(config).await?;
     let context = Context { actor: Some(Actor::Host(who())), ..Context::default() };
     let rules = serve::password_rules(config);
     let verbs = Verbs {

@@ -32,7 +32,7 @@ use crate::server::hashing::Hashing;
 use crate::server::settings::RecordSettings;
 use crate::server::{self, Bastion, Settings, SshConfig, relay, socket, ssh};
 use crate::store::seal::Keyring;
-use crate::store::{NewUser, Settings as StoreSettings, Store};
+use crate::store::{NewUser, Opening, Settings as StoreSettings, Store};
 
 /// How long a host certificate is good for; a new one is made at every start, reload and day.
 const CERTIFICATE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -74,38 +74,61 @@ fn private_folder(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the store. With `create`, folder and keys that are missing are made; without, that is an
-/// error that says what to do.
+/// Opens the store as it is; what is missing or too old is an error that says what to do.
 ///
 /// # Errors
 /// When keys or store cannot be used.
-pub async fn open(config: &Config, create: bool) -> anyhow::Result<Store> {
+pub async fn open(config: &Config) -> anyhow::Result<Store> {
     let sealing = config.key_path(KeyFile::SealingKey);
-    let audit = config.key_path(KeyFile::AuditKey);
-    if create {
-        private_folder(&config.data_dir)?;
-    } else if !sealing.exists() {
+    if !is_there(&sealing)? {
         bail!(
-            "there is no sealing key at {}: run 'sallyport serve' or 'sallyport init' first, or name \
-             the configuration with --config",
+            "there is no sealing key at {}: run 'sallyport serve' or 'sallyport init' first, name \
+             the configuration with --config, or, if the service has its keys as credentials, pass \
+             them on as its unit says",
             sealing.display()
         );
     }
-    let keyring =
-        if create { Keyring::load_or_create(&sealing)? } else { Keyring::load(&sealing)? };
-    let audit = if create {
-        keys::load_or_create(&audit, "sallyport audit key")?
-    } else {
-        keys::load(&audit)?
-    };
-    let settings = StoreSettings {
+    let keyring = Keyring::load(&sealing)?;
+    let audit = AuditKey::new(keys::load(&config.key_path(KeyFile::AuditKey))?);
+    Ok(Store::open(&store_settings(config)?, keyring, audit, Opening::AsItIs).await?)
+}
+
+/// Opens the store, making folder, keys and the store itself if they are missing.
+async fn prepare(config: &Config) -> anyhow::Result<Store> {
+    private_folder(&config.data_dir)?;
+    let settings = store_settings(config)?;
+    for key in KeyFile::ALL {
+        let path = config.key_path(key);
+        // New keys would neither open what is sealed in a store nor go on signing its log.
+        if !is_there(&path)? && Store::is_used(&settings).await? {
+            bail!(
+                "there is no {} at {}, but the store has users already: put the key file that \
+                 belongs to it there, or pass the credential",
+                key.shown(),
+                path.display()
+            );
+        }
+    }
+    let keyring = Keyring::load_or_create(&config.key_path(KeyFile::SealingKey))?;
+    for key in [KeyFile::AuditKey, KeyFile::HostKey, KeyFile::HostCa, KeyFile::UserCa] {
+        keys::load_or_create(&config.key_path(key), &format!("sallyport {}", key.shown()))?;
+    }
+    let audit = AuditKey::new(keys::load(&config.key_path(KeyFile::AuditKey))?);
+    Ok(Store::open(&settings, keyring, audit, Opening::Prepare).await?)
+}
+
+fn is_there(path: &Path) -> anyhow::Result<bool> {
+    path.try_exists().with_context(|| format!("failed to look for {}", path.display()))
+}
+
+fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
+    Ok(StoreSettings {
         url: config.store_url(),
         password: password_file(config.store_password_path().as_deref())?,
         tls_ca_file: some_path(&config.store.tls_ca_file),
         connections: config.store.connections,
         node: node(config),
-    };
-    Ok(Store::open(&settings, keyring, AuditKey::new(audit)).await?)
+    })
 }
 
 fn password_file(path: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
@@ -135,14 +158,7 @@ fn node(config: &Config) -> String {
 /// # Errors
 /// When something of it cannot be made or used.
 pub async fn init(config: &Config, clock: &Clock) -> anyhow::Result<(Store, Option<SecretString>)> {
-    let store = open(config, true).await?;
-    for (key, comment) in [
-        (KeyFile::HostKey, "sallyport host key"),
-        (KeyFile::HostCa, "sallyport host CA"),
-        (KeyFile::UserCa, "sallyport user CA"),
-    ] {
-        keys::load_or_create(&config.key_path(key), comment)?;
-    }
+    let store = prepare(config).await?;
     let admin =
         if store.has_users().await? { None } else { first_admin(config, &store, clock).await? };
     Ok((store, admin))

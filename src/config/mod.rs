@@ -165,7 +165,7 @@ pub struct Keys {
     pub host_ca: PathBuf,
     /// The authority that signs user certificates for targets.
     pub user_ca: PathBuf,
-    /// The key that signs the heads of the audit chain.
+    /// The key that signs every event of the audit log.
     pub audit_key: PathBuf,
     /// The key that secrets in the store are sealed with.
     pub sealing_key: PathBuf,
@@ -330,6 +330,23 @@ pub enum KeyFile {
     AuditKey,
     /// See [`Keys::sealing_key`].
     SealingKey,
+}
+
+impl KeyFile {
+    /// Every one of them.
+    pub const ALL: [Self; 5] =
+        [Self::SealingKey, Self::AuditKey, Self::HostKey, Self::HostCa, Self::UserCa];
+
+    /// What people call it.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::HostKey => "host key",
+            Self::HostCa => "host CA",
+            Self::UserCa => "user CA",
+            Self::AuditKey => "audit key",
+            Self::SealingKey => "sealing key",
+        }
+    }
 }
 
 impl Config {

@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod keys;
 mod login;
 mod open;
 mod pool;
@@ -25,7 +26,7 @@ use diesel_async::RunQueryDsl;
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use login::{Bound, FailureNote, NewAuthenticator, SignIn, SignedIn, Throttled};
-pub use open::Settings;
+pub use open::{Opening, Settings};
 pub use recording::{NewRecording, RecordingEnd, RecordingRow};
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
 pub use target::{AccountRow, AccountSecret, TrustedKey};
@@ -52,6 +53,31 @@ pub enum Error {
     /// The schema could not be brought up to date.
     #[error("failed to bring the store's schema up to date: {0}")]
     Migrate(String),
+    /// There is no SQLite file.
+    #[error("there is no store at {0}: run 'sallyport serve' or 'sallyport init' first")]
+    Missing(std::path::PathBuf),
+    /// The schema is not one that this program can use as it is.
+    #[error(
+        "the store is not set up, or was by an older sallyport: restart the server, or run 'sallyport \
+         init'"
+    )]
+    Older,
+    /// The schema is one that this program does not know.
+    #[error("the store was set up by a newer sallyport (schema {0}): use that one")]
+    Newer(String),
+    /// A key file is not the one that belongs to the store.
+    #[error(
+        "the {which} key here is {here}, but the store belongs to {store}: put that {which} key here \
+         (or pass the credential that the server gets)"
+    )]
+    OtherKey {
+        /// Which of the keys.
+        which: &'static str,
+        /// The one in its file.
+        here: String,
+        /// The one that the store remembers.
+        store: String,
+    },
     /// No connection, or no lock, in time.
     #[error("the store is busy: no connection was free within 5 seconds")]
     Busy,

@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use diesel::migration::{Migration, MigrationSource as _};
+use diesel::prelude::*;
+use diesel::sqlite::Sqlite;
+use diesel_async::RunQueryDsl;
 use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 use rustls::pki_types::CertificateDer;
@@ -11,7 +15,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::pool::{Address, Engine, Pool};
+use super::pool::{Address, Engine, Pool, on};
+use super::schema::{migrations, users};
 use super::{Error, Inner, Store, seal};
 use crate::keys::AuditKey;
 
@@ -22,7 +27,7 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 pub struct Settings {
     /// `sqlite:PATH`, or `postgres://…` as libpq writes it.
     pub url: String,
-    /// PostgreSQL's password, when it does not stand in the URL.
+    /// PostgreSQL's password, which must not stand in the URL.
     pub password: Option<SecretString>,
     /// The certificate authority that PostgreSQL's certificate must be from; without it, the system's.
     pub tls_ca_file: Option<PathBuf>,
@@ -32,21 +37,100 @@ pub struct Settings {
     pub node: String,
 }
 
+/// Whether opening may change the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// Make it if there is none, and bring its schema up to date: for the server and `init`.
+    Prepare,
+    /// Take it as it is, or refuse it.
+    AsItIs,
+}
+
 impl Store {
-    /// Opens the store and brings its schema up to date.
+    /// Opens the store, with the keys that belong to it.
     ///
     /// # Errors
-    /// When it cannot be reached, or its schema cannot be brought up to date.
+    /// When it cannot be reached, its schema is not this program's, or it belongs to other keys.
     pub async fn open(
         settings: &Settings,
         keyring: seal::Keyring,
         audit_key: AuditKey,
+        opening: Opening,
     ) -> Result<Self, Error> {
-        let pool = Pool::new(address(settings)?, settings.connections.max(2));
-        let connecting = tokio::time::timeout(super::pool::PATIENCE, pool.connect());
-        migrate(connecting.await.map_err(|_| Error::Busy)??).await?;
+        let address = address(settings)?;
+        if opening == Opening::AsItIs
+            && let Some(path) = missing(&address)
+        {
+            return Err(Error::Missing(path));
+        }
+        let pool = Pool::new(address, settings.connections.max(2));
+        let mut engine = connect(&pool).await?;
+        let pending = is_pending(&mut engine).await?;
+        match opening {
+            Opening::Prepare => migrate(engine).await?,
+            Opening::AsItIs if pending => return Err(Error::Older),
+            Opening::AsItIs => {}
+        }
         let node = settings.node.clone();
-        Ok(Self(Arc::new(Inner { pool, keyring, audit_key, node })))
+        let store = Self(Arc::new(Inner { pool, keyring, audit_key, node }));
+        store.check_keys(opening).await?;
+        Ok(store)
+    }
+
+    /// Whether the store that `settings` name has users already. Makes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn is_used(settings: &Settings) -> Result<bool, Error> {
+        let address = address(settings)?;
+        if missing(&address).is_some() {
+            return Ok(false);
+        }
+        let mut engine = connect(&Pool::new(address, 1)).await?;
+        if !has_table(&mut engine, "users").await? {
+            return Ok(false);
+        }
+        let users: i64 = on!(&mut engine, conn => users::table.count().get_result(conn).await)?;
+        Ok(users > 0)
+    }
+}
+
+async fn connect(pool: &Pool) -> Result<Engine, Error> {
+    let connecting = tokio::time::timeout(super::pool::PATIENCE, pool.connect());
+    connecting.await.map_err(|_| Error::Busy)?
+}
+
+/// The SQLite file, if it is not there: connecting would make it.
+fn missing(address: &Address) -> Option<PathBuf> {
+    match address {
+        Address::Sqlite(path) if !path.exists() => Some(path.clone()),
+        Address::Sqlite(_) | Address::Postgres(..) => None,
+    }
+}
+
+/// Whether there is a table of that name where ours are.
+async fn has_table(engine: &mut Engine, name: &'static str) -> QueryResult<bool> {
+    let sql = match engine {
+        Engine::Sqlite(_) => format!("(SELECT count(*) FROM sqlite_master WHERE name = '{name}')"),
+        Engine::Postgres(_) => format!("(SELECT count(to_regclass('{name}')))"),
+    };
+    let count = diesel::dsl::sql::<diesel::sql_types::BigInt>(&sql);
+    let count: i64 = on!(engine, conn => diesel::select(count).get_result(conn).await)?;
+    Ok(count > 0)
+}
+
+/// Whether migrations of this program are still to be run. Changes nothing.
+async fn is_pending(engine: &mut Engine) -> Result<bool, Error> {
+    let mut run: Vec<String> = Vec::new();
+    if has_table(engine, "__diesel_schema_migrations").await? {
+        run = on!(engine, conn => migrations::table.select(migrations::version).load(conn).await)?;
+    }
+    let ours: Vec<Box<dyn Migration<Sqlite>>> =
+        MIGRATIONS.migrations().map_err(|e| Error::Migrate(e.to_string()))?;
+    let ours: Vec<String> = ours.iter().map(|m| m.name().version().to_string()).collect();
+    match run.iter().find(|version| !ours.contains(version)) {
+        Some(unknown) => Err(Error::Newer(unknown.clone())),
+        None => Ok(ours.iter().any(|version| !run.contains(version))),
     }
 }
 
@@ -124,4 +208,45 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, Error> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_of_another_age_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let settings = Settings {
+            url: format!("sqlite:{}", at("db").display()),
+            password: None,
+            tls_ca_file: None,
+            connections: 2,
+            node: "test".into(),
+        };
+        let open = async |opening| {
+            let ring = seal::Keyring::load_or_create(&at("sealing_key")).unwrap();
+            let audit = crate::keys::load_or_create(&at("audit_key"), "audit").unwrap();
+            Store::open(&settings, ring, AuditKey::new(audit), opening).await
+        };
+        assert!(matches!(open(Opening::AsItIs).await, Err(Error::Missing(_))));
+        assert!(!at("db").exists() && !Store::is_used(&settings).await.unwrap());
+        std::fs::write(at("db"), "").unwrap();
+        assert!(matches!(open(Opening::AsItIs).await, Err(Error::Older)));
+        assert!(!Store::is_used(&settings).await.unwrap());
+        open(Opening::Prepare).await.unwrap();
+        let store = open(Opening::AsItIs).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let newer = "INSERT INTO __diesel_schema_migrations (version) VALUES ('99991231000000')";
+        on!(tx.engine(), conn => conn.batch_execute(newer).await).unwrap();
+        tx.commit().await.unwrap();
+        for opening in [Opening::AsItIs, Opening::Prepare] {
+            let refused = open(opening).await;
+            assert!(
+                matches!(&refused, Err(Error::Newer(v)) if v == "99991231000000"),
+                "{refused:?}"
+            );
+        }
+    }
 }

@@ -199,6 +199,21 @@ table! {
     }
 }
 
+table! {
+    store_keys (kind) {
+        kind -> Text,
+        key -> Text,
+    }
+}
+
+table! {
+    /// Diesel's own: the migrations that were run.
+    #[sql_name = "__diesel_schema_migrations"]
+    migrations (version) {
+        version -> Text,
+    }
+}
+
 joinable!(recovery_codes -> users (user_id));
 joinable!(user_keys -> users (user_id));
 joinable!(group_members -> users (user_id));
@@ -228,4 +243,6 @@ allow_tables_to_appear_in_same_query!(
     audit_events,
     audit_head,
     revision,
+    store_keys,
+    migrations,
 );

@@ -107,6 +107,11 @@ impl Keyring {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).primary.clone()
     }
 
+    /// Whether the file holds the key `id`, as it was read last.
+    pub fn holds(&self, id: &str) -> bool {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).by_id.contains_key(id)
+    }
+
     /// Whether `sealed` is under the key that seals now.
     pub fn is_current(&self, sealed: &str) -> bool {
         sealed.split('.').nth(1) == Some(self.primary().as_str())

@@ -402,7 +402,11 @@ impl Store {
             tx.commit().await?;
         }
         secrets += self.reseal_accounts().await?;
-        self.record(now, context, Event::KeyRotated { key: keyring.primary(), secrets }).await?;
+        let key = keyring.primary();
+        let mut tx = self.begin().await?;
+        tx.set_sealing_key(&key).await?;
+        tx.append(now, context, Event::KeyRotated { key, secrets }).await?;
+        tx.commit().await?;
         Ok(secrets)
     }
 }

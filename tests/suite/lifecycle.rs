@@ -127,6 +127,73 @@ async fn commands_change_list_and_explain() {
     assert!(ran.err.contains("sallyport.toml:2:10"), "{ran:?}");
 }
 
+/// A command on the host that does not see the service's credentials.
+#[tokio::test]
+async fn keys_of_another_store_are_refused_and_none_are_made_for_a_store_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("sallyport-data");
+    cli(dir.path(), &["init"]).await.ok();
+    cli(dir.path(), &["user", "add", "alice"]).await.ok();
+    let aside = dir.path().join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    for key in ["audit_key", "sealing_key"] {
+        std::fs::rename(data.join(key), aside.join(key)).unwrap();
+    }
+    for command in ["init", "serve"] {
+        let ran = cli(dir.path(), &[command]).await.failed();
+        assert!(ran.err.contains("no sealing key at") && ran.err.contains("has users"), "{ran:?}");
+    }
+    assert!(!data.join("audit_key").exists() && !data.join("sealing_key").exists());
+    // The keys of another store, as an older "init" made them.
+    let other = tempfile::tempdir().unwrap();
+    cli(other.path(), &["init"]).await.ok();
+    for key in ["audit_key", "sealing_key"] {
+        for name in ["audit_key", "sealing_key"] {
+            std::fs::copy(aside.join(name), data.join(name)).unwrap();
+        }
+        std::fs::copy(other.path().join("sallyport-data").join(key), data.join(key)).unwrap();
+        for command in [&["user", "add", "bob"][..], &["check"], &["init"], &["serve"]] {
+            let ran = cli(dir.path(), command).await.failed();
+            let said = format!("the {} key here is", key.trim_end_matches("_key"));
+            assert!(ran.err.contains(&said) && ran.err.contains("belongs to"), "{ran:?}");
+        }
+    }
+    for name in ["audit_key", "sealing_key"] {
+        std::fs::copy(aside.join(name), data.join(name)).unwrap();
+    }
+    cli(dir.path(), &["audit", "verify"]).await.ok();
+    // A rotated key file is the store's, the one before it no longer is.
+    cli(dir.path(), &["key", "rotate"]).await.ok();
+    cli(dir.path(), &["check"]).await.ok();
+    std::fs::copy(aside.join("sealing_key"), data.join("sealing_key")).unwrap();
+    let ran = cli(dir.path(), &["check"]).await.failed();
+    assert!(ran.err.contains("the sealing key here is"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn only_serve_and_init_make_a_store_or_change_its_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    cli(dir.path(), &["init"]).await.ok();
+    for args in [&["check"][..], &["user", "list"]] {
+        let mut command = command(BINARY);
+        command.args(args).current_dir(dir.path()).env("SALLYPORT_STORE__URL", "sqlite:typo.db");
+        let ran = run(&mut command).await.failed();
+        assert!(ran.err.contains("there is no store at typo.db"), "{ran:?}");
+        assert!(!dir.path().join("typo.db").exists());
+    }
+    let older = dir.path().join("older.db");
+    std::fs::write(&older, "").unwrap();
+    for args in [&["check"][..], &["user", "list"]] {
+        let mut command = command(BINARY);
+        command.args(args).current_dir(dir.path()).env("SALLYPORT_STORE__URL", "sqlite:older.db");
+        let ran = run(&mut command).await.failed();
+        assert!(ran.err.contains("older sallyport"), "{ran:?}");
+    }
+    // Opening made it a database, without a table.
+    let bytes = std::fs::read(&older).unwrap();
+    assert!(!bytes.windows(12).any(|part| part == b"CREATE TABLE"), "a table was made");
+}
+
 #[tokio::test]
 async fn an_export_verifies_and_damage_is_named() {
     let dir = tempfile::tempdir().unwrap();
