@@ -10,10 +10,12 @@ pub use target::{AccountCommand, TargetCommand};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::when::When;
 use crate::audit::chain::Anchor;
+use crate::audit::kinds;
 use crate::domain::{
     AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Role, TargetAddress,
     TargetName, UserName, printable,
@@ -79,7 +81,7 @@ pub enum Command {
     /// Sessions: list, show, kill
     #[command(subcommand)]
     Session(SessionCommand),
-    /// The audit log: list, verify, export
+    /// The audit log: list, verify, key, export
     #[command(subcommand)]
     Audit(AuditCommand),
     /// Certificate authorities: show
@@ -302,9 +304,9 @@ pub struct Explain {
     /// As this account of the target
     #[arg(long, value_name = "A")]
     pub account: Option<AccountName>,
-    /// From this address
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub from: IpAddr,
+    /// From this address; from where it is permitted is told, if not said
+    #[arg(long, value_name = "IP")]
+    pub from: Option<IpAddr>,
     /// At this time [default: now]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub at: Option<When>,
@@ -344,14 +346,14 @@ pub enum AuditCommand {
     /// List events, newest first
     List {
         /// Only of this kind, such as signed-in or forward-refused
-        #[arg(long, value_name = "K")]
+        #[arg(long, value_name = "K", value_parser = PossibleValuesParser::new(kinds()))]
         kind: Option<String>,
         /// Only about this user
         #[arg(long, value_name = "U")]
         user: Option<String>,
-        /// Only of this session
+        /// Only of this session, by its id or the beginning of it
         #[arg(long, value_name = "ID")]
-        session: Option<String>,
+        session: Option<IdPrefix>,
         /// Only from this time on
         #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
         since: Option<When>,
@@ -369,13 +371,16 @@ pub enum AuditCommand {
     Verify {
         /// An export to check, in place of the store
         file: Option<PathBuf>,
-        /// The audit key's public half; without it the export's own is believed
+        /// The audit key's public half, as 'audit key' prints it; without it the export's own is believed
         #[arg(long, value_name = "FILE", requires = "file")]
         key_file: Option<PathBuf>,
         /// An event's number and hash, noted before
         #[arg(long = "anchor", value_name = "SEQ:HASH")]
         anchors: Vec<Anchor>,
     },
+    /// Print the audit key's public half, which an export is checked with elsewhere
+    #[command(after_help = "Example: sallyport audit key > audit_key.pub")]
+    Key,
     /// Write every event as a line of JSON, and a signed checkpoint at the end
     #[command(after_help = "Example: sallyport audit export --output audit.jsonl")]
     Export {
@@ -390,7 +395,7 @@ pub enum AuditCommand {
 pub enum CaCommand {
     /// Print the public key of the host or user certificate authority
     #[command(
-        after_help = "Example, for ~/.ssh/known_hosts: echo \"@cert-authority * $(sallyport ca show host)\""
+        after_help = "Example, for ~/.ssh/known_hosts: echo \"@cert-authority bastion.example.org $(sallyport ca show host)\"\n(the name is that of [server] public_host, which the certificate is made for)"
     )]
     Show {
         /// host or user
@@ -458,7 +463,7 @@ pub enum ConsoleAudit {
     /// List events, newest first
     List {
         /// Only of this kind
-        #[arg(long, value_name = "K")]
+        #[arg(long, value_name = "K", value_parser = PossibleValuesParser::new(kinds()))]
         kind: Option<String>,
         /// Only about this user
         #[arg(long, value_name = "U")]
@@ -555,6 +560,8 @@ mod tests {
             "session kill 0123 4567",
             "audit verify",
             "audit export --output x",
+            "audit key",
+            "audit list --kind signed-in --session 0123",
             "ca show host",
             "key rotate",
             "completions bash",
@@ -571,6 +578,7 @@ mod tests {
             "target add db1 10.0.0.5:0",
             "session kill",
             "session show ?",
+            "audit list --kind sign-in",
         ] {
             let parsed = Cli::try_parse_from(std::iter::once("sallyport").chain(line.split(' ')));
             assert!(parsed.is_err(), "{line}");

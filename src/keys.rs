@@ -320,6 +320,10 @@ impl AuditPublicKey {
     /// # Errors
     /// When it is no Ed25519 public key.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if text.contains("PRIVATE KEY") {
+            let public = "give its public half, which 'sallyport audit key' prints";
+            return Err(format!("that is the audit key itself, which is secret: {public}"));
+        }
         match PublicKey::from_openssh(text) {
             Ok(key) if key.algorithm() == Algorithm::Ed25519 => Ok(Self(key)),
             Ok(key) => {
@@ -389,5 +393,7 @@ mod tests {
         assert!(public.verify("one", &signature));
         assert!(!public.verify("two", &signature));
         assert!(!public.verify("one", "????"));
+        let private = fs::read_to_string(dir.path().join("key")).unwrap();
+        assert!(AuditPublicKey::parse(&private).unwrap_err().contains("'sallyport audit key'"));
     }
 }

@@ -102,9 +102,23 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 
 /// Whether `stream` is the journal, whose device and inode `$JOURNAL_STREAM` names
 /// (systemd.exec(5)).
-fn is_journal(named: Option<&str>, stream: &impl AsFd) -> bool {
+pub(crate) fn is_journal(named: Option<&str>, stream: &impl AsFd) -> bool {
     let stat = rustix::fs::fstat(stream);
     stat.is_ok_and(|stat| named == Some(&format!("{}:{}", stat.st_dev, stat.st_ino)))
+}
+
+/// An error with its causes, on one line. Many errors name their cause in their own text: what was
+/// said already is not said again.
+pub fn whole(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The layer that writes events to `writer`, one line each.

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) if reader_is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sallyport: {}", sallyport::domain::printable(&format!("{error:#}")));
+            eprintln!("sallyport: {}", sallyport::domain::printable(&logging::whole(&error)));
             let configuration = error.chain().any(|cause| cause.is::<config::Error>());
             ExitCode::from(if configuration { CONFIGURATION } else { 1 })
         }
@@ -50,11 +50,16 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said: Vec<&str> = said.take_while(|line| !line.starts_with("Usage:")).collect();
+    let said: Vec<&str> = said.take_while(|line| !is_about_help(line)).collect();
     let line = said.join(" ");
     let line = sallyport::domain::printable(line.strip_prefix("error: ").unwrap_or(&line));
     eprintln!("sallyport: {line} (see --help)");
     code
+}
+
+/// Whether a line of clap's stands for what "(see --help)" says shorter.
+fn is_about_help(line: &&str) -> bool {
+    line.starts_with("Usage:") || line.starts_with("For more information")
 }
 
 /// Runs a command; whether the answer to what it asked is yes.
@@ -89,7 +94,9 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
             }
             let (_store, one_time) = serve::init(&loaded.config, &Clock::System).await?;
             match one_time {
-                Some(one_time) => serve::welcome(&loaded.config, &one_time)?,
+                Some(one_time) => {
+                    serve::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?
+                }
                 None => {
                     println!("{} is in order; nothing was made", loaded.config.data_dir.display())
                 }
@@ -107,6 +114,11 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
         }
         Command::Audit(cli::AuditCommand::Verify { file: Some(file), key_file, anchors }) => {
             verify_file(&file, key_file.as_deref(), anchors).map(|()| true)
+        }
+        Command::Audit(cli::AuditCommand::Key) => {
+            let key = keys::load(&loaded.config.key_path(KeyFile::AuditKey))?;
+            println!("{}", keys::AuditKey::new(key).public().to_line());
+            Ok(true)
         }
         command => verb(&loaded, cli.json, command).await,
     }
@@ -249,6 +261,7 @@ async fn audit(
                 EventFilter { kind, user, session, since: time(since)?, until: time(until)? };
             admin::list_events(verbs, &filter, limit, out).await
         }
+        cli::AuditCommand::Key => bail!("this command is run elsewhere"),
         cli::AuditCommand::Verify { anchors, .. } => admin::verify_store(verbs, anchors, out).await,
         cli::AuditCommand::Export { .. } => admin::export(verbs, out).await,
     }

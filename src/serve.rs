@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::clock::Clock;
 use crate::config::{Config, KeyFile, Loaded, Method};
 use crate::domain::{Factor, Role, UserName};
 use crate::keys::{self, AuditKey};
+use crate::logging;
 use crate::recording::Writer;
 use crate::server::forward::{FlowLimits, PumpLimits};
 use crate::server::guard::{Guard, Limits};
@@ -194,14 +196,19 @@ async fn first_admin(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn welcome(config: &Config, one_time: &SecretString) -> anyhow::Result<()> {
-    let port = config.server.listen.first().map_or(2222, std::net::SocketAddr::port);
+pub fn welcome(
+    config: &Config,
+    listening: &[SocketAddr],
+    one_time: &SecretString,
+) -> anyhow::Result<()> {
+    let port = server::port_to_type(config.server.public_port, listening);
     let host = match config.server.public_host.as_str() {
         "" => "localhost",
         host => host,
     };
     // Under systemd standard output is the journal, which is no place for a password.
-    let password = if std::env::var_os("JOURNAL_STREAM").is_some() {
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let password = if logging::is_journal(journal.as_deref(), &std::io::stdout()) {
         let path = config.data_dir.join("first-password");
         keys::replace_secret(&path, one_time.expose_secret().as_bytes())?;
         format!("in the file {}: delete it afterwards", path.display())
@@ -221,7 +228,7 @@ pub fn welcome(config: &Config, one_time: &SecretString) -> anyhow::Result<()> {
 /// The settings of new connections.
 ///
 /// # Errors
-/// When a method is unknown; the configuration was checked for that.
+/// When a size is out of range; the configuration was checked for that.
 pub fn settings(config: &Config) -> anyhow::Result<Settings> {
     let (login, server, forward) = (&config.login, &config.server, &config.forward);
     let offers = |method| login.methods.contains(&method);
@@ -258,7 +265,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         banner: server.banner.clone(),
         public_host: config.server.public_host.clone(),
         host_name: host_name(),
-        public_port: server.listen.first().map_or(22, std::net::SocketAddr::port),
+        public_port: server.public_port,
         keepalive: server.keepalive.0,
         drain: server.drain.0,
         proxy_from: server.proxy_from.clone(),
@@ -344,11 +351,14 @@ pub async fn serve(
     let (store, one_time) = init(&config, &Clock::System).await?;
     let bastion = Arc::new(bastion(&config, store, Clock::System)?);
     let listeners = socket::listeners(&config.server.listen)?;
+    let mut addresses = Vec::new();
     for listener in &listeners {
-        tracing::info!(address = %listener.local_addr()?, "listening");
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "listening");
+        addresses.push(address);
     }
     if let Some(one_time) = one_time {
-        welcome(&config, &one_time)?;
+        welcome(&config, &addresses, &one_time)?;
     }
     let anchor = bastion.store.audit_head().await?;
     tracing::info!(anchor = %anchor, key = %bastion.store.audit_key().public().fingerprint(), "audit log");
@@ -412,7 +422,7 @@ async fn watch_reloads(
         match new.and_then(|new| reload(&bastion, &config, new)) {
             Ok(new) => config = new,
             Err(error) => {
-                let error = format!("{error:#}");
+                let error = logging::whole(&error);
                 tracing::error!(error, "failed to reload: the old configuration stays in force");
             }
         }

@@ -1,6 +1,7 @@
 //! Groups, grants, and why they lead where they lead.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 
 use anyhow::bail;
 
@@ -8,8 +9,8 @@ use super::output::{Format, Row, json_line, list};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
 use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime};
-use crate::policy::{self, Subject};
-use crate::store::GroupRow;
+use crate::policy::{self, Explanation, Question};
+use crate::store::{GroupRow, UserDetail};
 
 /// What is granted, to whom, and on what.
 #[derive(Debug)]
@@ -120,26 +121,55 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     let access = verbs.store.access_to(&account, &destination).await?;
     let zone = jiff::tz::TimeZone::system();
     let at = asked.at.map_or(Ok(verbs.now), |when| when.resolve(verbs.now, &zone))?;
-    let source = asked.from.to_canonical();
-    let subject = Subject { user: &asked.user, groups: &access.groups, source };
-    let explained = policy::explain(
-        &subject,
-        &access.targets,
-        &access.grants,
-        &destination,
-        asked.account.as_ref(),
-        at,
-    );
+    let question = Question {
+        user: &asked.user,
+        groups: &access.groups,
+        source: asked.from.map(|source| source.to_canonical()),
+        account: asked.account.as_ref(),
+    };
+    let mut explained =
+        policy::explain(&question, &access.targets, &access.grants, &destination, at);
+    look_at_sign_in(&mut explained, &detail, question.source, at);
     match verbs.format {
         Format::Json => json_line(out, &explained)?,
-        Format::Table { .. } => {
-            write!(out, "{explained}")?;
-            if detail.user.disabled_at.is_some() {
-                writeln!(out, "  {} is disabled and cannot sign in at all", asked.user)?;
-            }
+        Format::Table { .. } => write!(out, "{explained}")?,
+    }
+    Ok(explained.permitted)
+}
+
+/// Adds what keeps the user from signing in, or would from some source.
+fn look_at_sign_in(
+    explained: &mut Explanation,
+    detail: &UserDetail,
+    source: Option<IpAddr>,
+    at: UnixTime,
+) {
+    let (user, name) = (&detail.user, &detail.user.name);
+    for lock in &detail.locks {
+        let Some(until) = lock.locked_until.map(UnixTime).filter(|until| at < *until) else {
+            continue;
+        };
+        let locked = format!("{name} is locked from {} until {until}", lock.source);
+        let here = |ip| lock.source.parse().is_ok_and(|net: ipnet::IpNet| net.contains(&ip));
+        match source {
+            Some(ip) if here(ip) => explained.cannot_sign_in(locked),
+            Some(_) => {}
+            None => explained.sign_in.push(locked),
         }
     }
-    Ok(explained.permitted && detail.user.disabled_at.is_none())
+    match (user.otp_bound_at, user.binding_until.map(UnixTime)) {
+        (Some(_), _) => {}
+        (None, Some(until)) if at < until => {
+            let remark = format!("{name} has to bind an authenticator first, until {until}");
+            explained.sign_in.push(remark);
+        }
+        (None, _) => explained.cannot_sign_in(format!(
+            "{name} has no authenticator, and may bind none: see 'sallyport otp reset {name}'"
+        )),
+    }
+    if user.disabled_at.is_some() {
+        explained.cannot_sign_in(format!("{name} is disabled"));
+    }
 }
 
 impl Row for Grant {

@@ -334,7 +334,7 @@ mod tests {
                     node: "n1".into(),
                     prev: prev.clone(),
                     context: Context { user: Some(format!("u{seq}")), ..Context::default() },
-                    event: Event::ServerStopped { reason: "\",\"hash\":\"x".into() },
+                    event: Event::ServerStarted { version: "\",\"hash\":\"x".into() },
                 };
                 let link =
                     Link::new::<serde_json::Error>(&record, |t| Ok(TestKey::sign(t))).unwrap();

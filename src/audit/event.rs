@@ -4,7 +4,10 @@
 //! it in one flat JSON object. Kinds and fields are a contract with whoever reads
 //! an export: they may be added to, and keep their meaning.
 
-use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+use serde::de::value::MapDeserializer;
+use serde::{Deserialize, Serialize, de};
 
 use crate::domain::{
     AccountAuth, AccountName, Destination, Factor, GroupName, Id, Role, Source, TargetName,
@@ -37,20 +40,18 @@ words! {
         UnknownUser = "unknown-user",
         /// The account is disabled.
         Disabled = "disabled",
+        /// The account was changed (disabled, unbound, given a new password) during the login.
+        AccountChanged = "account-changed",
         /// The account has no authenticator and its binding window is closed.
         BindingClosed = "binding-closed",
         /// Too many failures for this account from this source.
         Locked = "locked",
-        /// Too soon after the last failure for this account from this source.
-        BackOff = "back-off",
         /// The source is sending too many attempts.
         RateLimited = "rate-limited",
         /// The password is wrong.
         WrongPassword = "wrong-password",
         /// The key is not one of the account's.
         UnknownKey = "unknown-key",
-        /// The key is of a kind or size that is not accepted.
-        WeakKey = "weak-key",
         /// The code matches no step of the window.
         WrongCode = "wrong-code",
         /// The code was used before.
@@ -59,7 +60,8 @@ words! {
         WrongRecoveryCode = "wrong-recovery-code",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
-        /// Another login bound an authenticator first.
+        /// The account was changed, or its binding window closed, before the authenticator was bound:
+        /// most likely another login bound one first.
         AlreadyBound = "already-bound",
         /// A second user name on one connection (RFC 4252 section 5).
         UserChanged = "user-changed",
@@ -109,8 +111,8 @@ words! {
         ServerStopped = "server-stopped",
         /// The bastion died; closed at the next start.
         Interrupted = "interrupted",
-        /// The session's idle or lifetime limit was reached.
-        LimitReached = "limit-reached",
+        /// Nobody signed in within the login grace time.
+        GraceExpired = "grace-expired",
         /// The client broke the protocol or its limits.
         ProtocolError = "protocol-error",
     }
@@ -156,7 +158,7 @@ pub enum Event {
     /// The bastion began to serve.
     ServerStarted { version: String },
     /// The bastion stopped serving in good order.
-    ServerStopped { reason: String },
+    ServerStopped,
     /// A source was refused connections for `seconds`, after `after`.
     SourcePenalized { seconds: u64, after: Refusal },
 
@@ -186,12 +188,10 @@ pub enum Event {
     AuthenticatorUnbound,
     /// A recovery code was used up.
     RecoveryCodeUsed { left: u32 },
-    /// New recovery codes were made; the old ones are void.
-    RecoveryCodesReplaced { recovery_codes: u32 },
     /// The binding window was opened.
     BindingWindowOpened { until: UnixTime },
 
-    /// A forward was let through to `address`.
+    /// A forward was let through, before anything was dialled.
     ForwardOpened { forward: Id, destination: Destination, target: TargetName, grant: Id },
     /// A forward was refused.
     ForwardRefused {
@@ -201,8 +201,16 @@ pub enum Event {
     },
     /// A forward was let through, and the target could not be reached.
     ForwardFailed { forward: Id, destination: Destination, target: TargetName, error: String },
-    /// A forward closed, with the bytes sent to the target (`up`) and from it (`down`).
-    ForwardClosed { forward: Id, up: u64, down: u64, reason: String },
+    /// A forward closed, with the address that was dialled for it and the bytes sent to the target
+    /// (`up`) and from it (`down`).
+    ForwardClosed {
+        forward: Id,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<SocketAddr>,
+        up: u64,
+        down: u64,
+        reason: String,
+    },
     /// A target showed a host key that is not trusted; nothing was sent to it.
     HostKeyRefused { target: TargetName, offered: String, trusted: Vec<String> },
     /// The bastion signed in on a target as `account`, by `auth`.
@@ -301,6 +309,27 @@ pub enum Event {
     KeyRotated { key: String, secrets: u64 },
 }
 
+/// Every kind of event, as its JSON names it.
+pub fn kinds() -> &'static [&'static str] {
+    /// serde's answer to a kind that is none.
+    #[derive(Debug, thiserror::Error)]
+    #[error("no such kind")]
+    struct Known(&'static [&'static str]);
+
+    impl de::Error for Known {
+        fn custom<T: std::fmt::Display>(_: T) -> Self {
+            Self(&[])
+        }
+
+        fn unknown_variant(_: &str, known: &'static [&'static str]) -> Self {
+            Self(known)
+        }
+    }
+
+    let none = MapDeserializer::<_, Known>::new(std::iter::once(("kind", "")));
+    Event::deserialize(none).map_or_else(|known| known.0, |_| &[])
+}
+
 /// An event with its place in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -318,4 +347,15 @@ pub struct Record {
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_known() {
+        let kinds = kinds();
+        assert!(kinds.len() > 40 && kinds.contains(&"signed-in") && kinds.contains(&"key-rotated"));
+    }
 }

@@ -742,7 +742,11 @@ impl Machine {
         // person who runs several `ssh` at once with one code must not be locked out by them.
         let counts = !matches!(
             reason,
-            Refusal::ReplayedCode | Refusal::AlreadyBound | Refusal::StoreFailed | Refusal::Busy
+            Refusal::ReplayedCode
+                | Refusal::AlreadyBound
+                | Refusal::AccountChanged
+                | Refusal::StoreFailed
+                | Refusal::Busy
         );
         let account = self.account().map(|account| account.id.clone());
         Effect::Fail { reason, counts, drift, account, notes: self.take_notes() }

@@ -84,6 +84,8 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// The bastion's name as people type it; empty: the host's name.
     pub public_host: String,
+    /// The bastion's port as people type it; 0: that of the first socket it listens on.
+    pub public_port: u16,
     /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
     /// The most connections.
@@ -113,6 +115,7 @@ impl Default for Server {
         Self {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 2222))],
             public_host: String::new(),
+            public_port: 0,
             banner: String::new(),
             max_connections: 4096,
             max_unauthenticated: 100,

@@ -72,11 +72,6 @@ pub struct Size(u64);
 const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
 impl Size {
-    /// A size of `bytes`.
-    pub const fn of_bytes(bytes: u64) -> Self {
-        Self(bytes)
-    }
-
     /// A size of `mib` times 1024 times 1024 bytes.
     pub const fn mib(mib: u64) -> Self {
         Self(mib << 20)

@@ -122,6 +122,22 @@ impl Grant {
         if self.allow.is_empty() { what.by_default() } else { self.allow.contains(&what) }
     }
 
+    /// Whether it is about this user, who is in `groups`.
+    pub fn concerns(&self, user: &UserName, groups: &[GroupName]) -> bool {
+        match &self.subject {
+            GrantSubject::User(name) => name == user,
+            GrantSubject::Group(group) => groups.contains(group),
+        }
+    }
+
+    /// Whether it is about this target.
+    pub fn leads_to(&self, target: &Target) -> bool {
+        match &self.object {
+            GrantObject::Target(name) => *name == target.name,
+            GrantObject::Label(label) => target.labels.contains(label),
+        }
+    }
+
     /// Whether it is for `account`.
     pub fn is_for(&self, account: &AccountName) -> bool {
         self.accounts.is_empty() || self.accounts.contains(account)

@@ -1,12 +1,28 @@
 //! Why the policy answers as it does, grant by grant.
 //!
 //! Always holds: the answer explained is [`super::authorize`]'s own, and each grant's verdict comes
-//! from the functions that it decides with.
+//! from the functions that it decides with. Where no source is asked about, the condition is taken
+//! off the grants before, and told.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
 use super::{Decision, Subject, authorize, covers, holds, is_meant};
-use crate::domain::{AccountName, Destination, Grant, GrantSubject, Target, UnixTime};
+use crate::domain::{AccountName, Destination, Grant, GroupName, Target, UnixTime, UserName};
+
+/// Whose access is asked about.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// The user.
+    pub user: &'a UserName,
+    /// The groups they are in.
+    pub groups: &'a [GroupName],
+    /// Where they would connect from; not judged if not said.
+    pub source: Option<IpAddr>,
+    /// The account of the target, if one is asked about: grants for others are set aside.
+    pub account: Option<&'a AccountName>,
+}
 
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,6 +31,8 @@ pub struct Explanation {
     pub permitted: bool,
     /// The decision in a sentence.
     pub decision: String,
+    /// What is to be known about signing in, which comes before all.
+    pub sign_in: Vec<String>,
     /// Every grant that is about this user, and what it says.
     pub grants: Vec<Verdict>,
 }
@@ -32,49 +50,69 @@ pub struct Verdict {
     pub why: String,
 }
 
-/// Explains what [`authorize`] decides, and why. With `account`, grants for other accounts of the
-/// target are set aside first.
+/// Explains what [`authorize`] decides, and why.
 pub fn explain(
-    who: &Subject<'_>,
+    asked: &Question<'_>,
     targets: &[Target],
     grants: &[Grant],
     destination: &Destination,
-    account: Option<&AccountName>,
     now: UnixTime,
 ) -> Explanation {
-    let for_account = |grant: &Grant| {
-        account.is_none_or(|account| grant.accounts.is_empty() || grant.accounts.contains(account))
+    let Question { user, groups, source, account } = *asked;
+    let who = Subject { user, groups, source: source.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) };
+    let for_account = |grant: &Grant| account.is_none_or(|account| grant.is_for(account));
+    let judged = |grant: &Grant| match source {
+        Some(_) => grant.clone(),
+        None => Grant { from: Vec::new(), ..grant.clone() },
     };
-    let considered: Vec<Grant> = grants.iter().filter(|g| for_account(g)).cloned().collect();
-    let decision = authorize(who, targets, &considered, destination, now);
-    let verdicts = grants.iter().filter(|grant| concerns(grant, who)).map(|grant| {
+    let decide = |considered: &[Grant]| authorize(&who, targets, considered, destination, now);
+    let considered: Vec<&Grant> = grants.iter().filter(|grant| for_account(grant)).collect();
+    // One that holds from everywhere is the better answer to a question without a source.
+    let everywhere: Vec<Grant> =
+        considered.iter().filter(|g| g.from.is_empty()).map(|g| (*g).clone()).collect();
+    let decision = match (source, decide(&everywhere)) {
+        (None, permit @ Decision::Permit(_)) => permit,
+        _ => decide(&considered.into_iter().map(judged).collect::<Vec<_>>()),
+    };
+    let only_from = |grant: &Grant| match source {
+        None if !grant.from.is_empty() => format!(", from {} only", networks(grant)),
+        _ => String::new(),
+    };
+    let verdicts = grants.iter().filter(|grant| grant.concerns(user, groups)).map(|grant| {
         let (permits, why) = if for_account(grant) {
-            verdict(grant, who, targets, destination, now)
+            verdict(&judged(grant), &who, targets, destination, now)
         } else {
             (false, "it is for other accounts of the target".to_owned())
         };
+        let why = if permits { why + &only_from(grant) } else { why };
         Verdict { grant: grant.id.to_string(), rule: grant.to_string(), permits, why }
     });
-    let grants = verdicts.collect();
-    match decision {
-        Decision::Permit(permit) => Explanation {
-            permitted: true,
-            decision: format!("permitted: {} at {}", permit.target().name, permit.target().address),
-            grants,
-        },
-        Decision::Refuse(refused) => Explanation {
-            permitted: false,
-            decision: format!("refused: {}", refused.message),
-            grants,
-        },
+    let verdicts = verdicts.collect();
+    let (permitted, decision) = match decision {
+        Decision::Permit(permit) => {
+            let by = grants.iter().find(|grant| grant.id == *permit.grant());
+            let (name, address) = (&permit.target().name, &permit.target().address);
+            (
+                true,
+                format!("permitted{}: {name} at {address}", by.map(only_from).unwrap_or_default()),
+            )
+        }
+        Decision::Refuse(refused) => (false, format!("refused: {}", refused.message)),
+    };
+    Explanation { permitted, decision, sign_in: Vec::new(), grants: verdicts }
+}
+
+impl Explanation {
+    /// Adds that they cannot sign in at all, which goes before whatever is granted.
+    pub fn cannot_sign_in(&mut self, why: String) {
+        self.permitted = false;
+        self.decision = format!("refused: {why}");
+        self.sign_in.push(why);
     }
 }
 
-fn concerns(grant: &Grant, who: &Subject<'_>) -> bool {
-    match &grant.subject {
-        GrantSubject::User(user) => user == who.user,
-        GrantSubject::Group(group) => who.groups.contains(group),
-    }
+fn networks(grant: &Grant) -> String {
+    grant.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 fn verdict(
@@ -98,6 +136,9 @@ fn verdict(
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}", self.decision)?;
+        for remark in &self.sign_in {
+            writeln!(f, "  {remark}")?;
+        }
         if self.grants.is_empty() {
             return writeln!(f, "  no grant names this user or one of their groups");
         }

@@ -13,12 +13,11 @@ use std::net::IpAddr;
 
 pub use account::{AccountDecision, AccountPermit, authorize_account};
 pub use address::Checked;
-pub use explain::{Explanation, Verdict, explain};
+pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;
 use crate::domain::{
-    Capability, Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Mode, Target,
-    UnixTime, UserName,
+    Capability, Destination, Grant, GroupName, Id, Mode, Target, UnixTime, UserName,
 };
 
 /// Who asks.
@@ -141,15 +140,7 @@ fn is_meant(target: &Target, destination: &Destination) -> bool {
 
 /// Whether a grant is about this user and this target.
 fn covers(grant: &Grant, who: &Subject<'_>, target: &Target) -> bool {
-    let subject = match &grant.subject {
-        GrantSubject::User(user) => user == who.user,
-        GrantSubject::Group(group) => who.groups.contains(group),
-    };
-    let object = match &grant.object {
-        GrantObject::Target(name) => *name == target.name,
-        GrantObject::Label(label) => target.labels.contains(label),
-    };
-    subject && object
+    grant.concerns(who.user, who.groups) && grant.leads_to(target)
 }
 
 /// Whether a grant's conditions hold: until when at least, or why not. The number ranks the

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{Mode, TargetName};
+use crate::domain::{GrantObject, GrantSubject, Mode, TargetName};
 
 const NOW: UnixTime = UnixTime(1_795_508_403_000); // A Tuesday, 09:20 in Berlin.
 
@@ -135,6 +135,30 @@ fn refusals_say_what_would_help() {
 }
 
 #[test]
+fn without_a_source_the_condition_is_told_and_not_judged() {
+    let targets = [target("db1", "10.0.0.5", &[])];
+    let near =
+        Grant { from: vec!["10.0.0.0/8".parse().unwrap()], ..grant(1, user("alice"), to("db1")) };
+    let anywhere = grant(2, user("alice"), to("db1"));
+    let who = "alice".parse().unwrap();
+    let ask = |grants: &[Grant], source: Option<&str>| {
+        let source = source.map(|ip| ip.parse().unwrap());
+        let asked = Question { user: &who, groups: &[], source, account: None };
+        explain(&asked, &targets, grants, &Destination::parse("db1", 22).unwrap(), NOW)
+    };
+    let told = ask(std::slice::from_ref(&near), None);
+    assert!(told.permitted);
+    assert_eq!(told.decision, "permitted, from 10.0.0.0/8 only: db1 at 10.0.0.5:22");
+    assert_eq!(told.grants[0].why, "it covers db1, from 10.0.0.0/8 only");
+    assert_eq!(ask(&[near.clone(), anywhere], None).decision, "permitted: db1 at 10.0.0.5:22");
+    assert!(!ask(std::slice::from_ref(&near), Some("192.0.2.7")).permitted);
+    let mut here = ask(&[near], Some("10.1.2.3"));
+    assert_eq!(here.decision, "permitted: db1 at 10.0.0.5:22");
+    here.cannot_sign_in("alice is disabled".into());
+    assert!(!here.permitted && here.to_string().starts_with("refused: alice is disabled\n"));
+}
+
+#[test]
 fn a_permit_says_until_when_it_holds() {
     let targets = [target("db1", "10.0.0.5", &[])];
     let until = |until, hours: &str| Grant {
@@ -224,9 +248,10 @@ proptest! {
         }
         let who = "alice".parse().unwrap();
         let groups = ["dba".parse().unwrap()];
-        let subject = Subject { user: &who, groups: &groups, source: "192.0.2.7".parse().unwrap() };
+        let source = Some("192.0.2.7".parse().unwrap());
+        let asked = Question { user: &who, groups: &groups, source, account: None };
         let destination = Destination::parse(&name, 22).unwrap();
-        let explained = explain(&subject, &targets, &grants, &destination, None, NOW);
+        let explained = explain(&asked, &targets, &grants, &destination, NOW);
         prop_assert_eq!(explained.permitted, matches!(all, Decision::Permit(_)));
         prop_assert_eq!(explained.permitted, explained.grants.iter().any(|verdict| verdict.permits));
     }

@@ -253,7 +253,7 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
 
 fn outcome_reason(conn: &Connection, outcome: &Result<(), Ended>) -> EndReason {
     match outcome {
-        _ if matches!(conn.control.cut(), Some(Cut::Deadline)) => EndReason::LimitReached,
+        _ if matches!(conn.control.cut(), Some(Cut::Deadline)) => EndReason::GraceExpired,
         Ok(()) => EndReason::ClientClosed,
         Err(ended) => ended.reason(),
     }

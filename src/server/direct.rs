@@ -132,7 +132,7 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
         }
         Err(error) => {
             let error = error.for_target(&name);
-            Err(give_up(conn, &permit, &destination, Some((forward, &checked)), &error).await)
+            Err(give_up(conn, &permit, &destination, Some(forward), &error).await)
         }
     }
 }
@@ -179,11 +179,11 @@ async fn give_up(
     conn: &Connection,
     permit: &Permit,
     destination: &Destination,
-    begun: Option<(Id, &Checked)>,
+    begun: Option<Id>,
     error: &str,
 ) -> NotOpened {
     let forward = match begun {
-        Some((forward, _)) => forward,
+        Some(forward) => forward,
         None => match begin(conn, permit, destination).await {
             Ok(forward) => forward,
             Err(failed) => return failed,
@@ -254,7 +254,9 @@ async fn close(
     reason: String,
 ) {
     conn.count(up, down);
-    let event = Event::ForwardClosed { forward: forward.clone(), up, down, reason: reason.clone() };
+    let reason_told = reason.clone();
+    let event =
+        Event::ForwardClosed { forward: forward.clone(), address, up, down, reason: reason_told };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let context = conn.context();
     if let Err(error) =

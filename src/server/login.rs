@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::hashing;
 use crate::audit::{Context, Event, Refusal};
-use crate::auth::machine::{Attempt, Effect, Input, Machine, Reply, Request};
+use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
 use crate::domain::{Id, printable};
-use crate::store::{Bound, FailureNote, NewAuthenticator, SignIn, Throttled};
+use crate::store::{FailureNote, NewAuthenticator, SignIn, Throttled};
 
 /// The least time from a question to its refusal.
 const LEAST_WAIT: Duration = Duration::from_millis(400);
@@ -88,14 +88,11 @@ impl Login {
             }
             Effect::Bind { account, epoch, secret, step, notes } => {
                 let new = NewAuthenticator { account: &account, epoch, secret: &secret, step };
-                Input::Bound(match store.bind(&new, notes, &context, now).await {
-                    Ok(Bound::Yes(epoch, codes)) => Ok((epoch, codes)),
-                    Ok(Bound::No(reason)) => Err(reason),
-                    Err(error) => Err(failed(&error)),
-                })
+                let bound = store.bind(&new, notes, &context, now).await;
+                Input::Bound(bound.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::Claim(attempt) => {
-                let claimed = store.claim(attempt, &whose, throttle, &context, now).await;
+                let claimed = store.claim(attempt, None, &whose, throttle, &context, now).await;
                 Input::Claimed(claimed.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::SignIn(attempt) => Input::SignedIn(self.sign_in(attempt).await),
@@ -152,7 +149,7 @@ impl Login {
         set.unwrap_or_else(|error| Err(failed(&error)))
     }
 
-    async fn sign_in(&mut self, attempt: Attempt) -> crate::store::SignedIn {
+    async fn sign_in(&mut self, attempt: Attempt) -> Result<Claimed, Refusal> {
         let conn = &self.conn;
         let (context, now) = (self.context(), conn.bastion.clock.now());
         let client = context.client.clone().unwrap_or_default();
@@ -161,7 +158,7 @@ impl Login {
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
         conn.session_may_be_open();
-        let signed_in = store.sign_in(attempt, &sign_in, &whose, rules, &context, now).await;
+        let signed_in = store.claim(attempt, Some(&sign_in), &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);
         }

@@ -100,9 +100,22 @@ impl Bastion {
     }
 
     /// Replaces what new connections are served by.
-    pub fn reload(&self, settings: Settings, ssh: SshConfig) {
+    pub fn reload(&self, mut settings: Settings, ssh: SshConfig) {
+        settings.public_port = port_to_type(settings.public_port, &self.listeners());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ssh);
+    }
+
+    /// Takes note of where it listens.
+    fn listens(&self, addresses: Vec<SocketAddr>) {
+        let mut settings = (*self.settings()).clone();
+        settings.public_port = port_to_type(settings.public_port, &addresses);
+        *self.listeners.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    fn listeners(&self) -> Vec<SocketAddr> {
+        self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -116,7 +129,7 @@ impl Bastion {
     /// The addresses among `found` and elsewhere that lead to the bastion's own listeners, which
     /// nobody is forwarded to.
     fn own_addresses(&self, found: &[IpAddr]) -> Vec<SocketAddr> {
-        let mut own = self.listeners.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut own = self.listeners();
         let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
         let ports: Vec<u16> = own.iter().filter(everywhere).map(SocketAddr::port).collect();
         if !ports.is_empty() {
@@ -138,6 +151,14 @@ impl Bastion {
     }
 }
 
+/// The port that people type: the configured one or, if that is 0, the first that is listened on.
+pub fn port_to_type(configured: u16, listening: &[SocketAddr]) -> u16 {
+    match configured {
+        0 => listening.first().map_or(22, SocketAddr::port),
+        configured => configured,
+    }
+}
+
 /// Serves on `listeners` until `shutdown`, then drains: no new connections or channels, sessions go
 /// on for the configured time, then everybody is told and cut off.
 ///
@@ -155,7 +176,7 @@ pub async fn run(
 
     let mut addresses: Vec<SocketAddr> = Vec::new();
     addresses.extend(listeners.iter().filter_map(|l| l.local_addr().ok()));
-    *bastion.listeners.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    bastion.listens(addresses);
 
     let connections = TaskTracker::new();
     let watching = TaskTracker::new();
@@ -179,8 +200,7 @@ pub async fn run(
     bastion.relay.finishing.wait().await;
     stop_watching.cancel();
     watching.wait().await;
-    let stopped = Event::ServerStopped { reason: "asked to stop".into() };
-    bastion.store.record(bastion.clock.now(), &server_context(), stopped).await
+    bastion.store.record(bastion.clock.now(), &server_context(), Event::ServerStopped).await
 }
 
 fn server_context() -> Context {

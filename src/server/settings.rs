@@ -36,7 +36,7 @@ pub struct Settings {
     pub public_host: String,
     /// The name that the host gives itself.
     pub host_name: String,
-    /// The bastion's port as people type it.
+    /// The bastion's port as people type it; of a running bastion, never 0.
     pub public_port: u16,
     /// TCP keepalive's interval.
     pub keepalive: Duration,

@@ -89,9 +89,13 @@ async fn run(
     let status = match status {
         Ok(status) => status,
         Err(error) => {
-            tracing::warn!(%error, "a console command failed");
-            let line = printable(&format!("sallyport: {error:#}"));
-            u32::from(stderr.write_all(format!("{line}\n").as_bytes()).await.is_ok())
+            let error = printable(&crate::logging::whole(&error));
+            tracing::debug!(error, "a console command failed");
+            let line = format!("sallyport: {error}\n");
+            if let Err(error) = stderr.write_all(line.as_bytes()).await {
+                tracing::debug!(%error, "the client left before it was told so");
+            }
+            1
         }
     };
     let end = async {

@@ -11,7 +11,7 @@ use super::schema::{audit_events, audit_head};
 use super::{Error, Store, Tx};
 use crate::audit::chain::{Anchor, Checkpoint, Link};
 use crate::audit::{Context, Event, Record};
-use crate::domain::UnixTime;
+use crate::domain::{IdPrefix, UnixTime};
 
 /// An event as it is stored.
 #[derive(Debug, Clone, Queryable, Selectable)]
@@ -40,8 +40,8 @@ pub struct EventFilter {
     pub kind: Option<String>,
     /// Only about this user.
     pub user: Option<String>,
-    /// Only of this session.
-    pub session: Option<String>,
+    /// Only of the sessions whose id begins so.
+    pub session: Option<IdPrefix>,
     /// Only from this moment on.
     pub since: Option<UnixTime>,
     /// Only before this moment.
@@ -174,7 +174,7 @@ impl Store {
                 query = query.filter(dsl::user_name.eq(user.as_str()));
             }
             if let Some(session) = &filter.session {
-                query = query.filter(dsl::session_id.eq(session.as_str()));
+                query = query.filter(dsl::session_id.like(format!("{session}%")));
             }
             if let Some(since) = filter.since {
                 query = query.filter(dsl::at.ge(since.0));

@@ -66,15 +66,6 @@ pub struct NewAuthenticator<'a> {
     pub step: TimeStep,
 }
 
-/// What came of binding.
-#[derive(Debug)]
-pub enum Bound {
-    /// Bound: the account's new epoch and its recovery codes.
-    Yes(i64, Vec<SecretString>),
-    /// Not bound.
-    No(Refusal),
-}
-
 /// A login that failed.
 #[derive(Debug)]
 pub struct FailureNote {
@@ -99,9 +90,6 @@ pub struct SignIn<'a> {
     pub client: &'a str,
 }
 
-/// What came of a claim or of opening a session.
-pub type SignedIn = Result<Claimed, Refusal>;
-
 impl Store {
     /// Reads the account `name`, and the failures of `whose` as far as they still count.
     ///
@@ -124,55 +112,39 @@ impl Store {
         Ok((account.map(Box::new), throttle))
     }
 
-    /// Uses the attempt's claim up, without opening a session.
-    ///
-    /// # Errors
-    /// When the store fails; nothing was used up then.
-    pub async fn claim(
-        &self,
-        attempt: Attempt,
-        whose: &Throttled,
-        rules: &ThrottleRules,
-        context: &Context,
-        now: UnixTime,
-    ) -> Result<SignedIn, Error> {
-        let mut tx = self.begin().await?;
-        let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
-        if claimed.is_err() {
-            tx.roll_back().await?;
-            return Ok(claimed);
-        }
-        tx.append_claim(attempt, &claimed, context, now).await?;
-        tx.commit().await?;
-        Ok(claimed)
-    }
-
-    /// Uses the attempt's claim up and opens the session; failures of `whose` are forgotten.
+    /// Uses the attempt's claim up. With `open_session`, that session is opened as well, and
+    /// failures of `whose` are forgotten.
     ///
     /// # Errors
     /// When the store fails; nothing was used up or opened then.
-    pub async fn sign_in(
+    pub async fn claim(
         &self,
         attempt: Attempt,
-        sign_in: &SignIn<'_>,
+        open_session: Option<&SignIn<'_>>,
         whose: &Throttled,
         rules: &ThrottleRules,
         context: &Context,
         now: UnixTime,
-    ) -> Result<SignedIn, Error> {
+    ) -> Result<Result<Claimed, Refusal>, Error> {
         let mut tx = self.begin().await?;
-        let claimed = tx.use_claim(&attempt, whose, rules, now).await?;
-        if claimed.is_err() {
-            tx.roll_back().await?;
-            return Ok(claimed);
-        }
-        tx.forget_failures(whose).await?;
-        tx.open_session(&attempt.account, sign_in, now).await?;
+        let recovery_left = match tx.use_claim(&attempt, whose, rules, now).await? {
+            Ok(recovery_left) => recovery_left,
+            Err(refusal) => {
+                tx.roll_back().await?;
+                return Ok(Err(refusal));
+            }
+        };
         let steps = attempt.steps.clone();
-        tx.append_claim(attempt, &claimed, context, now).await?;
-        tx.append(now, context, Event::SignedIn { steps }).await?;
+        if let Some(sign_in) = open_session {
+            tx.forget_failures(whose).await?;
+            tx.open_session(&attempt.account, sign_in, now).await?;
+        }
+        tx.append_claim(attempt, recovery_left, context, now).await?;
+        if open_session.is_some() {
+            tx.append(now, context, Event::SignedIn { steps }).await?;
+        }
         tx.commit().await?;
-        Ok(claimed)
+        Ok(Ok(Claimed { recovery_left }))
     }
 
     /// Writes a failed login down; gives the failures in a row, and whether they lock now.
@@ -238,7 +210,10 @@ impl Store {
                 .await
                 .optional()
         })?;
-        let Some((epoch, name)) = changed else { return Ok(Err(Refusal::AlreadyBound)) };
+        let Some((epoch, name)) = changed else {
+            tx.roll_back().await?;
+            return Ok(Err(Refusal::AccountChanged));
+        };
         for note in notes {
             tx.append(now, context, note).await?;
         }
@@ -267,7 +242,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Binds an authenticator to an account that has none, while its window is open.
+    /// Binds an authenticator to an account that has none, while its window is open; gives the
+    /// account's new epoch and its recovery codes.
     ///
     /// # Errors
     /// When the store fails.
@@ -277,11 +253,12 @@ impl Store {
         notes: Vec<Event>,
         context: &Context,
         now: UnixTime,
-    ) -> Result<Bound, Error> {
+    ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
         let mut tx = self.begin().await?;
         let Some(epoch) = tx.set_authenticator(new, now).await? else {
-            return Ok(Bound::No(Refusal::AlreadyBound));
+            tx.roll_back().await?;
+            return Ok(Err(Refusal::AlreadyBound));
         };
         tx.replace_recovery_codes(new.account, &codes).await?;
         for note in notes {
@@ -291,7 +268,7 @@ impl Store {
         tx.append(now, context, Event::AuthenticatorBound { recovery_codes }).await?;
         tx.bump_revision().await?;
         tx.commit().await?;
-        Ok(Bound::Yes(epoch, codes))
+        Ok(Ok((epoch, codes)))
     }
 
     /// Drops failures that nobody asks about any more.
@@ -377,14 +354,15 @@ impl Tx<'_> {
         Ok(row.map_or_else(Throttle::default, |row| current(row, rules.lock_for, now)))
     }
 
-    /// Uses a claim up, if the account is as the login found it and its source is not locked.
+    /// Uses a claim up, if the account is as the login found it and its source is not locked; gives
+    /// how many recovery codes are left.
     async fn use_claim(
         &mut self,
         attempt: &Attempt,
         whose: &Throttled,
         rules: &ThrottleRules,
         now: UnixTime,
-    ) -> Result<SignedIn, Error> {
+    ) -> Result<Result<u32, Refusal>, Error> {
         use users::dsl;
         let id = attempt.account.as_str();
         let is_same = dsl::id
@@ -392,32 +370,29 @@ impl Tx<'_> {
             .and(dsl::epoch.eq(attempt.epoch))
             .and(dsl::disabled_at.is_null())
             .and(dsl::otp_secret.is_not_null());
-        let last_step = match attempt.claim {
-            Claim::Code(step) => step.0,
-            Claim::Nothing | Claim::RecoveryCode(_) => i64::MAX,
-        };
-        // The update comes first whatever is claimed: it holds the row until the transaction ends.
+        // An update that changes nothing comes first: it holds the row until the transaction ends.
         let same = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(is_same)
-                .set(dsl::otp_last_used_at.eq(now.0))
+                .set(dsl::epoch.eq(dsl::epoch))
                 .execute(conn)
                 .await
         })?;
         if same != 1 {
-            return Ok(Err(Refusal::Disabled)); // Disabled, unbound or changed since.
+            return Ok(Err(Refusal::AccountChanged));
         }
         if self.throttle(whose, rules, now).await?.locked_until.is_some() {
             return Ok(Err(Refusal::Locked));
         }
         match &attempt.claim {
             Claim::Nothing => {}
-            Claim::Code(_) => {
+            Claim::Code(step) => {
                 let claimed = on!(self.engine(), conn => {
                     diesel::update(dsl::users)
-                        .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(last_step)))
+                        .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(step.0)))
                         .set((
-                            dsl::otp_last_step.eq(last_step),
+                            dsl::otp_last_step.eq(step.0),
+                            dsl::otp_last_used_at.eq(now.0),
                             dsl::otp_drift_seconds.eq(None::<i64>),
                         ))
                         .execute(conn)
@@ -441,14 +416,14 @@ impl Tx<'_> {
                 }
             }
         }
-        Ok(Ok(Claimed { recovery_left: self.recovery_left(&attempt.account).await? }))
+        Ok(Ok(self.recovery_left(&attempt.account).await?))
     }
 
     /// Writes down what led to a claim, and the claim.
     async fn append_claim(
         &mut self,
         attempt: Attempt,
-        claimed: &SignedIn,
+        recovery_left: u32,
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
@@ -456,16 +431,12 @@ impl Tx<'_> {
         for note in attempt.notes {
             self.append(now, context, note).await?;
         }
-        match (attempt.claim, claimed) {
-            (Claim::Code(_), _) => {
-                self.append(now, context, Event::StepPassed { step: Step::Code, key: None }).await
-            }
-            (Claim::RecoveryCode(_), Ok(claimed)) => {
-                let left = claimed.recovery_left;
-                self.append(now, context, Event::RecoveryCodeUsed { left }).await
-            }
-            (Claim::Nothing | Claim::RecoveryCode(_), _) => Ok(()),
-        }
+        let event = match attempt.claim {
+            Claim::Nothing => return Ok(()),
+            Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
+            Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },
+        };
+        self.append(now, context, event).await
     }
 
     async fn open_session(

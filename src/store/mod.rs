@@ -25,7 +25,7 @@ use diesel_async::RunQueryDsl;
 
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
-pub use login::{Bound, FailureNote, NewAuthenticator, SignIn, SignedIn, Throttled};
+pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use recording::{NewRecording, RecordingEnd, RecordingRow};
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};

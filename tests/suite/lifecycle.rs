@@ -102,6 +102,14 @@ async fn commands_change_list_and_explain() {
     }
     let why = cli(dir.path(), &["explain", "alice", "db1", "--from", "192.0.2.7"]).await.failed();
     assert!(why.out.contains("refused: your address 192.0.2.7"), "{why:?}");
+    let why = cli(dir.path(), &["explain", "alice", "db1"]).await.ok();
+    assert!(why.out.contains("permitted, from 10.0.0.0/8 only: db1"), "{why:?}");
+    assert!(why.out.contains("alice has to bind an authenticator first"), "{why:?}");
+    cli(dir.path(), &["user", "disable", "alice"]).await.ok();
+    let why = cli(dir.path(), &["explain", "alice", "db1", "--json"]).await.failed();
+    let why: serde_json::Value = serde_json::from_str(&why.out).unwrap();
+    assert_eq!(why["permitted"], false, "{why}");
+    assert_eq!(why["decision"], "refused: alice is disabled", "{why}");
     for args in [
         &["user", "add", "alice"][..],
         &["user", "show", "nobody"],

@@ -80,7 +80,6 @@ pub struct ChannelFlow {
     budget: Arc<Budget>,
     limits: FlowLimits,
     held: AtomicUsize,
-    peak: AtomicUsize,
     trickles: AtomicBool,
     trickling: Arc<AtomicUsize>,
 }
@@ -97,7 +96,6 @@ impl ConnectionFlow {
             budget: Arc::clone(&self.budget),
             limits: self.limits,
             held: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
             trickles: AtomicBool::new(false),
             trickling: Arc::clone(&self.trickling),
         });
@@ -140,8 +138,7 @@ impl ConnectionFlow {
 impl ChannelFlow {
     /// Counts bytes that were taken in.
     pub(in crate::server) fn take(&self, bytes: usize) {
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(held, Ordering::Relaxed);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
         self.budget.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -154,11 +151,6 @@ impl ChannelFlow {
     /// Bytes held now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
-    }
-
-    /// The most bytes ever held.
-    pub fn peak(&self) -> usize {
-        self.peak.load(Ordering::Relaxed)
     }
 
     /// Whether the client sent more than its window can have let it.

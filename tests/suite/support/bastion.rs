@@ -13,7 +13,7 @@ use sallyport::domain::{
 };
 use sallyport::keys;
 use sallyport::server::{self, Bastion};
-use sallyport::store::{Bound, EventFilter, NewAuthenticator, NewUser, Store};
+use sallyport::store::{EventFilter, NewAuthenticator, NewUser, Store};
 use sallyport::{serve, server::socket};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::JoinHandle;
@@ -157,7 +157,7 @@ impl TestBastion {
         let new = NewAuthenticator { account: &id, epoch: 1, secret: &secret, step: TimeStep(0) };
         let bound =
             self.store().bind(&new, Vec::new(), &Context::default(), self.now()).await.unwrap();
-        let Bound::Yes(_, recovery) = bound else { panic!("not bound: {bound:?}") };
+        let (_, recovery) = bound.unwrap();
         assert_eq!(recovery.len(), recovery::COUNT);
         Person { name: name.parse().unwrap(), id, secret, recovery }
     }
