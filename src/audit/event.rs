@@ -233,6 +233,12 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// A connection from the target on was opened: `to` says where it leads.
+    OnwardOpened { target: TargetName, account: AccountName, to: String },
+    /// Such a connection closed, with its bytes.
+    OnwardClosed { target: TargetName, account: AccountName, to: String, up: u64, down: u64 },
+    /// Somebody read a recording: played, watched, searched with a hit, or exported it.
+    RecordingRead { recording: Id, how: String },
     /// Retention removed a recording's file.
     RecordingRemoved { recording: Id, reason: String },
     /// Something was asked for within a recorded connection that is not granted.

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use anyhow::bail;
 use tokio::io::AsyncWrite;
 
+pub use crate::admin::replay::Keys;
 use crate::admin::{self, Out, Verbs, output::Format};
 use crate::audit::{Actor, Context, Event, Refusal};
 use crate::auth::machine::Authenticated;
@@ -16,7 +17,7 @@ use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
 use crate::domain::{Role, Source, Target, UnixTime, printable};
 use crate::policy::{self, Subject};
-use crate::store::{EventFilter, Store};
+use crate::store::{EventFilter, SessionFilter, Store};
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Caller<'a> {
     pub public_host: String,
     /// The bastion's port.
     pub port: u16,
+    /// The folder of recordings.
+    pub recordings: std::path::PathBuf,
 }
 
 /// Runs what was typed after `ssh USER@bastion`, or, if nothing was, greets; gives the exit status.
@@ -42,6 +45,7 @@ pub async fn run(
     words: Option<&str>,
     store: &Store,
     now: UnixTime,
+    keys: Keys,
     stdout: &mut (dyn AsyncWrite + Unpin + Send),
     stderr: &mut (dyn AsyncWrite + Unpin + Send),
 ) -> anyhow::Result<u32> {
@@ -78,8 +82,9 @@ pub async fn run(
         cost: password::Cost::default(),
         rules: &rules,
         binding_window: std::time::Duration::ZERO,
+        recordings: &caller.recordings,
     };
-    dispatch(caller, &verbs, console.command, &mut out).await?;
+    dispatch(caller, &verbs, console.command, keys, &mut out).await?;
     out.send().await?;
     Ok(0)
 }
@@ -87,10 +92,20 @@ pub async fn run(
 /// The least role that a command takes.
 fn needed(command: &ConsoleCommand) -> Role {
     match command {
-        ConsoleCommand::Help | ConsoleCommand::Targets | ConsoleCommand::Otp => Role::User,
-        ConsoleCommand::Session(SessionCommand::List { .. } | SessionCommand::Show { .. })
-        | ConsoleCommand::Audit(_) => Role::Auditor,
+        ConsoleCommand::Help
+        | ConsoleCommand::Targets
+        | ConsoleCommand::Sessions
+        | ConsoleCommand::Otp => Role::User,
         ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
+        ConsoleCommand::Session(
+            SessionCommand::List { .. }
+            | SessionCommand::Show { .. }
+            | SessionCommand::Play(_)
+            | SessionCommand::Watch { .. }
+            | SessionCommand::Search(_)
+            | SessionCommand::Export(_),
+        )
+        | ConsoleCommand::Audit(_) => Role::Auditor,
     }
 }
 
@@ -98,6 +113,7 @@ async fn dispatch(
     caller: &Caller<'_>,
     verbs: &Verbs<'_>,
     command: ConsoleCommand,
+    keys: Keys,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
     match command {
@@ -107,7 +123,12 @@ async fn dispatch(
             let name = caller.who.user().clone();
             admin::otp(verbs, cli::OtpCommand::Show { name }, out).await
         }
-        ConsoleCommand::Session(command) => admin::sessions(verbs, command, out).await,
+        ConsoleCommand::Sessions => {
+            let user = Some(caller.who.user().to_string());
+            let filter = SessionFilter { live: false, user };
+            admin::list_sessions(verbs, &filter, 50, out).await
+        }
+        ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,
         ConsoleCommand::Audit(ConsoleAudit::List { kind, user, limit }) => {
             let filter = EventFilter { kind, user, ..EventFilter::default() };
             admin::list_events(verbs, &filter, limit, out).await

@@ -301,6 +301,25 @@ impl Store {
         Ok(rows)
     }
 
+    /// The forwards of all these sessions.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forwards_of_all(&self, sessions: &[String]) -> Result<Vec<ForwardRow>, Error> {
+        use forwards::dsl;
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            dsl::forwards
+                .filter(dsl::session_id.eq_any(sessions))
+                .order((dsl::opened_at.asc(), dsl::id.asc()))
+                .select(ForwardRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
     /// The forwards of a session, oldest first.
     ///
     /// # Errors

@@ -17,10 +17,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::session::Onward;
 use super::stream::{ChannelStream, Counts};
 use super::target::{Questions, Stage};
-use super::{Relay, host_key};
+use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target, printable};
 use crate::policy::Checked;
 use crate::policy::Refused;
@@ -296,7 +295,7 @@ impl Handler {
 
     fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
         if let Some(relay) = self.relay() {
-            let serve = super::session::serve_onward(Arc::clone(relay), channel, onward, reply);
+            let serve = super::serve_onward(Arc::clone(relay), channel, onward, reply);
             self.door.conn.tasks.spawn(serve);
         }
     }
@@ -544,15 +543,13 @@ impl russh::server::Handler for Handler {
             return Ok(false);
         }
         // The answer is the target's, and has to wait for it: at most a few seconds.
-        match super::session::listen(relay, address, *port).await {
-            Some(bound) => {
-                if *port == 0 {
-                    *port = bound;
-                }
-                Ok(true)
+        Ok(match super::listen(relay, address, *port).await {
+            Some(bound) if *port == 0 => {
+                *port = bound;
+                true
             }
-            None => Ok(false),
-        }
+            bound => bound.is_some(),
+        })
     }
 
     async fn cancel_tcpip_forward(
@@ -562,7 +559,7 @@ impl russh::server::Handler for Handler {
         _session: &mut Session,
     ) -> Result<bool, Ended> {
         let Some(relay) = self.relay() else { return Ok(false) };
-        Ok(super::session::unlisten(relay, address, port).await)
+        Ok(super::unlisten(relay, address, port).await)
     }
 
     async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {

@@ -14,6 +14,7 @@ mod door;
 mod host_key;
 pub mod probe;
 mod recorder;
+pub(super) mod selector;
 mod session;
 mod stream;
 mod target;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(super) use door::serve as serve_door;
-pub(super) use session::serve as serve_session;
+pub(super) use session::{Onward, listen, serve as serve_session, serve_onward, unlisten};
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};
@@ -106,6 +107,14 @@ impl Relay {
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
         Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home }))
+    }
+
+    /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH
+    /// comes in counts it already.
+    fn count(&self, (up, down): (u64, u64)) {
+        if Arc::ptr_eq(&self.flow, &self.conn.flow) {
+            self.conn.count(up, down);
+        }
     }
 
     pub(super) fn target(&self) -> &Target {

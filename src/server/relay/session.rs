@@ -159,6 +159,7 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         End::Failed(why) => why.clone(),
         End::Cut => "it was ended".to_owned(),
     };
+    relay.count(counts.both());
     if let Some(recording) = recording.into_inner() {
         recording.end(outcome, counts.both());
     }
@@ -672,7 +673,7 @@ impl Replies {
 }
 
 /// Where a connection from the target on leads.
-pub(super) enum Onward {
+pub(in crate::server) enum Onward {
     /// `-L`, `-D` (RFC 4254 section 7.2).
     Tcp { host: String, port: u32, originator: String, originator_port: u32 },
     /// A socket file (OpenSSH's PROTOCOL section 2.4).
@@ -711,7 +712,7 @@ impl Onward {
 }
 
 /// Serves a connection from the target on. Runs on the connection's task set.
-pub(super) async fn serve_onward(
+pub(in crate::server) async fn serve_onward(
     relay: Arc<Relay>,
     channel: Channel<server::Msg>,
     onward: Onward,
@@ -734,6 +735,14 @@ pub(super) async fn serve_onward(
         }
         Err(message) => return reply.reject(failed(message)).await,
     };
+    let to = onward.to_string();
+    let (target, account) = (relay.target().name.clone(), relay.account().clone());
+    let opening = Event::OnwardOpened { target, account, to: to.clone() };
+    let (store, now) = (&relay.conn.bastion.store, relay.conn.bastion.clock.now());
+    if let Err(error) = store.record(now, &relay.conn.context(), opening).await {
+        tracing::error!(%error, "failed to write an audit event of a connection from a target on");
+        return reply.reject(failed("the bastion cannot write its audit log".to_owned())).await;
+    }
     let opened = tokio::select! {
         opened = timeout(STEP, onward.open(&connection)) => opened,
         () = relay.cancel.cancelled() => return,
@@ -742,7 +751,10 @@ pub(super) async fn serve_onward(
         Ok(Ok(target)) => {
             reply.accept().await;
             let flow = relay.flow.open(channel.id());
-            bridge::carry(channel, target, flow, &relay.cancel).await;
+            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
+            relay.count((up, down));
+            let (target, account) = (relay.target().name.clone(), relay.account().clone());
+            relay.conn.record(Event::OnwardClosed { target, account, to, up, down });
         }
         Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(why).await,
         Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
@@ -751,14 +763,23 @@ pub(super) async fn serve_onward(
 }
 
 /// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let home = relay.home().await?;
+pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
+    let home = match relay.home().await {
+        Some(home) => home,
+        None => match relay.connection().await {
+            Ok(Stage::In(connection)) => {
+                relay.keep(Arc::clone(&connection), false).await;
+                connection
+            }
+            Ok(Stage::Asking(_)) | Err(_) => return None,
+        },
+    };
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
     bound.ok()?.ok()
 }
 
 /// Takes that back.
-pub(super) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
+pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
     let Some(home) = relay.home().await else { return false };
     let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
     matches!(done, Ok(Ok(())))
