@@ -416,6 +416,8 @@ pub enum ConsoleCommand {
     Help,
     /// The targets granted to you
     Targets,
+    /// The line for ~/.ssh/known_hosts that makes ssh trust the bastion and your targets
+    KnownHosts,
     /// Your own sessions, newest first
     Sessions,
     /// Your authenticator: bound since, last used, recovery codes left

@@ -223,14 +223,14 @@ fn file(event: &serde_json::Value) -> String {
 }
 
 fn forward(row: &ForwardRow) -> String {
-    let address = row.address.as_deref().unwrap_or("not reached");
     let state = match &row.end_reason {
         Some(reason) => {
             format!("{} up, {} down, {reason}", bytes(row.bytes_up), bytes(row.bytes_down))
         }
         None => "open".to_owned(),
     };
-    format!("{} for {} at {address}: {state}", row.target, row.destination)
+    let at = row.address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+    format!("{} for {}{at}: {state}", row.target, row.destination)
 }
 
 /// "4.2 MiB"

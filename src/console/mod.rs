@@ -15,7 +15,7 @@ use crate::audit::{Actor, Context, Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
-use crate::domain::{Role, Source, Target, UnixTime, printable};
+use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
 use crate::policy::{self, Subject};
 use crate::store::{EventFilter, SessionFilter, Store};
 
@@ -34,6 +34,8 @@ pub struct Caller<'a> {
     pub port: u16,
     /// The folder of recordings.
     pub recordings: std::path::PathBuf,
+    /// The host CA's public key, as in `authorized_keys`.
+    pub host_ca: String,
 }
 
 /// Runs what was typed after `ssh USER@bastion`, or, if nothing was, greets; gives the exit status.
@@ -94,6 +96,7 @@ fn needed(command: &ConsoleCommand) -> Role {
     match command {
         ConsoleCommand::Help
         | ConsoleCommand::Targets
+        | ConsoleCommand::KnownHosts
         | ConsoleCommand::Sessions
         | ConsoleCommand::Otp => Role::User,
         ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
@@ -123,6 +126,7 @@ async fn dispatch(
             let name = caller.who.user().clone();
             admin::otp(verbs, cli::OtpCommand::Show { name }, out).await
         }
+        ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {
             let user = Some(caller.who.user().to_string());
             let filter = SessionFilter { live: false, user };
@@ -185,6 +189,27 @@ async fn targets(caller: &Caller<'_>, verbs: &Verbs<'_>, out: &mut Out<'_>) -> a
     Ok(admin::output::list(out, verbs.format, &rows)?)
 }
 
+/// One line by which ssh trusts host certificates of the bastion, for itself and for the targets
+/// that it stands in for, and for no other host.
+async fn known_hosts(
+    caller: &Caller<'_>,
+    verbs: &Verbs<'_>,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let mut names = vec![caller.public_host.clone()];
+    for (target, _) in granted(caller, verbs.store, verbs.now).await? {
+        if target.mode == Mode::Record {
+            names.extend([target.name.to_string(), target.address.host.to_string()]);
+        }
+    }
+    names.sort();
+    names.dedup();
+    // ssh looks a host on another port than 22 up as "[name]:port".
+    let patterns: Vec<String> =
+        names.iter().flat_map(|name| [name.clone(), format!("[{name}]:*")]).collect();
+    Ok(writeln!(out, "@cert-authority {} {}", patterns.join(","), caller.host_ca)?)
+}
+
 /// A row of `targets`.
 #[derive(serde::Serialize)]
 struct Granted {
@@ -228,16 +253,14 @@ impl Caller<'_> {
         } else {
             format!("{user}@{host}:{}", self.port)
         };
-        match target.address.port {
-            22 => format!("ssh -J {jump} {}", target.name),
-            port => {
-                // Any port may be a plain TCP service or an sshd: show what works for both.
-                format!(
-                    "ssh -J {jump} -p {port} {}   or   ssh {}-L {port}:{}:{port} -N {user}@{host}",
-                    target.name,
-                    self.port_option(),
-                    target.name
-                )
+        // A target is known by its name: ssh need not be told its port.
+        let ssh = format!("ssh -J {jump} {}", target.name);
+        match (target.mode, target.address.port) {
+            (Mode::Record, _) | (Mode::Tunnel, 22) => ssh,
+            (Mode::Tunnel, port) => {
+                // May be a plain TCP service or an sshd: show what works for both.
+                let (option, name) = (self.port_option(), &target.name);
+                format!("{ssh}   or   ssh {option}-L {port}:{name}:{port} -N {user}@{host}")
             }
         }
     }

@@ -164,6 +164,9 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(watch));
     let housekeeping = housekeep(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
+    let old = Arc::clone(&bastion);
+    let closing = async move { relay::keep::close_left_open(&old).await };
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));
     watching.close();
 
     let accepting = TaskTracker::new();
@@ -265,5 +268,8 @@ async fn housekeep(bastion: Arc<Bastion>) {
             tracing::warn!(%error, "failed to forget old failures");
         }
         bastion.guard.prune(std::time::Instant::now());
+        if let Err(error) = relay::keep::apply_retention(&bastion).await {
+            tracing::error!(%error, "failed to remove old recordings");
+        }
     }
 }

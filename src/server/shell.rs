@@ -93,6 +93,7 @@ async fn run(
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
         recordings: conn.settings.record.folder.clone(),
+        host_ca: conn.bastion.relay.host_ca_line(),
     };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);

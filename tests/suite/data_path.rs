@@ -55,7 +55,10 @@ async fn rekeying_every_megabyte_changes_nothing() {
     let to = format!("db1:{}", copy.display());
     client.run("scp", &["-J", "bastion", file.to_str().unwrap(), &to]).await.ok();
     assert_eq!(digest(&copy), digest(&file));
-    bastion.event("session-ended", &[("reason", "client-closed")]).await;
+    // A client that leaves in the middle of a key exchange may take its socket with it.
+    let ended = bastion.event("session-ended", &[]).await;
+    let reason = ended["reason"].as_str().unwrap();
+    assert!(["client-closed", "connection-lost"].contains(&reason), "{ended}");
 }
 
 /// A target that the test plays itself, and an open `ssh -L` to it.

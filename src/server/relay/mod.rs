@@ -12,6 +12,7 @@
 mod bridge;
 mod door;
 mod host_key;
+pub(super) mod keep;
 pub mod probe;
 mod recorder;
 pub(super) mod selector;
@@ -56,6 +57,12 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// The host CA's public key, as in `authorized_keys`.
+    pub(super) fn host_ca_line(&self) -> String {
+        let line = crate::keys::public_key_line(self.host_ca.public_key());
+        line.map(|(line, _)| format!("{line} sallyport-host-ca")).unwrap_or_default()
+    }
+
     /// The keys and the writer of this process.
     pub fn new(host_ca: PrivateKey, user_ca: PrivateKey, writer: Writer) -> Self {
         Self { host_ca, user_ca, writer, finishing: TaskTracker::new() }

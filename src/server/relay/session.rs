@@ -26,7 +26,7 @@ use super::target::{Stage, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::domain::{Capability, printable};
 use crate::server::handler::prohibited;
-use crate::sftp;
+use crate::sftp::{self, scp};
 
 /// How long a target may take to open a channel, or to answer a request.
 const STEP: Duration = Duration::from_secs(15);
@@ -294,6 +294,7 @@ impl Carried<'_> {
             let filter = self.check()?;
             let new = Recording::start(self.relay, &self.subject()).await?;
             let recording = recording.get_or_init(|| new);
+            self.tell().await?;
             let connection = self.connect().await?;
             let target = self.open(&connection).await?;
             Ok((recording, filter, connection, target))
@@ -304,13 +305,21 @@ impl Carried<'_> {
         };
         let (from_target, to_target) = target.split();
         let files = filter.map(tokio::sync::Mutex::new);
-        let both = Both { channel: self, recording, files: files.as_ref(), counts };
+        let scp = self.scp().map(Mutex::new);
+        let both =
+            Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
         tokio::select! {
             end = both.down(from_target, &to_target) => end,
             end = both.up(&to_target) => end,
             end = both.control(controls, &to_target) => end,
             why = recording.failed() => End::Failed(why),
         }
+    }
+
+    /// Who looks at the old scp protocol, if the command may speak it.
+    fn scp(&self) -> Option<scp::Observer> {
+        let Start::Exec(command) = self.start else { return None };
+        scp::Transfer::of_command(command).map(scp::Observer::new)
     }
 
     fn subject(&self) -> Subject<'_> {
@@ -344,6 +353,17 @@ impl Carried<'_> {
                 relay.check(Capability::Exec, &format!("subsystem {name}")).map(|()| None)
             }
         }
+    }
+
+    /// Says that the session is recorded, where the inner SSH has no banner that said it.
+    async fn tell(&self) -> Result<(), String> {
+        let notice = &self.relay.conn.settings.record.notice;
+        let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
+        if notice.is_empty() || !on_outer || self.setup.terminal.is_none() {
+            return Ok(());
+        }
+        let line = format!("{notice}\r\n");
+        self.user.out.data_bytes(line).await.map_err(|_| "you left".to_owned())
     }
 
     /// The target connection for this channel, with the user's answers where it asks.
@@ -466,6 +486,8 @@ struct Both<'a> {
     recording: &'a Recording,
     /// For the sftp subsystem. Held while what it lets through is sent, which keeps its order.
     files: Option<&'a tokio::sync::Mutex<sftp::Filter>>,
+    /// For a command that may be the old scp: it only looks.
+    scp: Option<&'a Mutex<scp::Observer>>,
     counts: &'a Counts,
 }
 
@@ -483,6 +505,9 @@ impl Both<'_> {
             };
             let len = data.len();
             if let Err(why) = self.recording.input(&data).await {
+                return End::Failed(why);
+            }
+            if let Err(why) = self.look(|scp, seen| scp.from_client(&data, seen)).await {
                 return End::Failed(why);
             }
             let sent = match self.files {
@@ -599,7 +624,27 @@ impl Both<'_> {
                 }
             }
         }
+        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
+            return End::Failed(why);
+        }
         End::Target(outcome)
+    }
+
+    /// Lets the observer of scp look, and writes down what it saw.
+    async fn look(
+        &self,
+        look: impl FnOnce(&mut scp::Observer, &mut Vec<scp::Seen>),
+    ) -> Result<(), String> {
+        let Some(scp) = self.scp else { return Ok(()) };
+        let mut seen = Vec::new();
+        look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
+        for seen in seen {
+            match seen {
+                scp::Seen::Event(event) => self.recording.file(&event).await?,
+                scp::Seen::NotScp => {}
+            }
+        }
+        Ok(())
     }
 
     async fn data(
@@ -610,6 +655,7 @@ impl Both<'_> {
         self.counts.down.fetch_add(data.len() as u64, Relaxed);
         match self.files {
             None => {
+                self.look(|scp, seen| scp.from_server(&data, seen)).await.map_err(Some)?;
                 self.recording.output(data.clone()).await.map_err(Some)?;
                 self.channel.user.out.data_bytes(data).await.map_err(|_| None)
             }
