@@ -180,6 +180,7 @@ pub async fn run(
     drain(&bastion, &connections).await;
     bastion.relay.finishing.close();
     bastion.relay.finishing.wait().await;
+    bastion.relay.writer.drain().await;
     stop_watching.cancel();
     watching.wait().await;
     let stopped = Event::ServerStopped { reason: "asked to stop".into() };

@@ -34,7 +34,9 @@ use super::connection::Connection;
 use super::direct::{NotOpened, refused};
 use super::forward::ConnectionFlow;
 use crate::audit::{Event, Refusal};
-use crate::domain::{AccountName, Capability, Destination, Target, UnixTime};
+use crate::domain::{
+    AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime,
+};
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
 
@@ -159,25 +161,41 @@ impl Relay {
         });
     }
 
-    /// Decides whether a connection from the target on to `host` is allowed: to the target itself
-    /// with the right to forward, elsewhere as any destination.
-    pub(super) async fn check_onward(&self, host: &str, port: u32) -> Result<(), String> {
+    /// Decides where a connection from the target on to `host` may lead: to the target itself with
+    /// the right to forward, elsewhere as any destination, at the address that is registered for
+    /// it. Never to an SSH server that is recorded: its sessions would pass unseen.
+    pub(super) async fn check_onward(
+        &self,
+        host: &str,
+        port: u32,
+    ) -> Result<(String, u32), String> {
         let what = format!("direct-tcpip {host}:{port}");
         self.check(Capability::Forward, &what)?;
-        let own = [self.target().name.as_str(), self.target().address.host.as_str()];
-        let local = ["localhost", "127.0.0.1", "::1"];
-        if own.contains(&host) || local.contains(&host) {
-            return Ok(());
-        }
         let refuse = |message: String| {
             self.refuse_use(&what);
             message
         };
+        let unseen = |name: &TargetName| {
+            format!("sessions on {name} are recorded: go there with ssh -J through the bastion")
+        };
         let destination =
             Destination::parse(host, port).map_err(|error| refuse(error.to_string()))?;
+        let target = self.target();
+        if is_itself(target, &destination.host) {
+            if destination.port == target.address.port {
+                return Err(refuse(unseen(&target.name)));
+            }
+            return Ok((destination.host.to_string(), port));
+        }
         let who = self.conn.who().ok_or_else(|| refuse("sign in first".to_owned()))?;
         match super::direct::decide(&self.conn, who, &destination).await {
-            Ok(_) => Ok(()),
+            Ok(permit) if permit.target().mode == Mode::Record => {
+                Err(refuse(unseen(&permit.target().name)))
+            }
+            Ok(permit) => {
+                let address = &permit.target().address;
+                Ok((address.host.to_string(), address.port.into()))
+            }
             Err(NotOpened::Refused(refused)) => Err(refuse(refused.message)),
             Err(NotOpened::Failed(message)) => Err(message),
         }
@@ -211,6 +229,12 @@ impl Relay {
             }
         }
     }
+}
+
+/// Whether `host`, said to `target`, means the target itself.
+fn is_itself(target: &Target, host: &Host) -> bool {
+    let local = host.as_str() == "localhost" || host.ip().is_some_and(|ip| ip.is_loopback());
+    local || host.as_str() == target.name.as_str() || *host == target.address.host
 }
 
 /// Asks the policy, with what the store holds now.

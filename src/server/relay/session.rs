@@ -32,6 +32,10 @@ use crate::sftp::{self, scp};
 const STEP: Duration = Duration::from_secs(15);
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
+/// The longest of them, name and value.
+const MAX_VARIABLE: usize = 8192;
+/// Characters of a command that are written down.
+const MAX_COMMAND: usize = 4096;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
 /// The exit status of what could not even begin; as ssh's own.
@@ -211,8 +215,10 @@ async fn gather(
                 }
             }
             ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                setup.env.push((variable_name, variable_value));
-                setup.env.truncate(MAX_ENV);
+                let size = variable_name.len() + variable_value.len();
+                if setup.env.len() < MAX_ENV && size <= MAX_VARIABLE {
+                    setup.env.push((variable_name, variable_value));
+                }
             }
             ChannelMsg::AgentForward { .. } => setup.agent = true,
             ChannelMsg::RequestX11 {
@@ -277,7 +283,14 @@ impl Start {
 
     fn command(&self) -> Option<String> {
         match self {
-            Self::Exec(command) => Some(printable(&String::from_utf8_lossy(command))),
+            Self::Exec(command) => {
+                let text = String::from_utf8_lossy(command);
+                let mut short: String = text.chars().take(MAX_COMMAND).collect();
+                if short.len() < text.len() {
+                    short.push_str("...");
+                }
+                Some(printable(&short))
+            }
             Self::Shell | Self::Subsystem(_) => None,
         }
     }
@@ -736,10 +749,14 @@ impl std::fmt::Display for Onward {
 }
 
 impl Onward {
-    async fn check(&self, relay: &Relay) -> Result<(), String> {
+    /// Where it may lead.
+    async fn check(self, relay: &Relay) -> Result<Self, String> {
         match self {
-            Self::Tcp { host, port, .. } => relay.check_onward(host, *port).await,
-            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()),
+            Self::Tcp { host, port, originator, originator_port } => {
+                let (host, port) = relay.check_onward(&host, port).await?;
+                Ok(Self::Tcp { host, port, originator, originator_port })
+            }
+            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
         }
     }
 
@@ -769,9 +786,10 @@ pub(in crate::server) async fn serve_onward(
         relay.conn.record(Event::RequestRefused { request, reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
-    if let Err(message) = onward.check(&relay).await {
-        return reply.reject(prohibited(&message)).await;
-    }
+    let onward = match onward.check(&relay).await {
+        Ok(onward) => onward,
+        Err(message) => return reply.reject(prohibited(&message)).await,
+    };
     let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
     let connection = match relay.connection().await {
         Ok(Stage::In(connection)) => connection,

@@ -441,12 +441,14 @@ async fn ask(
 }
 
 impl Asking {
+    /// With a new deadline: the user has to think.
     fn new(
         connection: TargetConnection,
         account: String,
         questions: Questions,
         password: bool,
     ) -> Self {
+        connection.control.extend(STEP + ANSWER);
         Self { connection, account, questions, password, rounds: 0 }
     }
 
@@ -461,6 +463,7 @@ impl Asking {
         answers: Vec<Zeroizing<String>>,
     ) -> Result<Stage, Failed> {
         self.rounds += 1;
+        self.connection.control.extend(STEP + ANSWER);
         if self.rounds > MAX_ROUNDS {
             return Err(format!("{} asks without end", relay.target().name));
         }
