@@ -6,6 +6,7 @@
 
 mod architecture;
 mod data_path;
+mod drain;
 mod first_login;
 mod forwarding;
 mod lifecycle;
