@@ -9,6 +9,7 @@ mod data_path;
 mod drain;
 mod first_login;
 mod forwarding;
+mod guard;
 mod lifecycle;
 mod login;
 mod shipped_files;
