@@ -10,6 +10,7 @@ mod drain;
 mod first_login;
 mod forwarding;
 mod guard;
+mod identity;
 mod lifecycle;
 mod login;
 mod shipped_files;

@@ -16,12 +16,13 @@ const EXT_INFO: u8 = 7;
 const KEXINIT: u8 = 20;
 const NEWKEYS: u8 = 21;
 const ECDH_INIT: u8 = 30;
-pub const USERAUTH_REQUEST: u8 = 50;
+const USERAUTH_REQUEST: u8 = 50;
 pub const USERAUTH_FAILURE: u8 = 51;
 pub const USERAUTH_SUCCESS: u8 = 52;
 pub const INFO_REQUEST: u8 = 60;
-pub const INFO_RESPONSE: u8 = 61;
+const INFO_RESPONSE: u8 = 61;
 pub const CHANNEL_OPEN: u8 = 90;
+pub const CHANNEL_OPEN_CONFIRMATION: u8 = 91;
 
 const VERSION: &str = "SSH-2.0-Raw";
 
