@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
 mod architecture;
+mod crash;
 mod data_path;
 mod drain;
 mod first_login;

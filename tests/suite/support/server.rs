@@ -18,7 +18,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_sallyport");
 
 pub struct Server {
     pub dir: tempfile::TempDir,
-    pub store: Store,
+    store: Option<Store>,
     pub child: Child,
     pub port: u16,
     starts: u32,
@@ -31,7 +31,7 @@ impl Server {
         let config = configure(dir.path(), extra);
         let (store, _) = serve::init(&config, &Clock::System).await.unwrap();
         let child = launch(dir.path(), 1);
-        let mut server = Self { dir, store, child, port: 0, starts: 1 };
+        let mut server = Self { dir, store: Some(store), child, port: 0, starts: 1 };
         server.port = server.listens().await;
         server
     }
@@ -41,6 +41,22 @@ impl Server {
         self.starts += 1;
         self.child = launch(self.dir.path(), self.starts);
         self.port = self.listens().await;
+    }
+
+    pub fn store(&self) -> &Store {
+        self.store.as_ref().expect("the test has closed the store")
+    }
+
+    /// Closes the test's connections to the store, so that only the server has it open.
+    pub fn close_store(&mut self) {
+        self.store = None;
+    }
+
+    /// Opens the store again.
+    pub async fn open_store(&mut self) {
+        let path = config_path(self.dir.path());
+        let config = Config::load(Some(&path), std::iter::empty()).unwrap().config;
+        self.store = Some(serve::open(&config, false).await.unwrap());
     }
 
     async fn listens(&self) -> u16 {
@@ -90,7 +106,7 @@ impl Server {
     }
 
     pub fn registry(&self) -> Registry<'_> {
-        Registry { store: &self.store, now: Clock::System.now() }
+        Registry { store: self.store(), now: Clock::System.now() }
     }
 
     /// Replaces its configuration; it reads it at the next start or SIGHUP.
@@ -101,7 +117,7 @@ impl Server {
     /// The events of a kind, oldest first.
     pub async fn kinds(&self, kind: &str) -> Vec<serde_json::Value> {
         let filter = EventFilter { kind: Some(kind.into()), ..Default::default() };
-        let rows = self.store.events(&filter, 100_000).await.unwrap();
+        let rows = self.store().events(&filter, 100_000).await.unwrap();
         rows.iter().rev().map(|row| serde_json::from_str(&row.body).unwrap()).collect()
     }
 
@@ -117,8 +133,8 @@ impl Server {
     /// Every session, and whether one of its forwards is open.
     pub async fn sessions(&self) -> Vec<(SessionRow, bool)> {
         let mut all = Vec::new();
-        for session in self.store.sessions(&Default::default(), 100_000).await.unwrap() {
-            let forwards = self.store.forwards_of(&session.id).await.unwrap();
+        for session in self.store().sessions(&Default::default(), 100_000).await.unwrap() {
+            let forwards = self.store().forwards_of(&session.id).await.unwrap();
             let open = forwards.iter().any(|forward| forward.closed_at.is_none());
             all.push((session, open));
         }
