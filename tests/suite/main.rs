@@ -5,9 +5,13 @@
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
 mod architecture;
+mod crash;
 mod data_path;
+mod drain;
 mod first_login;
 mod forwarding;
+mod guard;
+mod identity;
 mod lifecycle;
 mod login;
 mod shipped_files;

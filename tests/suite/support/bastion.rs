@@ -4,22 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sallyport::audit::{Context, Record};
-use sallyport::auth::{password, recovery, totp};
+use sallyport::audit::Record;
 use sallyport::clock::{Clock, TestClock};
 use sallyport::config::Config;
-use sallyport::domain::{
-    Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
-};
+use sallyport::domain::{Grant, Id, Role, UnixTime};
 use sallyport::keys;
 use sallyport::server::{self, Bastion};
-use sallyport::store::{Bound, EventFilter, NewAuthenticator, NewUser, Store};
+use sallyport::store::{EventFilter, Store};
 use sallyport::{serve, server::socket};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::eventually;
+pub use super::people::{PASSWORD, Person, Registry, code_at, code_of, secret_of};
 use super::postgres::{self, Postgres};
 
 /// Which engine the store is on.
@@ -29,8 +27,6 @@ pub enum Engine {
     Postgres,
 }
 
-pub const PASSWORD: &str = "gleaming cactus 91";
-
 pub struct TestBastion {
     pub dir: tempfile::TempDir,
     pub port: u16,
@@ -39,14 +35,6 @@ pub struct TestBastion {
     shutdown: CancellationToken,
     task: Option<JoinHandle<()>>,
     pub postgres: Option<Postgres>,
-}
-
-/// Somebody with an account and an authenticator.
-pub struct Person {
-    pub name: UserName,
-    pub id: Id,
-    pub secret: totp::Secret,
-    pub recovery: Vec<SecretString>,
 }
 
 /// A configuration for tests: cheap hashes, short waits.
@@ -88,6 +76,11 @@ impl TestBastion {
 
     /// Starts one with `extra` TOML in its configuration.
     pub async fn start_with(engine: Engine, extra: &str) -> Self {
+        Self::start_at(Clock::System.now(), engine, extra).await
+    }
+
+    /// Starts one whose clock stands at `now`.
+    pub async fn start_at(now: UnixTime, engine: Engine, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let postgres = match engine {
             Engine::Sqlite => None,
@@ -95,7 +88,7 @@ impl TestBastion {
         };
         let url = postgres.as_ref().map_or_else(String::new, Postgres::url);
         let config = test_config(dir.path(), &url, extra);
-        let clock = TestClock::at(Clock::System.now());
+        let clock = TestClock::at(now);
         let (store, _) = serve::init(&config, &Clock::Test(clock.clone())).await.unwrap();
         let bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
         let bastion = Arc::new(bastion);
@@ -124,77 +117,36 @@ impl TestBastion {
         }
     }
 
-    /// Adds a user with a one-time password and no authenticator.
+    /// For putting people, targets and grants into the store.
+    pub fn registry(&self) -> Registry<'_> {
+        Registry { store: self.store(), now: self.now() }
+    }
+
+    /// See [`Registry::newcomer`].
     pub async fn newcomer(&self, name: &str) -> SecretString {
-        let one_time = password::one_time().unwrap();
-        self.add(name, &one_time, true, Role::User).await;
-        one_time
+        self.registry().newcomer(name).await
     }
 
-    async fn add(&self, name: &str, password: &SecretString, one_time: bool, role: Role) -> Id {
-        let cost = password::Cost { memory_kib: 8, passes: 1, lanes: 1 };
-        let name: UserName = name.parse().unwrap();
-        let new = NewUser {
-            name: &name,
-            role,
-            factor: Factor::Totp,
-            password_hash: &password::hash(password, cost).unwrap(),
-            one_time,
-            binding_until: self.now().plus(Duration::from_secs(24 * 3600)),
-            keys: Vec::new(),
-        };
-        self.store().add_user(&new, &Context::default(), self.now()).await.unwrap()
-    }
-
-    /// Adds a user with the password [`PASSWORD`] and a bound authenticator.
+    /// See [`Registry::person`].
     pub async fn person(&self, name: &str) -> Person {
-        self.person_as(name, Role::User).await
+        self.registry().person(name).await
     }
 
     pub async fn person_as(&self, name: &str, role: Role) -> Person {
-        let id = self.add(name, &PASSWORD.into(), false, role).await;
-        let secret = totp::Secret::generate().unwrap();
-        let new = NewAuthenticator { account: &id, epoch: 1, secret: &secret, step: TimeStep(0) };
-        let bound =
-            self.store().bind(&new, Vec::new(), &Context::default(), self.now()).await.unwrap();
-        let Bound::Yes(_, recovery) = bound else { panic!("not bound: {bound:?}") };
-        assert_eq!(recovery.len(), recovery::COUNT);
-        Person { name: name.parse().unwrap(), id, secret, recovery }
+        self.registry().person_as(name, role).await
     }
 
-    /// Registers a target and grants it to `user`.
+    /// See [`Registry::grant`].
     pub async fn grant(&self, user: &str, target: &str, address: &str) -> Id {
-        self.target(target, address).await;
-        self.add_grant(user, target, |_| {}).await
+        self.registry().grant(user, target, address).await
     }
 
     pub async fn target(&self, name: &str, address: &str) {
-        let target = Target {
-            id: Id::random().unwrap(),
-            name: name.parse().unwrap(),
-            address: address.parse().unwrap(),
-            mode: Mode::Tunnel,
-            labels: Vec::new(),
-            created_at: self.now(),
-        };
-        self.store().add_target(&target, &Context::default(), self.now()).await.unwrap();
+        self.registry().target(name, address).await;
     }
 
     pub async fn add_grant(&self, user: &str, target: &str, change: impl FnOnce(&mut Grant)) -> Id {
-        let mut grant = Grant {
-            id: Id::random().unwrap(),
-            subject: GrantSubject::User(user.parse().unwrap()),
-            object: GrantObject::Target(target.parse().unwrap()),
-            accounts: Vec::new(),
-            allow: Vec::new(),
-            hours: None,
-            from: Vec::new(),
-            until: None,
-            created_at: self.now(),
-        };
-        change(&mut grant);
-        self.store().add_grant(&grant, &Context::default(), self.now()).await.unwrap();
-        grant.id
+        self.registry().add_grant(user, target, change).await
     }
 
     /// Every event, oldest first.
@@ -232,27 +184,5 @@ impl TestBastion {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-}
-
-/// What a person's authenticator shows at `now`.
-pub fn code_at(person: &Person, now: UnixTime) -> String {
-    code_of(person.secret.expose(), now)
-}
-
-pub fn code_of(secret: &[u8], now: UnixTime) -> String {
-    let totp = totp_rs::Builder::new().with_secret(secret.to_vec()).build().unwrap();
-    totp.generate(now.seconds()).to_string()
-}
-
-/// The secret of an otpauth URI, as an authenticator reads it.
-pub fn secret_of(uri: &str) -> Vec<u8> {
-    let base32 = uri.split("secret=").nth(1).unwrap().split('&').next().unwrap();
-    totp_rs::Secret::try_from_base32(base32).unwrap().as_bytes().to_vec()
-}
-
-impl Person {
-    pub fn recovery_code(&self, n: usize) -> String {
-        self.recovery[n].expose_secret().to_owned()
     }
 }

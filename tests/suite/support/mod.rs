@@ -13,8 +13,11 @@
 )]
 
 pub mod bastion;
+pub mod people;
 pub mod postgres;
+pub mod raw;
 pub mod screen;
+pub mod server;
 pub mod ssh;
 pub mod sshd;
 
@@ -97,4 +100,10 @@ pub async fn listening(port: u16) {
 /// Waits for a child's end.
 pub async fn ended(child: &mut Child) -> std::process::ExitStatus {
     tokio::time::timeout(PATIENCE, child.wait()).await.expect("a process did not end").unwrap()
+}
+
+/// Sends a signal to a child.
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = i32::try_from(child.id().expect("it has ended")).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
 }

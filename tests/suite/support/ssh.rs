@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::bastion::TestBastion;
 use super::sshd::Sshd;
@@ -94,6 +95,13 @@ impl Client {
         command
     }
 
+    /// Starts `ssh` with something at its other end that sends lines back.
+    pub fn echo(&self, args: &[&str]) -> Echo {
+        let mut child = self.command("ssh", args).stdin(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Echo { child, input: Some(input), output: BufReader::new(output) }
+    }
+
     /// Runs `ssh` to its end.
     pub async fn ssh(&self, args: &[&str]) -> Run {
         run(&mut self.command("ssh", args)).await
@@ -101,6 +109,53 @@ impl Client {
 
     pub async fn run(&self, program: &str, args: &[&str]) -> Run {
         run(&mut self.command(program, args)).await
+    }
+}
+
+/// An `ssh` to something that sends back each line; that ends with its input.
+pub struct Echo {
+    pub child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Echo {
+    /// Sends a line; whether it came back.
+    pub async fn try_say(&mut self, text: &str) -> bool {
+        let sent = self.input.as_mut().unwrap().write_all(format!("{text}\n").as_bytes()).await;
+        let mut line = String::new();
+        let read = tokio::time::timeout(PATIENCE, self.output.read_line(&mut line)).await;
+        read.expect("no line came back").unwrap();
+        sent.is_ok() && line.trim_end() == text
+    }
+
+    /// Whether the other end is an SSH server, and says so.
+    pub async fn greets(&mut self) -> bool {
+        let mut bytes = [0; 8];
+        let read = self.output.read_exact(&mut bytes);
+        let read = tokio::time::timeout(PATIENCE, read).await.expect("nothing came");
+        read.is_ok() && &bytes == b"SSH-2.0-"
+    }
+
+    pub async fn say(&mut self, text: &str) {
+        assert!(self.try_say(text).await, "{text:?} did not come back");
+    }
+
+    /// Ends the input.
+    pub fn hang_up(&mut self) {
+        self.input = None;
+    }
+
+    /// Waits for its end.
+    pub async fn end(mut self) -> Run {
+        let (mut out, mut err) = (String::new(), String::new());
+        let end = async {
+            self.child.stderr.as_mut().unwrap().read_to_string(&mut err).await.unwrap();
+            self.output.read_to_string(&mut out).await.unwrap();
+            self.child.wait().await.unwrap()
+        };
+        let status = tokio::time::timeout(PATIENCE, end).await.expect("ssh did not end");
+        Run { code: status.code(), out, err }
     }
 }
 
