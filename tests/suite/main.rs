@@ -11,4 +11,5 @@ mod forwarding;
 mod lifecycle;
 mod login;
 mod shipped_files;
+mod store;
 mod support;
