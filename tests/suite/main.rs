@@ -13,3 +13,4 @@ mod login;
 mod shipped_files;
 mod store;
 mod support;
+mod tampering;

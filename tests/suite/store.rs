@@ -835,26 +835,25 @@ async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<
 async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
     let bastion = TestBastion::start(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
-    let (mut dropped, mut polls) = (0, 1);
-    loop {
+    let mut dropped = 0;
+    for polls in 1..=20 {
         let name = format!("db{polls}");
         let new = target(&name, "10.0.0.5", &["env=prod", "tier=1"]);
         let revision = store.revision().await.unwrap();
         let outcome = drop_after(polls, store.add_target(&new, &context, now)).await;
+        // A commit may be under way yet: what is written now comes behind it.
+        store.record(now, &context, Event::ClockDrift { seconds: 0 }).await.unwrap();
         let there = store.targets().await.unwrap().iter().any(|target| target.name == new.name);
         let written = bastion.kinds("target-added").await;
         let written = written.iter().any(|event| event["target"] == name.as_str());
         let moved = store.revision().await.unwrap() > revision;
         assert_eq!((there, there), (written, moved), "dropped after {polls} polls");
-        if let Some(result) = outcome {
-            result.unwrap();
-            assert!(there);
-            break;
+        match outcome {
+            Some(result) => assert!(result.is_ok() && there, "{result:?}"),
+            None => dropped += 1,
         }
-        dropped += 1;
-        polls += 1;
     }
-    assert!(dropped > 5, "it never waited");
+    assert!(dropped > 0, "it never waited");
     // An error in the middle leaves nothing behind, either.
     let before = store.audit_head().await.unwrap();
     let alice = "alice".parse().unwrap();
