@@ -144,9 +144,13 @@ impl Store {
                 .load(conn)
                 .await
         })?;
+        let mut sums = Vec::new();
         for row in &open {
-            let (up, down) = tx.forwarded(&row.id).await?;
-            tx.end_session(&row.id, EndReason::Interrupted, (up, down), now).await?;
+            let sum = tx.forwarded(&row.id).await?;
+            tx.end_session(&row.id, EndReason::Interrupted, sum, now).await?;
+            sums.push(sum);
+        }
+        for (row, (up, down)) in open.iter().zip(sums) {
             let context = Context {
                 user: Some(row.user.clone()),
                 source: row.source.parse().ok().map(crate::domain::Source),

@@ -15,4 +15,6 @@ mod identity;
 mod lifecycle;
 mod login;
 mod shipped_files;
+mod store;
 mod support;
+mod tampering;

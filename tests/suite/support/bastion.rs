@@ -29,6 +29,7 @@ pub enum Engine {
 
 pub struct TestBastion {
     pub dir: tempfile::TempDir,
+    pub config: Config,
     pub port: u16,
     pub bastion: Arc<Bastion>,
     pub clock: TestClock,
@@ -98,7 +99,7 @@ impl TestBastion {
         let running = server::run(Arc::clone(&bastion), listeners, shutdown.clone());
         #[allow(clippy::disallowed_methods)] // The test is the task's owner: `stop` waits for it.
         let task = tokio::spawn(async { running.await.unwrap() });
-        Self { dir, port, bastion, clock, shutdown, task: Some(task), postgres }
+        Self { dir, config, port, bastion, clock, shutdown, task: Some(task), postgres }
     }
 
     pub fn store(&self) -> &Store {
@@ -115,6 +116,23 @@ impl TestBastion {
         if let Some(task) = self.task.take() {
             tokio::time::timeout(super::PATIENCE, task).await.expect("it did not stop").unwrap();
         }
+    }
+
+    /// The same store as another process opens it.
+    pub async fn other_store(&self) -> Store {
+        serve::open(&self.config, false).await.unwrap()
+    }
+
+    /// Runs SQL behind the store's back.
+    pub async fn tamper(&self, sql: &str) {
+        use diesel::Connection as _;
+        use diesel::connection::SimpleConnection as _;
+        if let Some(postgres) = &self.postgres {
+            return postgres.execute(sql).await;
+        }
+        let path = self.path("data/sallyport.db");
+        let mut file = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        file.batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")).unwrap();
     }
 
     /// For putting people, targets and grants into the store.
