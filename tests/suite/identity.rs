@@ -19,9 +19,9 @@ async fn a_second_name_on_a_connection_is_refused_whatever_was_passed_before() {
     let bastion = TestBastion::start(Engine::Sqlite).await;
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
-    let mut connections = 0;
     // After alice's password, bob's code; after her failure, bob's whole login.
-    for (first, code_of) in [(PASSWORD, &bob), (PASSWORD, &alice), ("wrong", &bob)] {
+    let cases = [(PASSWORD, &bob), (PASSWORD, &alice), ("wrong", &bob)];
+    for (before, (first, code_of)) in cases.into_iter().enumerate() {
         let mut client = RawClient::connect(bastion.port).await;
         client.send_password("alice", first).await;
         assert_eq!(client.reply().await, USERAUTH_FAILURE);
@@ -39,11 +39,10 @@ async fn a_second_name_on_a_connection_is_refused_whatever_was_passed_before() {
             assert_eq!(reply, USERAUTH_FAILURE);
         }
         assert_eq!(client.reply().await, DISCONNECT);
-        connections += 1;
         eventually("it is written down", async || {
             let refused = bastion.kinds("sign-in-refused").await;
             let changed = refused.iter().filter(|event| event["reason"] == "user-changed");
-            (changed.count() == connections).then_some(())
+            (changed.count() > before).then_some(())
         })
         .await;
     }

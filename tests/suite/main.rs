@@ -14,5 +14,6 @@ mod guard;
 mod identity;
 mod lifecycle;
 mod login;
+mod secrets;
 mod shipped_files;
 mod support;
