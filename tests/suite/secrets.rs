@@ -70,21 +70,40 @@ fn found(bytes: &[u8], secrets: &[(String, Vec<u8>)]) -> Vec<String> {
     secrets.iter().filter(|(_, s)| is_seen(s)).map(|(name, _)| name.clone()).collect()
 }
 
-/// All that a process may write to in its memory. Nobody but root may read it.
-async fn memory(pid: u32) -> Vec<u8> {
-    let script = "grep ' rw' /proc/$1/maps | while IFS='- ' read -r start end _; do\n\
-        dd if=/proc/$1/mem iflag=skip_bytes,count_bytes bs=1M status=none \
-        skip=$((0x$start)) count=$((0x$end - 0x$start)) || exit 1; done";
-    let root = rustix::process::getuid().is_root();
-    let mut read = command(if root { tool("sh") } else { tool("sudo") });
-    if !root {
-        read.args(["-n", "sh"]);
-    }
-    read.args(["-e", "-c", script, "sh", &pid.to_string()]);
-    let child = read.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+/// Runs a program as root: nobody else may look into a server.
+async fn as_root(program: &str, args: &[&str]) -> Vec<u8> {
+    let mut command = if rustix::process::getuid().is_root() {
+        command(tool(program))
+    } else {
+        let mut sudo = command(tool("sudo"));
+        sudo.args(["-n", program]);
+        sudo
+    };
+    let child = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
     let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
-    assert!(output.status.success(), "{}", output.status);
+    assert!(output.status.success(), "{program}: {}", output.status);
     output.stdout
+}
+
+/// The heap and the static variables of a process. Its stacks are left out: what is left on them of
+/// a function that has returned is the compiler's.
+async fn memory(pid: u32) -> Vec<u8> {
+    let maps = as_root("cat", &[&format!("/proc/{pid}/maps")]).await;
+    let (mut ranges, mut guarded) = (Vec::new(), 0);
+    for line in String::from_utf8(maps).unwrap().lines() {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let number = |hex| u64::from_str_radix(hex, 16).unwrap();
+        let (start, end) = (number(start), number(end));
+        // A thread's stack begins behind a page that nobody may touch.
+        if line.contains(" rw") && start != guarded && !line.ends_with("[stack]") {
+            ranges.push(format!("skip={start} count={}", end - start));
+        }
+        guarded = if line.contains(" ---p") && end - start == 4096 { end } else { 0 };
+    }
+    let memory = format!("if=/proc/{pid}/mem iflag=skip_bytes,count_bytes bs=1M status=none");
+    let script = format!("for range; do dd {memory} $range || exit 1; done");
+    let ranges = ranges.iter().map(String::as_str);
+    as_root("sh", &["-c", &script, "sh"].into_iter().chain(ranges).collect::<Vec<_>>()).await
 }
 
 /// A first login with a real client, and a second one, both over when this returns.
