@@ -334,7 +334,7 @@ impl Tx<'_> {
                 let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
                 let damaged =
                     || Error::Damaged { table: "users", reason: "the secret's length".into() };
-                let bytes = <[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
+                let bytes = <&[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
                 Some(Otp {
                     secret: totp::Secret::from_bytes(bytes),
                     last_step: TimeStep(row.otp_last_step),

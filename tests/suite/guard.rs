@@ -164,7 +164,7 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
     waiting.start_interactive("alice", "").await;
     assert_eq!(waiting.reply().await, INFO_REQUEST);
     assert_eq!(waiting.receive().await, None);
-    // Who sends IGNORE all the time, with and without the keys agreed on.
+    // Who sends IGNORE all the time, encrypted.
     let stream = RawClient::socket_from("127.0.0.5", bastion.port).await;
     let mut dripping = RawClient::over(stream).await.unwrap();
     let ignore = raw::Packet::new(raw::IGNORE).text("drip").0;

@@ -20,8 +20,8 @@ async fn a_second_name_on_a_connection_is_refused_whatever_was_passed_before() {
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
     // After alice's password, bob's code; after her failure, bob's whole login.
-    let tries = [(PASSWORD, &bob), (PASSWORD, &alice), ("wrong", &bob)];
-    for (connections, (first, code_of)) in (1..).zip(tries) {
+    let cases = [(PASSWORD, &bob), (PASSWORD, &alice), ("wrong", &bob)];
+    for (before, (first, code_of)) in cases.into_iter().enumerate() {
         let mut client = RawClient::connect(bastion.port).await;
         client.send_password("alice", first).await;
         assert_eq!(client.reply().await, USERAUTH_FAILURE);
@@ -42,7 +42,7 @@ async fn a_second_name_on_a_connection_is_refused_whatever_was_passed_before() {
         eventually("it is written down", async || {
             let refused = bastion.kinds("sign-in-refused").await;
             let changed = refused.iter().filter(|event| event["reason"] == "user-changed");
-            (changed.count() == connections).then_some(())
+            (changed.count() > before).then_some(())
         })
         .await;
     }

@@ -14,6 +14,7 @@ mod guard;
 mod identity;
 mod lifecycle;
 mod login;
+mod secrets;
 mod shipped_files;
 mod store;
 mod support;

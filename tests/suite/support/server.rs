@@ -27,10 +27,22 @@ pub struct Server {
 impl Server {
     /// Starts one with `extra` TOML in its configuration.
     pub async fn start(extra: &str) -> Self {
+        Self::prepared(extra, async |_| {}, |_| {}).await
+    }
+
+    /// The same, after `prepare` saw the store, and with `change` made to the command.
+    pub async fn prepared(
+        extra: &str,
+        prepare: impl AsyncFnOnce(Registry<'_>),
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = configure(dir.path(), extra);
         let (store, _) = serve::init(&config, &Clock::System).await.unwrap();
-        let child = launch(dir.path(), 1);
+        prepare(Registry { store: &store, now: Clock::System.now() }).await;
+        let mut command = launch(dir.path(), 1);
+        change(&mut command);
+        let child = command.spawn().unwrap();
         let mut server = Self { dir, store: Some(store), child, port: 0, starts: 1 };
         server.port = server.listens().await;
         server
@@ -39,7 +51,7 @@ impl Server {
     /// Starts it once more, after its end.
     pub async fn start_again(&mut self) {
         self.starts += 1;
-        self.child = launch(self.dir.path(), self.starts);
+        self.child = launch(self.dir.path(), self.starts).spawn().unwrap();
         self.port = self.listens().await;
     }
 
@@ -166,14 +178,14 @@ fn log_path(dir: &Path, start: u32) -> PathBuf {
     dir.join(format!("log-{start}"))
 }
 
-fn launch(dir: &Path, start: u32) -> Child {
+fn launch(dir: &Path, start: u32) -> Command {
     let log = std::fs::File::create(log_path(dir, start)).unwrap();
-    command(BINARY)
+    let mut serve = command(BINARY);
+    serve
         .arg("--config")
         .arg(config_path(dir))
         .arg("serve")
         .stdout(Stdio::from(log.try_clone().unwrap()))
-        .stderr(Stdio::from(log))
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::from(log));
+    serve
 }
