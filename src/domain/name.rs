@@ -10,7 +10,7 @@ use super::printable;
 
 /// Text that is not a name, id or address of the kind that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not a {what}: use {rule}")]
+#[error("{given:?} is not {} {what}: use {rule}", if what.starts_with(['a', 'i']) { "an" } else { "a" })]
 pub struct NameError {
     what: &'static str,
     given: String,
