@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
 mod architecture;
+mod cli;
 mod console;
 mod data_path;
 mod first_login;
