@@ -39,6 +39,13 @@ on_both_engines!(
     events_are_found_by_what_they_are_about,
 );
 
+/// A store that nothing but the test uses: the server that came with it has stopped.
+async fn quiet(engine: Engine) -> TestBastion {
+    let mut bastion = TestBastion::start(engine).await;
+    bastion.stop().await;
+    bastion
+}
+
 fn source() -> Source {
     Source("192.0.2.7:4022".parse().unwrap())
 }
@@ -144,7 +151,7 @@ fn group_grant(group: &str, object: GrantObject) -> Grant {
 }
 
 async fn users_change_and_conflicts_are_told(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let (alice, none): (UserName, UserName) = ("alice".parse().unwrap(), "none".parse().unwrap());
     assert!(store.has_users().await.unwrap()); // The first administrator.
@@ -232,7 +239,7 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
 }
 
 async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let name = &alice.name;
@@ -306,7 +313,7 @@ async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine)
 }
 
 async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -388,7 +395,7 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
 }
 
 async fn a_second_factor_works_once_however_many_try(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let alice = bastion.person("alice").await;
     let epoch = account(&bastion, &alice.name).await.epoch;
@@ -429,7 +436,7 @@ async fn a_second_factor_works_once_however_many_try(engine: Engine) {
 }
 
 async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let context = nobody();
     let alice = "alice".parse().unwrap();
@@ -512,7 +519,7 @@ fn one_did(results: Vec<Result<(), Error>>) {
 }
 
 async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let context = nobody();
     store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
@@ -590,7 +597,7 @@ async fn verify(bastion: &TestBastion) {
 }
 
 async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, context, rules) = (bastion.store(), nobody(), rules());
     let alice = bastion.person("alice").await;
     let epoch = account(&bastion, &alice.name).await.epoch;
@@ -672,7 +679,7 @@ async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
 }
 
 async fn a_login_stops_when_its_account_changed(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let name = &alice.name;
@@ -733,7 +740,7 @@ fn prefix(id: &Id) -> IdPrefix {
 }
 
 async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -818,6 +825,63 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert_eq!(forwards[1].end_reason.as_deref(), Some("interrupted"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_opened_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = crate::support::free_port();
+    for (url, said) in [
+        ("mysql://x", "use \"sqlite:PATH\" or \"postgres://USER@HOST/DATABASE\""),
+        ("sqlite:", "needs a path after it"),
+        ("postgres://u@127.0.0.1:notaport/d", "failed to read the store's URL"),
+        (&format!("postgres://u@127.0.0.1:{closed}/d"), "failed to reach the PostgreSQL server"),
+        ("sqlite:/nonexistent/folder/file.db", "failed to open the store"),
+    ] {
+        let error = open(dir.path(), url, "secret").await.unwrap_err().to_string();
+        assert!(error.contains(said) && error.lines().count() == 1, "{url}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    // A file that is no database is not taken for an empty one.
+    std::fs::write(dir.path().join("file.db"), "nonsense ".repeat(1000)).unwrap();
+    let url = format!("sqlite:{}", dir.path().join("file.db").display());
+    let error = open(dir.path(), &url, "secret").await.unwrap_err().to_string();
+    assert!(error.contains("not a database"), "{error}");
+
+    let postgres = crate::support::postgres::Postgres::start().await;
+    let error = open(dir.path(), &postgres.url(), "secret").await.unwrap_err().to_string();
+    assert!(
+        error.contains("password authentication failed") && !error.contains("secret"),
+        "{error}"
+    );
+    let right = crate::support::postgres::PASSWORD;
+    // Nodes that start together bring the schema up to date once.
+    let nodes: Vec<_> = (0..4)
+        .map(|_| {
+            let (dir, url) = (dir.path().to_owned(), postgres.url());
+            let opening = async move { open(&dir, &url, right).await };
+            #[allow(clippy::disallowed_methods)]
+            // Opening blocks its task: each has one of its own.
+            tokio::spawn(opening)
+        })
+        .collect();
+    for opened in join_all(nodes).await {
+        assert!(!opened.unwrap().unwrap().has_users().await.unwrap());
+    }
+}
+
+async fn open(dir: &std::path::Path, url: &str, password: &str) -> Result<Store, Error> {
+    use sallyport::keys::{AuditKey, load_or_create};
+    let keyring = sallyport::store::seal::Keyring::load_or_create(&dir.join("sealing")).unwrap();
+    let settings = sallyport::store::Settings {
+        url: url.to_owned(),
+        password: Some(password.into()),
+        tls_ca_file: None,
+        connections: 2,
+        node: "test".into(),
+    };
+    let key = AuditKey::new(load_or_create(&dir.join("audit"), "audit").unwrap());
+    Store::open(&settings, keyring, key).await
+}
+
 /// Polls `future` to its end, or drops it after `polls` times.
 async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = Box::pin(future);
@@ -833,7 +897,7 @@ async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<
 }
 
 async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let mut dropped = 0;
     for polls in 1..=20 {
@@ -865,7 +929,7 @@ async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
 }
 
 async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -893,7 +957,7 @@ async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
 }
 
 async fn rotation_under_logins_loses_no_secret(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let mut people = Vec::new();
     for n in 0..4 {
@@ -965,9 +1029,8 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
 }
 
 async fn events_are_found_by_what_they_are_about(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let store = bastion.store();
-    bastion.event("server-started", &[]).await; // Nothing else is written from here on.
     let head = store.audit_head().await.unwrap();
     let session = Id::random().unwrap();
     let about = |user: &str, session: Option<&Id>| Context {
