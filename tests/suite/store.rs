@@ -22,6 +22,7 @@ use sallyport::store::{
 
 use crate::support::bastion::{Engine, Person, TestBastion};
 use crate::support::on_both_engines;
+use crate::tampering::with_verbs;
 
 on_both_engines!(
     users_change_and_conflicts_are_told,
@@ -580,20 +581,11 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
 
 /// Checks the audit log as `audit verify` does.
 async fn verify(bastion: &TestBastion) {
-    let context = nobody();
-    let rules = sallyport::auth::password::Rules::default();
-    let verbs = sallyport::admin::Verbs {
-        store: bastion.store(),
-        context: &context,
-        now: bastion.now(),
-        format: sallyport::admin::output::Format::Json,
-        cost: sallyport::auth::password::Cost::default(),
-        rules: &rules,
-        binding_window: Duration::ZERO,
-    };
-    let mut sink = Vec::new();
-    let mut out = sallyport::admin::Out::new(&mut sink);
-    sallyport::admin::verify_store(&verbs, Vec::new(), &mut out).await.unwrap();
+    let (verified, _) = with_verbs(bastion.store(), async |verbs, out| {
+        sallyport::admin::verify_store(verbs, Vec::new(), out).await
+    })
+    .await;
+    verified.unwrap();
 }
 
 async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
