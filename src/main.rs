@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use sallyport::admin::output::{Format, reader_is_gone};
 use sallyport::admin::replay::{self, Keys};
 use sallyport::admin::{self, AccessCommand, NewPassword, Out, TargetInput, Verbs};
+use sallyport::audit::chain::{Anchor, GENESIS};
 use sallyport::audit::{Actor, Context};
 use sallyport::cli::{
     self, AccountCommand, Cli, Command, SessionCommand, TargetCommand, UserCommand, UserKeyCommand,
@@ -104,11 +105,16 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
                 cli::Authority::Host => KeyFile::HostCa,
                 cli::Authority::User => KeyFile::UserCa,
             };
-            println!("{}", keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?);
+            let key = keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?;
+            if cli.json {
+                println!("{}", serde_json::json!({ "public_key": key }));
+            } else {
+                println!("{key}");
+            }
             Ok(true)
         }
         Command::Audit(cli::AuditCommand::Verify { file: Some(file), key_file, anchors }) => {
-            verify_file(&file, key_file.as_deref(), anchors).map(|()| true)
+            verify_file(&file, key_file.as_deref(), anchors, cli.json).map(|()| true)
         }
         command => verb(&loaded, cli.json, command).await,
     }
@@ -139,7 +145,8 @@ async fn check(loaded: &Loaded) -> anyhow::Result<()> {
 fn verify_file(
     file: &std::path::Path,
     key_file: Option<&std::path::Path>,
-    anchors: Vec<sallyport::audit::chain::Anchor>,
+    anchors: Vec<Anchor>,
+    json: bool,
 ) -> anyhow::Result<()> {
     let read = |path: &std::path::Path| {
         std::fs::File::open(path).with_context(|| format!("failed to read {}", path.display()))
@@ -154,6 +161,11 @@ fn verify_file(
     };
     let text = std::io::BufReader::new(read(file)?);
     let (used, end) = admin::verify_file(text, key.as_ref(), anchors)?;
+    if json {
+        let end = end.unwrap_or(Anchor { seq: 0, hash: GENESIS.to_owned() });
+        println!("{}", serde_json::to_string(&end)?);
+        return Ok(());
+    }
     let trust = if key.is_some() { "as given" } else { "as the export says: compare it" };
     println!(
         "the export is whole: {} events; signed by {} ({trust})",

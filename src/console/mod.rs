@@ -57,16 +57,21 @@ pub async fn run(
         out.send().await?;
         return Ok(0);
     };
+    let command = printable(&words.chars().take(1000).collect::<String>());
     let console = match cli::parse_console(words) {
         Ok(console) => console,
         Err((text, is_error)) => {
+            if is_error {
+                let reason = Refusal::NotOffered;
+                let refused = Event::CommandRefused { command, reason };
+                store.record(now, &caller.context, refused).await?;
+            }
             let mut err = Out::new(if is_error { stderr } else { out.into_sink() });
             err.write_all(text.as_bytes())?;
             err.send().await?;
             return Ok(if is_error { 64 } else { 0 });
         }
     };
-    let command = printable(&words.chars().take(1000).collect::<String>());
     if caller.who.role() < needed(&console.command) {
         let reason = Refusal::RoleTooLow;
         store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;

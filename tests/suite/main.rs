@@ -5,6 +5,8 @@
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
 mod architecture;
+mod cli;
+mod console;
 mod crash;
 mod data_path;
 mod drain;

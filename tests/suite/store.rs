@@ -22,6 +22,7 @@ use sallyport::store::{
 
 use crate::support::bastion::{Engine, Person, TestBastion};
 use crate::support::on_both_engines;
+use crate::tampering::with_verbs;
 
 on_both_engines!(
     users_change_and_conflicts_are_told,
@@ -38,6 +39,13 @@ on_both_engines!(
     rotation_under_logins_loses_no_secret,
     events_are_found_by_what_they_are_about,
 );
+
+/// A store that nothing but the test uses: the server that came with it has stopped.
+async fn quiet(engine: Engine) -> TestBastion {
+    let mut bastion = TestBastion::start(engine).await;
+    bastion.stop().await;
+    bastion
+}
 
 fn source() -> Source {
     Source("192.0.2.7:4022".parse().unwrap())
@@ -144,7 +152,7 @@ fn group_grant(group: &str, object: GrantObject) -> Grant {
 }
 
 async fn users_change_and_conflicts_are_told(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let (alice, none): (UserName, UserName) = ("alice".parse().unwrap(), "none".parse().unwrap());
     assert!(store.has_users().await.unwrap()); // The first administrator.
@@ -232,7 +240,7 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
 }
 
 async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let name = &alice.name;
@@ -306,7 +314,7 @@ async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine)
 }
 
 async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -388,7 +396,7 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
 }
 
 async fn a_second_factor_works_once_however_many_try(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let alice = bastion.person("alice").await;
     let epoch = account(&bastion, &alice.name).await.epoch;
@@ -429,7 +437,7 @@ async fn a_second_factor_works_once_however_many_try(engine: Engine) {
 }
 
 async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let context = nobody();
     let alice = "alice".parse().unwrap();
@@ -445,7 +453,7 @@ async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
     let id = id.unwrap();
     assert_eq!(bastion.kinds("user-added").await.len(), 2); // With the first administrator.
 
-    let secrets: Vec<totp::Secret> = (0..6).map(|n| totp::Secret::from_bytes([n; 20])).collect();
+    let secrets: Vec<totp::Secret> = (0..6).map(|n| totp::Secret::from_bytes(&[n; 20])).collect();
     let bound = join_all(stores.iter().zip(&secrets).map(async |(store, secret)| {
         let new = NewAuthenticator { account: &id, epoch: 1, secret, step: TimeStep(9) };
         store.bind(&new, Vec::new(), &context, now).await.unwrap()
@@ -512,7 +520,7 @@ fn one_did(results: Vec<Result<(), Error>>) {
 }
 
 async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
     let context = nobody();
     store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
@@ -573,25 +581,15 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
 
 /// Checks the audit log as `audit verify` does.
 async fn verify(bastion: &TestBastion) {
-    let context = nobody();
-    let rules = sallyport::auth::password::Rules::default();
-    let verbs = sallyport::admin::Verbs {
-        store: bastion.store(),
-        context: &context,
-        now: bastion.now(),
-        format: sallyport::admin::output::Format::Json,
-        cost: sallyport::auth::password::Cost::default(),
-        rules: &rules,
-        binding_window: Duration::ZERO,
-        recordings: std::path::Path::new(""),
-    };
-    let mut sink = Vec::new();
-    let mut out = sallyport::admin::Out::new(&mut sink);
-    sallyport::admin::verify_store(&verbs, Vec::new(), &mut out).await.unwrap();
+    let (verified, _) = with_verbs(bastion.store(), async |verbs, out| {
+        sallyport::admin::verify_store(verbs, Vec::new(), out).await
+    })
+    .await;
+    verified.unwrap();
 }
 
 async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, context, rules) = (bastion.store(), nobody(), rules());
     let alice = bastion.person("alice").await;
     let epoch = account(&bastion, &alice.name).await.epoch;
@@ -673,7 +671,7 @@ async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
 }
 
 async fn a_login_stops_when_its_account_changed(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let alice = bastion.person("alice").await;
     let name = &alice.name;
@@ -714,7 +712,7 @@ async fn a_login_stops_when_its_account_changed(engine: Engine) {
         assert_eq!(sign_in(store, &alice, epoch, claim, now).await.1, Err(Refusal::Disabled));
     }
     // Binding: only with the right epoch, and while the window is open.
-    let secret = totp::Secret::from_bytes([7; 20]);
+    let secret = totp::Secret::from_bytes(&[7; 20]);
     let bind = async |epoch: i64, now: UnixTime| {
         let new = NewAuthenticator { account: &alice.id, epoch, secret: &secret, step: now.step() };
         store.bind(&new, Vec::new(), &context, now).await.unwrap()
@@ -734,7 +732,7 @@ fn prefix(id: &Id) -> IdPrefix {
 }
 
 async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -819,6 +817,63 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert_eq!(forwards[1].end_reason.as_deref(), Some("interrupted"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_opened_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = crate::support::free_port();
+    for (url, said) in [
+        ("mysql://x", "use \"sqlite:PATH\" or \"postgres://USER@HOST/DATABASE\""),
+        ("sqlite:", "needs a path after it"),
+        ("postgres://u@127.0.0.1:notaport/d", "failed to read the store's URL"),
+        (&format!("postgres://u@127.0.0.1:{closed}/d"), "failed to reach the PostgreSQL server"),
+        ("sqlite:/nonexistent/folder/file.db", "failed to open the store"),
+    ] {
+        let error = open(dir.path(), url, "secret").await.unwrap_err().to_string();
+        assert!(error.contains(said) && error.lines().count() == 1, "{url}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    // A file that is no database is not taken for an empty one.
+    std::fs::write(dir.path().join("file.db"), "nonsense ".repeat(1000)).unwrap();
+    let url = format!("sqlite:{}", dir.path().join("file.db").display());
+    let error = open(dir.path(), &url, "secret").await.unwrap_err().to_string();
+    assert!(error.contains("not a database"), "{error}");
+
+    let postgres = crate::support::postgres::Postgres::start().await;
+    let error = open(dir.path(), &postgres.url(), "secret").await.unwrap_err().to_string();
+    assert!(
+        error.contains("password authentication failed") && !error.contains("secret"),
+        "{error}"
+    );
+    let right = crate::support::postgres::PASSWORD;
+    // Nodes that start together bring the schema up to date once.
+    let nodes: Vec<_> = (0..4)
+        .map(|_| {
+            let (dir, url) = (dir.path().to_owned(), postgres.url());
+            let opening = async move { open(&dir, &url, right).await };
+            #[allow(clippy::disallowed_methods)]
+            // Opening blocks its task: each has one of its own.
+            tokio::spawn(opening)
+        })
+        .collect();
+    for opened in join_all(nodes).await {
+        assert!(!opened.unwrap().unwrap().has_users().await.unwrap());
+    }
+}
+
+async fn open(dir: &std::path::Path, url: &str, password: &str) -> Result<Store, Error> {
+    use sallyport::keys::{AuditKey, load_or_create};
+    let keyring = sallyport::store::seal::Keyring::load_or_create(&dir.join("sealing")).unwrap();
+    let settings = sallyport::store::Settings {
+        url: url.to_owned(),
+        password: Some(password.into()),
+        tls_ca_file: None,
+        connections: 2,
+        node: "test".into(),
+    };
+    let key = AuditKey::new(load_or_create(&dir.join("audit"), "audit").unwrap());
+    Store::open(&settings, keyring, key).await
+}
+
 /// Polls `future` to its end, or drops it after `polls` times.
 async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = Box::pin(future);
@@ -834,7 +889,7 @@ async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<
 }
 
 async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
     let mut dropped = 0;
     for polls in 1..=20 {
@@ -866,7 +921,7 @@ async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
 }
 
 async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let alice = bastion.person("alice").await;
     let bob = bastion.person("bob").await;
@@ -894,7 +949,7 @@ async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
 }
 
 async fn rotation_under_logins_loses_no_secret(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let (store, now) = (bastion.store(), bastion.now());
     let mut people = Vec::new();
     for n in 0..4 {
@@ -904,7 +959,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     // `key rotate` is another process: this one learns of the new key by itself.
     let rotating = bastion.other_store().await;
     let newcomers: Vec<UserName> = (0..6).map(|n| format!("new{n}").parse().unwrap()).collect();
-    let fresh = totp::Secret::from_bytes([9; 20]);
+    let fresh = totp::Secret::from_bytes(&[9; 20]);
     let logins = join_all(people.iter().map(async |person| {
         for step in 0..5 {
             let account = account(&bastion, &person.name).await;
@@ -966,9 +1021,8 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
 }
 
 async fn events_are_found_by_what_they_are_about(engine: Engine) {
-    let bastion = TestBastion::start(engine).await;
+    let bastion = quiet(engine).await;
     let store = bastion.store();
-    bastion.event("server-started", &[]).await; // Nothing else is written from here on.
     let head = store.audit_head().await.unwrap();
     let session = Id::random().unwrap();
     let about = |user: &str, session: Option<&Id>| Context {

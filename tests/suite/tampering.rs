@@ -37,7 +37,8 @@ async fn log(engine: Engine) -> (TestBastion, Anchor) {
     (bastion, head)
 }
 
-async fn with_verbs<T>(
+/// Runs a verb of an administrator's on a store; gives what came of it and its output.
+pub async fn with_verbs<T>(
     store: &Store,
     run: impl AsyncFnOnce(&Verbs<'_>, &mut Out<'_>) -> T,
 ) -> (T, String) {
@@ -50,6 +51,7 @@ async fn with_verbs<T>(
         cost: Cost::default(),
         rules: &rules,
         binding_window: Duration::ZERO,
+        recordings: std::path::Path::new(""),
         recordings: std::path::Path::new(""),
     };
     let mut sink = Vec::new();

@@ -92,7 +92,7 @@ impl Row {
     fn new(name: &str, kind: Kind, last_step: TimeStep) -> Self {
         let id = Id::from_random([name.len() as u8; Id::LEN]);
         let password = if kind.is_one_time() { "onetime12345" } else { "an old rusty bicycle" };
-        let secret = totp::Secret::from_bytes([name.len() as u8; 20]);
+        let secret = totp::Secret::from_bytes(&[name.len() as u8; 20]);
         let recovery = if kind.is_bound() { recovery::generate().unwrap() } else { Vec::new() };
         let unused = hashes(&id, &recovery);
         let hour = |n: i64| UnixTime(START.0 + n * 3_600_000);
@@ -320,7 +320,7 @@ impl World {
             }
             Effect::MakeSecret => {
                 self.secrets += 1;
-                let secret = totp::Secret::from_bytes([self.secrets; 20]);
+                let secret = totp::Secret::from_bytes(&[self.secrets; 20]);
                 conn.binding = Some(secret.clone());
                 Input::Secret(secret)
             }
