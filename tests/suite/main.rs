@@ -10,5 +10,6 @@ mod first_login;
 mod forwarding;
 mod lifecycle;
 mod login;
+mod record;
 mod shipped_files;
 mod support;
