@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::Relay;
 use super::bridge::{self, Piece, Uplink};
-use super::recorder::{Recording, Subject, cells};
+use super::recorder::{Recording, Subject, USUAL, cells};
 use super::stream::Counts;
 use super::target::{Stage, TargetConnection};
 use crate::audit::{Event, Refusal};
@@ -313,12 +313,11 @@ impl Carried<'_> {
     }
 
     fn subject(&self) -> Subject<'_> {
-        let terminal = self.setup.terminal.as_ref();
-        Subject {
-            what: self.start.what(),
-            command: self.start.command(),
-            terminal: terminal.map(|t| (cells(t.size.0), cells(t.size.1), t.kind.as_str())),
-        }
+        let terminal = self.setup.terminal.as_ref().map(|terminal| {
+            let (columns, rows, ..) = terminal.size;
+            (cells(columns, USUAL.0), cells(rows, USUAL.1), terminal.kind.as_str())
+        });
+        Subject { what: self.start.what(), command: self.start.command(), terminal }
     }
 
     /// Checks what the channel is for; gives the filter that file requests pass.
