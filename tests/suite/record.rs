@@ -51,6 +51,8 @@ async fn sessions_are_as_they_would_be_without_the_bastion() {
         case(&["HOST", "for i in $(seq 1 1000); do echo $i; done"], "", 0, &lines),
         // The status is told before the last of the output.
         case(&["HOST", "(sleep 0.3; echo late) & echo early; exit 5"], "", 5, "early\nlate\n"),
+        // Nothing more comes, long before the status.
+        case(&["HOST", "exec <&- >&- 2>&-; sleep 0.3; exit 6"], "", 6, ""),
         // Nobody reads all of the input.
         case(&["HOST", "head -c 5 | wc -c"], noise(3_000_000), 0, "5\n"),
         case(&["HOST", "exec <&-; seq 1 1000"], noise(3_000_000), 0, &lines),
@@ -165,8 +167,9 @@ async fn a_terminal_is_passed_on_with_its_modes_and_sizes() {
     assert!(looks[0].contains("rows 24; columns 80") && looks[0].contains("xterm"));
     assert_eq!(looks[0], looks[1]);
 
-    let casts = [hop.recordings().await[0].clone()].map(|row| row.command.unwrap());
-    let cast = hop.recorded(&casts[0]).await;
+    let commands = hop.recordings().await.into_iter().filter_map(|row| row.command);
+    let command = commands.into_iter().find(|line| line.contains("until")).unwrap();
+    let cast = hop.recorded(&command).await;
     assert_eq!((cast.header.width, cast.header.height), (80, 24));
     assert_eq!(cast.header.env["TERM"], "xterm");
     assert!(cast.events.contains(&Kind::Resize { columns: 100, rows: 40 }), "{:?}", cast.events);
