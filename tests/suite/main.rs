@@ -11,5 +11,6 @@ mod forwarding;
 mod lifecycle;
 mod login;
 mod record;
+mod record_tools;
 mod shipped_files;
 mod support;

@@ -285,7 +285,7 @@ async fn accepted(listener: &TcpListener) -> TcpStream {
 }
 
 /// Connects through a SOCKS proxy (RFC 1928) to `port` on the far side's loopback.
-async fn by_socks(proxy: u16, port: u16) -> TcpStream {
+pub async fn by_socks(proxy: u16, port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", proxy)).await.unwrap();
     stream.write_all(&[5, 1, 0]).await.unwrap();
     assert_eq!(taken(&mut stream, 2).await, [5, 0]);
