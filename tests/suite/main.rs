@@ -16,6 +16,8 @@ mod guard;
 mod identity;
 mod lifecycle;
 mod login;
+mod record;
+mod record_tools;
 mod secrets;
 mod shipped_files;
 mod store;

@@ -52,7 +52,6 @@ pub async fn with_verbs<T>(
         rules: &rules,
         binding_window: Duration::ZERO,
         recordings: std::path::Path::new(""),
-        recordings: std::path::Path::new(""),
     };
     let mut sink = Vec::new();
     let mut out = Out::new(&mut sink);

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
@@ -15,11 +16,15 @@ use tokio_util::sync::CancellationToken;
 use super::stream::Counts;
 use crate::server::forward::ChannelFlow;
 
+/// How long a target may take for what a user sent before they closed the channel.
+const LAST: Duration = Duration::from_secs(30);
+
 /// What the user sends, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     Data(Bytes),
     Eof,
+    Close,
 }
 
 /// The user's data on its way to the target.
@@ -71,11 +76,25 @@ pub(super) async fn carry(
     let (mut from_user, to_user) = user.split();
     let (mut from_target, to_target) = target.split();
     let (uplink, counts) = (Uplink::new(flow), Counts::default());
-    tokio::select! {
-        () = intake(&mut from_user, &uplink) => {}
-        () = up(&uplink, &to_target, &counts) => {}
-        () = down(&mut from_target, &to_user, &counts) => {}
-        () = cancel.cancelled() => {}
+    {
+        let up = up(&uplink, &to_target, &counts);
+        tokio::pin!(up);
+        let left = tokio::select! {
+            left = intake(&mut from_user, &uplink) => left,
+            () = &mut up => false,
+            () = down(&mut from_target, &to_user, &counts) => false,
+            () = cancel.cancelled() => false,
+        };
+        // A client closes as soon as both sides said that no more comes: what it sent before that
+        // is still on its way.
+        if left && uplink.push(Piece::Close) {
+            tokio::select! {
+                () = up => {}
+                () = discard(&mut from_target) => {}
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(LAST) => {}
+            }
+        }
     }
     // Whoever is gone cannot be told.
     if to_user.close().await.is_err() || to_target.close().await.is_err() {
@@ -84,15 +103,27 @@ pub(super) async fn carry(
     counts.both()
 }
 
-async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink) {
+/// Takes in what the user sends; true if they closed the channel, false if they broke the rules or
+/// are gone.
+async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink) -> bool {
     while let Some(message) = from_user.wait().await {
         let within = match message {
             ChannelMsg::Data { data } => uplink.push(Piece::Data(data)),
             ChannelMsg::Eof => uplink.push(Piece::Eof),
-            ChannelMsg::Close => return,
+            ChannelMsg::Close => return true,
             _ => true,
         };
         if !within {
+            return false;
+        }
+    }
+    false
+}
+
+/// Takes what the target sends to nobody, so that its connection does not stand still.
+async fn discard(from_target: &mut ChannelReadHalf) {
+    while let Some(message) = from_target.wait().await {
+        if matches!(message, ChannelMsg::Close) {
             return;
         }
     }
@@ -109,6 +140,7 @@ async fn up(uplink: &Uplink, to_target: &ChannelWriteHalf<client::Msg>, counts: 
                 sent
             }
             Piece::Eof => to_target.eof().await,
+            Piece::Close => return,
         };
         if sent.is_err() {
             return;

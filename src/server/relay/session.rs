@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::Relay;
 use super::bridge::{self, Piece, Uplink};
-use super::recorder::{Recording, Subject, cells};
+use super::recorder::{Recording, Subject, USUAL, cells};
 use super::stream::Counts;
 use super::target::{Stage, TargetConnection};
 use crate::audit::{Event, Refusal};
@@ -336,12 +336,11 @@ impl Carried<'_> {
     }
 
     fn subject(&self) -> Subject<'_> {
-        let terminal = self.setup.terminal.as_ref();
-        Subject {
-            what: self.start.what(),
-            command: self.start.command(),
-            terminal: terminal.map(|t| (cells(t.size.0), cells(t.size.1), t.kind.as_str())),
-        }
+        let terminal = self.setup.terminal.as_ref().map(|terminal| {
+            let (columns, rows, ..) = terminal.size;
+            (cells(columns, USUAL.0), cells(rows, USUAL.1), terminal.kind.as_str())
+        });
+        Subject { what: self.start.what(), command: self.start.command(), terminal }
     }
 
     /// Checks what the channel is for; gives the filter that file requests pass.
@@ -515,6 +514,7 @@ impl Both<'_> {
                     Ok(()) => continue,
                     Err(_) => return std::future::pending().await, // `down` knows why.
                 },
+                Piece::Close => return End::User,
             };
             let len = data.len();
             if let Err(why) = self.recording.input(&data).await {
@@ -565,7 +565,7 @@ impl Both<'_> {
     ) -> End {
         let user = self.channel.user;
         let mut replies = Replies::new(self.channel.setup.terminal.is_some());
-        let mut outcome = None;
+        let (mut outcome, mut finished) = (None, false);
         while let Some(message) = from_target.wait().await {
             let sent = match message {
                 ChannelMsg::Data { data } => match self.data(data, to_target).await {
@@ -582,7 +582,8 @@ impl Both<'_> {
                 }
                 ChannelMsg::ExitStatus { exit_status } => {
                     outcome = Some(format!("exit status {exit_status}"));
-                    user.out.exit_status(exit_status).await
+                    let told = user.out.exit_status(exit_status).await;
+                    if finished && told.is_ok() { user.out.eof().await } else { told }
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
@@ -597,6 +598,12 @@ impl Both<'_> {
                     .xon_xoff_request(user.id, client_can_do)
                     .await
                     .map_err(|()| russh::Error::SendError),
+                // Told after the status: a client whose own input has ended closes the channel at
+                // once, and then could be told nothing more.
+                ChannelMsg::Eof if outcome.is_none() => {
+                    finished = true;
+                    Ok(())
+                }
                 ChannelMsg::Eof => user.out.eof().await,
                 ChannelMsg::Success => {
                     replies.next();

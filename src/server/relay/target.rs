@@ -5,7 +5,7 @@
 //! control character left; the socket dies with the last handle on the connection.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, ChannelOpenHandle, KeyboardInteractiveAuthResponse, Msg};
@@ -156,7 +156,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
     let refused = Arc::new(Mutex::new(None));
     let config = config(&trusted, relay.conn.settings.flow.window);
     let handler = Handler {
-        relay: Arc::clone(relay),
+        relay: Arc::downgrade(relay),
         host_keys: HostKeys::parse(&trusted),
         refused: Arc::clone(&refused),
     };
@@ -589,7 +589,8 @@ fn fingerprint(shown: &PublicKeyOrCertificate) -> String {
 
 /// What a target may cause.
 pub(super) struct Handler {
-    relay: Arc<Relay>,
+    /// Not held: the relay holds this connection, and both would stay for ever.
+    relay: Weak<Relay>,
     host_keys: HostKeys,
     /// Why its host key was refused.
     refused: Arc<Mutex<Option<String>>>,
@@ -597,16 +598,16 @@ pub(super) struct Handler {
 
 impl Handler {
     /// Trusts the first key that is seen, if the administrator chose that.
-    async fn first_use(&self, shown: &PublicKeyOrCertificate) -> bool {
+    async fn first_use(&self, relay: &Relay, shown: &PublicKeyOrCertificate) -> bool {
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return false };
-        if !self.relay.conn.settings.record.trust_first_use || !self.host_keys.is_empty() {
+        if !relay.conn.settings.record.trust_first_use || !self.host_keys.is_empty() {
             return false;
         }
-        pin(&self.relay.conn.bastion.store, &self.relay, key).await
+        pin(&relay.conn.bastion.store, relay, key).await
     }
 
-    async fn refuse(&self, shown: &PublicKeyOrCertificate) {
-        let name = &self.relay.target().name;
+    async fn refuse(&self, relay: &Relay, shown: &PublicKeyOrCertificate) {
+        let name = &relay.target().name;
         let message = if self.host_keys.is_empty() {
             format!(
                 "the host key of {name} is not known yet: ask your administrator to run 'sallyport target pin {name}'"
@@ -622,7 +623,7 @@ impl Handler {
             offered: fingerprint(shown),
             trusted: trusted.map(|key| key.fingerprint(HashAlg::Sha256).to_string()).collect(),
         };
-        let conn = &self.relay.conn;
+        let conn = &relay.conn;
         if let Err(error) =
             conn.bastion.store.record(conn.bastion.clock.now(), &conn.context(), event).await
         {
@@ -633,7 +634,10 @@ impl Handler {
 
     /// Opens the channel to the user that a target asked for, and joins the two.
     fn join(&self, target: Channel<Msg>, reply: ChannelOpenHandle, wanted: Wanted) {
-        let relay = Arc::clone(&self.relay);
+        let Some(relay) = self.relay.upgrade() else { return };
+        if !relay.permit.allows(wanted.right()) {
+            return;
+        }
         let tasks = relay.conn.tasks.clone();
         tasks.spawn(async move {
             let Some(user) = relay.user.get() else { return };
@@ -657,6 +661,14 @@ enum Wanted {
 }
 
 impl Wanted {
+    fn right(&self) -> Capability {
+        match self {
+            Self::Agent => Capability::Agent,
+            Self::X11(..) => Capability::X11,
+            Self::Forwarded { .. } => Capability::RemoteForward,
+        }
+    }
+
     async fn open(
         self,
         user: &russh::server::Handle,
@@ -695,11 +707,13 @@ impl client::Handler for Handler {
         &mut self,
         shown: &PublicKeyOrCertificate,
     ) -> Result<bool, russh::Error> {
-        let now = self.relay.conn.bastion.clock.now();
-        if self.host_keys.trusts(shown, self.relay.target(), now) || self.first_use(shown).await {
+        let Some(relay) = self.relay.upgrade() else { return Ok(false) };
+        let now = relay.conn.bastion.clock.now();
+        let trusted = self.host_keys.trusts(shown, relay.target(), now);
+        if trusted || self.first_use(&relay, shown).await {
             return Ok(true);
         }
-        self.refuse(shown).await;
+        self.refuse(&relay, shown).await;
         Ok(false)
     }
 
@@ -709,9 +723,7 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::Agent) {
-            self.join(channel, reply, Wanted::Agent);
-        }
+        self.join(channel, reply, Wanted::Agent);
         Ok(())
     }
 
@@ -723,9 +735,7 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::X11) {
-            self.join(channel, reply, Wanted::X11(originator.to_owned(), port));
-        }
+        self.join(channel, reply, Wanted::X11(originator.to_owned(), port));
         Ok(())
     }
 
@@ -739,11 +749,8 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::RemoteForward) {
-            let (address, originator) = (address.to_owned(), originator.to_owned());
-            let wanted = Wanted::Forwarded { address, port, originator, originator_port };
-            self.join(channel, reply, wanted);
-        }
+        let (address, originator) = (address.to_owned(), originator.to_owned());
+        self.join(channel, reply, Wanted::Forwarded { address, port, originator, originator_port });
         Ok(())
     }
 

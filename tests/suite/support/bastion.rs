@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sallyport::audit::Context;
 use sallyport::audit::Record;
 use sallyport::clock::{Clock, TestClock};
 use sallyport::config::Config;
-use sallyport::domain::{Grant, Id, Role, UnixTime};
+use sallyport::domain::{AccountAuth, Grant, Id, Mode, Role, Target, UnixTime};
 use sallyport::keys;
 use sallyport::server::{self, Bastion};
 use sallyport::store::{EventFilter, Store};
@@ -16,9 +17,10 @@ use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::eventually;
 pub use super::people::{PASSWORD, Person, Registry, code_at, code_of, secret_of};
 use super::postgres::{self, Postgres};
+use super::sshd::Sshd;
+use super::{eventually, present_user};
 
 /// Which engine the store is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +49,8 @@ pub fn test_config(dir: &Path, url: &str, extra: &str) -> Config {
          public_host = \"bastion\"\npenalty_exempt = [\"127.0.0.0/8\"]\ndrain = \"1s\"\n\
          [store]\nurl = \"{url}\"\npassword_file = \"{password}\"\n\
          [login]\nargon2_memory = \"8 KiB\"\nargon2_passes = 1\nbackoff_first = \"1ms\"\n\
-         backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n{extra}",
+         backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n\
+         [record]\nmin_free = \"1 MiB\"\n{extra}",
         data = dir.join("data").display(),
         password = password.display(),
     );
@@ -160,7 +163,50 @@ impl TestBastion {
     }
 
     pub async fn target(&self, name: &str, address: &str) {
-        self.registry().target(name, address).await;
+        self.target_in(Mode::Tunnel, name, address).await;
+    }
+
+    /// Registers an sshd as a target in record mode, with its host key pinned and the key of the
+    /// present user's account stored.
+    pub async fn record_target(&self, name: &str, sshd: &Sshd) {
+        self.target_in(Mode::Record, name, &format!("127.0.0.1:{}", sshd.port)).await;
+        self.pin(name, &sshd.host_key(), false).await;
+        let key = std::fs::read(sshd.identity()).unwrap();
+        self.account(name, &present_user(), AccountAuth::Key, Some(&key)).await;
+    }
+
+    /// Trusts a host key, or the key of an authority that signs them.
+    pub async fn pin(&self, target: &str, line: &str, authority: bool) {
+        let (line, fingerprint) = keys::host_key_line(line).unwrap();
+        let key = (line.as_str(), fingerprint.as_str());
+        let (target, context) = (target.parse().unwrap(), Context::default());
+        let pinned = self.store().pin_key(&target, key, authority, &context, self.now()).await;
+        assert!(pinned.unwrap());
+    }
+
+    /// Says how to sign in as an account of a target.
+    pub async fn account(
+        &self,
+        target: &str,
+        name: &str,
+        auth: AccountAuth,
+        secret: Option<&[u8]>,
+    ) {
+        let (target, name) = (target.parse().unwrap(), name.parse().unwrap());
+        let (way, context) = ((auth, secret), Context::default());
+        self.store().set_account(&target, &name, way, &context, self.now()).await.unwrap();
+    }
+
+    pub async fn target_in(&self, mode: Mode, name: &str, address: &str) {
+        let target = Target {
+            id: Id::random().unwrap(),
+            name: name.parse().unwrap(),
+            address: address.parse().unwrap(),
+            mode,
+            labels: Vec::new(),
+            created_at: self.now(),
+        };
+        self.store().add_target(&target, &Context::default(), self.now()).await.unwrap();
     }
 
     pub async fn add_grant(&self, user: &str, target: &str, change: impl FnOnce(&mut Grant)) -> Id {

@@ -13,6 +13,7 @@
 )]
 
 pub mod bastion;
+pub mod hop;
 pub mod people;
 pub mod postgres;
 pub mod raw;
@@ -70,6 +71,11 @@ pub fn command(program: impl AsRef<Path>) -> Command {
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command
+}
+
+/// Who runs the tests: the one account that an sshd of theirs lets in.
+pub fn present_user() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "root".into())
 }
 
 /// A free port on loopback.

@@ -9,7 +9,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::bastion::TestBastion;
 use super::sshd::Sshd;
-use super::{PATIENCE, command, tool};
+use super::{PATIENCE, command, present_user, tool};
 
 /// One person's client: a folder with a configuration, answers and what was asked.
 pub struct Client {
@@ -58,8 +58,7 @@ impl Client {
 
     /// Knows how to sign in on a target.
     pub fn knows(self, target: &str, sshd: &Sshd) -> Self {
-        let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
-        let identity = sshd.identity();
+        let (user, identity) = (present_user(), sshd.identity());
         self.host(target, &format!("User {user}\nIdentityFile {}", identity.display()))
     }
 

@@ -16,6 +16,11 @@ pub struct Sshd {
 
 impl Sshd {
     pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts one with `extra` lines before the others of its configuration.
+    pub async fn start_with(extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "id"] {
@@ -28,9 +33,9 @@ impl Sshd {
         std::fs::create_dir_all("/run/sshd").ok();
         let port = free_port();
         let conf = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
+            "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n\
-             MaxSessions 100\nSubsystem sftp internal-sftp\n",
+             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n",
             host = at("host").display(),
             keys = at("authorized_keys").display(),
         );
@@ -47,6 +52,20 @@ impl Sshd {
             .unwrap();
         listening(port).await;
         Self { dir, port, _child: child }
+    }
+
+    /// The public half of its host key.
+    pub fn host_key(&self) -> String {
+        std::fs::read_to_string(self.path("host.pub")).unwrap()
+    }
+
+    /// What it wrote down so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The key that lets the present user in.
