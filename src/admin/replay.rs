@@ -29,6 +29,8 @@ use crate::store::RecordingRow;
 
 /// How often a live recording is looked at.
 const POLL: Duration = Duration::from_millis(200);
+/// How much is read of a live recording at once.
+const WATCHED: usize = 64 * 1024;
 /// Pieces that wait between the thread that reads and the one that sends.
 const PIECES: usize = 8;
 
@@ -88,26 +90,31 @@ pub async fn watch(
     }
     let path = file(verbs, &row)?;
     note(verbs, &row, "watch").await?;
-    let mut tail = Tail::open(&path).with_context(|| broken(&row))?;
     let mut sanitizer = Sanitizer::new();
-    let mut shown = Vec::new();
-    sanitizer.push(present(&mut tail)?.as_bytes(), &mut shown);
+    let opening = tokio::task::spawn_blocking(move || {
+        let mut tail = Tail::open(&path)?;
+        let screen = tail.present()?;
+        anyhow::Ok((tail, screen))
+    });
+    let (mut tail, screen) = opening.await?.with_context(|| broken(&row))?;
     let watching = async {
+        let mut text = format!("\x1b[H\x1b[2J{screen}");
         loop {
+            let mut shown = Vec::new();
+            sanitizer.push(text.as_bytes(), &mut shown);
             out.sink().write_all(&shown).await?;
             out.sink().flush().await?;
-            shown.clear();
             // Asked before the file, so that nothing written before the end is missed.
             let over = has_ended(verbs, &row).await?;
-            while let Some(event) = tail.next_event()? {
-                if let asciicast::Kind::Output(text) = event.kind {
-                    sanitizer.push(text.as_bytes(), &mut shown);
-                }
-            }
-            if over && shown.is_empty() {
+            let reading = tokio::task::spawn_blocking(move || {
+                let output = tail.output(WATCHED)?;
+                anyhow::Ok((tail, output))
+            });
+            (tail, text) = reading.await??;
+            if text.is_empty() && over {
                 return anyhow::Ok(());
             }
-            if shown.is_empty() {
+            if text.is_empty() {
                 tokio::time::sleep(POLL).await;
             }
         }
@@ -129,23 +136,6 @@ pub async fn watch(
     out.write_all(BELOW)?;
     writeln!(out, "\r\nrecording {}: {}\r", row.id, end?)?;
     Ok(out.send().await?)
-}
-
-/// What is on the screen of a live recording now, as the text that would paint it.
-fn present(tail: &mut Tail) -> anyhow::Result<String> {
-    let header = tail.header();
-    let (columns, rows) = (header.width.max(1).into(), header.height.max(1).into());
-    let mut screen = avt::Terminal::new(columns, rows)?;
-    while let Some(event) = tail.next_event()? {
-        match event.kind {
-            asciicast::Kind::Output(text) => screen.feed([text.as_str()]),
-            asciicast::Kind::Resize { columns, rows } => {
-                screen.resize(columns.max(1).into(), rows.max(1).into());
-            }
-            asciicast::Kind::Input(_) | asciicast::Kind::Marker(_) => {}
-        }
-    }
-    Ok(format!("\x1b[H\x1b[2J{}", screen.dump()))
 }
 
 async fn has_ended(verbs: &Verbs<'_>, row: &RecordingRow) -> anyhow::Result<bool> {

@@ -59,6 +59,8 @@ words! {
         WrongRecoveryCode = "wrong-recovery-code",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
+        /// The client left, or tried another password, before the second factor.
+        GivenUp = "given-up",
         /// Another login bound an authenticator first.
         AlreadyBound = "already-bound",
         /// A second user name on one connection (RFC 4252 section 5).

@@ -18,7 +18,7 @@ pub use target::{
     TargetName,
 };
 pub(crate) use text::is_unsafe;
-pub use text::{printable, printable_json};
+pub use text::{noted, printable, printable_json};
 pub use time::{TimeStep, UnixTime};
 
 use std::fmt;

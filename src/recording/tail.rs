@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
 
-use super::asciicast::{Event, Header, MAX_LINE, parse_event};
+use super::asciicast::{self, Event, Header, Kind, MAX_LINE, parse_event};
+use super::screen::Screen;
 
 /// A recording that goes on.
 pub struct Tail {
@@ -34,6 +35,39 @@ impl Tail {
     /// What the first line says.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Reads what is there, and gives what paints the screen as it is now. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn present(&mut self) -> io::Result<String> {
+        let damaged = |error: asciicast::Error| io::Error::other(error.to_string());
+        let mut screen = Screen::new(&self.header).map_err(damaged)?;
+        while let Some(event) = self.next_event()? {
+            match event.kind {
+                Kind::Output(text) => screen.feed(&text),
+                Kind::Resize { columns, rows } => screen.resize(columns, rows),
+                Kind::Input(_) | Kind::Marker(_) => {}
+            }
+        }
+        Ok(screen.frame())
+    }
+
+    /// The output that is there, until it is `most` bytes or a little more. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn output(&mut self, most: usize) -> io::Result<String> {
+        let mut output = String::new();
+        while output.len() < most
+            && let Some(event) = self.next_event()?
+        {
+            if let Kind::Output(text) = event.kind {
+                output.push_str(&text);
+            }
+        }
+        Ok(output)
     }
 
     /// The next event, if it is there already.
@@ -66,7 +100,6 @@ mod tests {
     use std::io::Write as _;
     use std::time::Duration;
 
-    use super::super::asciicast::Kind;
     use super::*;
 
     #[test]

@@ -22,7 +22,7 @@ use super::ssh::method_set;
 use super::{direct, shell};
 use crate::audit::{EndReason, Event, Refusal};
 use crate::auth::machine::{Methods, Reply, Request};
-use crate::domain::{Capability, printable};
+use crate::domain::{Capability, noted};
 
 /// Why SSH on a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -169,8 +169,8 @@ impl Handler {
 
     /// Writes a refused request down.
     fn refuse(&self, request: impl Into<String>) {
-        let (request, reason) = (request.into(), Refusal::NotOffered);
-        self.conn.record(Event::RequestRefused { request, reason });
+        let (request, reason) = (noted(&request.into()), Refusal::NotOffered);
+        self.conn.record_refusal(Event::RequestRefused { request, reason });
     }
 
     /// Refuses to open a channel of a kind that is not offered.
@@ -298,7 +298,15 @@ impl russh::server::Handler for Handler {
             return Ok(());
         }
         let (conn, host) = (Arc::clone(&self.conn), host.to_owned());
-        self.conn.tasks.spawn(direct::serve(conn, channel, host, port, reply));
+        let Some(slot) = conn.channel_slot() else {
+            let (destination, reason) =
+                (noted(&format!("{host}:{port}")), Refusal::TooManyChannels);
+            conn.record_refusal(Event::ForwardRefused { destination, reason });
+            let why = "too many channels on this connection: close some first";
+            reply.reject(prohibited(why)).await;
+            return Ok(());
+        };
+        self.conn.tasks.spawn(direct::serve(conn, channel, (host, port), slot, reply));
         Ok(())
     }
 
@@ -429,7 +437,7 @@ impl russh::server::Handler for Handler {
         if self.entrance.is_some() {
             return Ok(session.channel_success(channel)?);
         }
-        self.refuse(format!("subsystem {}", printable(name)));
+        self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
     }
 
@@ -485,7 +493,7 @@ impl russh::server::Handler for Handler {
         port: &mut u32,
         _session: &mut Session,
     ) -> Result<bool, Ended> {
-        let what = format!("tcpip-forward {}:{port}", printable(address));
+        let what = format!("tcpip-forward {address}:{port}");
         if !self.allowed(Capability::RemoteForward, &what) {
             return Ok(false);
         }

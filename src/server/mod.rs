@@ -208,7 +208,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     // Counted before its header is waited for: a proxy cannot hold more than everybody else.
     let mut admission = match bastion.guard.enter() {
         Ok(admission) => admission,
-        Err(denied) => return turn_away(&bastion, Source(peer), denied).await,
+        Err(denied) => {
+            drop(stream); // Before anything waits: it is counted nowhere.
+            return turn_away(&bastion, Source(peer), denied).await;
+        }
     };
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
@@ -218,7 +221,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     };
     match admission.identify(&source, std::time::Instant::now()) {
         Ok(()) => connection::serve(bastion, settings, stream, source, admission).await,
-        Err(denied) => turn_away(&bastion, source, denied).await,
+        Err(denied) => {
+            drop((stream, admission));
+            turn_away(&bastion, source, denied).await;
+        }
     }
 }
 

@@ -26,7 +26,7 @@ const TYPED: usize = 16;
 pub(super) async fn open(conn: &Arc<Connection>, channel: Channel<Msg>, reply: ChannelOpenHandle) {
     let Some(slot) = conn.channel_slot() else {
         let reason = Refusal::TooManyChannels;
-        conn.record(Event::RequestRefused { request: "session".into(), reason });
+        conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
     reply.accept().await;

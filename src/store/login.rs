@@ -51,6 +51,11 @@ impl Throttled {
         let account = printable(&typed.chars().take(64).collect::<String>());
         Self { account, source: source.network().to_string() }
     }
+
+    /// The user name as it was typed, printable.
+    pub fn name(&self) -> &str {
+        &self.account
+    }
 }
 
 /// A new authenticator to be bound.

@@ -59,6 +59,8 @@ pub struct SessionFilter {
 pub struct Live {
     /// Sessions that somebody asked to end.
     pub killed: Vec<Id>,
+    /// Sessions that have not ended.
+    pub open: Vec<Id>,
     /// For every account with a live session here: its epoch, or `None` if it is disabled or gone.
     pub epochs: Vec<(Id, Option<i64>)>,
 }
@@ -102,9 +104,11 @@ impl Store {
         tx.commit().await?;
         let mut live = Live::default();
         for (session, user, kill, epoch, disabled) in rows {
+            let session: Id = parse("sessions", &session)?;
             if kill.is_some() {
-                live.killed.push(parse("sessions", &session)?);
+                live.killed.push(session.clone());
             }
+            live.open.push(session);
             let epoch = if disabled.is_some() { None } else { epoch };
             live.epochs.push((parse("sessions", &user)?, epoch));
         }

@@ -367,6 +367,13 @@ impl Store {
                 "{name} has no key with that fingerprint: see 'sallyport user key list {name}'"
             )));
         }
+        // Whoever signed in with it, or is about to, has to sign in again.
+        on!(tx.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .set(users::epoch.eq(users::epoch + 1))
+                .execute(conn)
+                .await
+        })?;
         let event = Event::KeyRemoved { name: name.clone(), key: fingerprint.to_owned() };
         tx.changed(now, context, event).await
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
+mod abuse;
 mod architecture;
 mod cli;
 mod console;

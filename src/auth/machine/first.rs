@@ -48,6 +48,10 @@ impl Machine {
         if let Some(end) = self.count_answer() {
             return end;
         }
+        // A second guess without a code for the first: that one failed, right or wrong.
+        if matches!(self.first, First::Password { .. }) {
+            return self.fail(Refusal::GivenUp, None);
+        }
         self.stage = Stage::CheckingPassword { interactive };
         self.old_password = Some(password.clone());
         Effect::CheckPassword(password, self.account().map(|account| account.password.clone()))

@@ -91,6 +91,15 @@ impl Authenticated {
     }
 }
 
+/// A sign-in that its client left in the middle.
+#[derive(Debug, Clone)]
+pub struct GivenUp {
+    /// The account, if it is one of ours.
+    pub account: Option<Id>,
+    /// What happened until then.
+    pub notes: Vec<Event>,
+}
+
 /// How far the first factor got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
@@ -175,6 +184,20 @@ impl Machine {
     /// What happened and was not yet handed out with an effect.
     pub fn take_notes(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// The failure that is left if the client goes now: of a password that was given, right or wrong,
+    /// and no second factor after it. Otherwise guessing would cost nothing up to the code.
+    pub fn given_up(&self) -> Option<GivenUp> {
+        let waits = !matches!(
+            self.stage,
+            Stage::Over | Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_)
+        );
+        let password = matches!(self.first, First::Password { .. });
+        (waits && password).then(|| GivenUp {
+            account: self.account().map(|account| account.id.clone()),
+            notes: self.notes.clone(),
+        })
     }
 
     /// Takes one input in, at `now`.

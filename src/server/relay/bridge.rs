@@ -4,7 +4,7 @@
 //! read only as fast as the user takes it, which holds up that target connection and no other.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,19 +32,31 @@ pub(super) struct Uplink {
     pieces: Mutex<VecDeque<Piece>>,
     ready: Notify,
     flow: Arc<ChannelFlow>,
+    finished: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl Uplink {
     pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
-        Self { pieces: Mutex::default(), ready: Notify::new(), flow }
+        let (finished, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { pieces: Mutex::default(), ready: Notify::new(), flow, finished, closed }
     }
 
     /// Puts a piece at the end; false if the client sent more than it was allowed to.
+    ///
+    /// What takes no window (an empty piece, an end after the end) is not kept: there would be no
+    /// bound on how many of them wait.
     pub(super) fn push(&self, piece: Piece) -> bool {
-        if let Piece::Data(data) = &piece {
-            self.flow.take(data.len());
+        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        match &piece {
+            Piece::Data(data) if data.is_empty() => return true,
+            Piece::Data(data) => self.flow.take(data.len()),
+            Piece::Eof if self.finished.swap(true, Relaxed) => return true,
+            Piece::Close if self.closed.swap(true, Relaxed) => return true,
+            Piece::Eof | Piece::Close => {}
         }
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).push_back(piece);
+        pieces.push_back(piece);
+        drop(pieces);
         self.ready.notify_one();
         !self.flow.overrun()
     }

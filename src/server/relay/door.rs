@@ -30,6 +30,9 @@ use crate::server::handler::{Ended, prohibited};
 use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
 
+/// How long the inner SSH may take to end once it was cut off.
+const LAST: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Serves the inner SSH on `channel` to its end; gives the bytes that it carried up and down, and
 /// why it ended.
 pub(in crate::server) async fn serve(
@@ -56,8 +59,14 @@ pub(in crate::server) async fn serve(
         flow: Arc::new(ConnectionFlow::new(Arc::clone(&conn.bastion.budget), conn.settings.flow)),
     };
     let door = Arc::new(door);
-    let why = tokio::select! {
-        why = run(&door, destination, stream) => why,
+    let inner = run(&door, destination, stream);
+    tokio::pin!(inner);
+    let cut = tokio::select! {
+        why = &mut inner => {
+            cancel.cancel();
+            control.kill();
+            return (counts.both(), why);
+        }
         within = drain.run() => match within {
             true => "the client closed it".to_owned(),
             false => "the client ignored its window".to_owned(),
@@ -66,7 +75,11 @@ pub(in crate::server) async fn serve(
     };
     cancel.cancel();
     control.kill();
-    (counts.both(), why)
+    // The inner SSH runs on a task of russh's: over before the channel's place is given back.
+    if tokio::time::timeout(LAST, inner).await.is_err() {
+        tracing::error!(session = %conn.id, "an inner connection outlives its channel");
+    }
+    (counts.both(), cut)
 }
 
 /// What the inner connection's callbacks share.
@@ -245,6 +258,14 @@ impl Handler {
         questions_only()
     }
 
+    /// Does `work` for a callback, unless the channel ends meanwhile: a dial must not go on alone.
+    async fn unless_cut(cancel: CancellationToken, work: impl Future<Output = Auth>) -> Auth {
+        tokio::select! {
+            auth = work => auth,
+            () = cancel.cancelled() => nothing_left(),
+        }
+    }
+
     /// A round of keyboard-interactive (RFC 4256): the target's questions, or why not.
     async fn interact(&mut self, account: &str, answers: Option<Vec<Zeroizing<String>>>) -> Auth {
         if matches!(self.state, State::New) {
@@ -310,15 +331,20 @@ impl russh::server::Handler for Handler {
     }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, Ended> {
-        Ok(self.enter(user).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.enter(user)).await)
     }
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Ended> {
-        match self.enter(user).await {
-            Auth::Accept => Ok(Auth::Accept),
-            // A client that does not wait to be asked: its password is for the target.
-            _ => Ok(self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await),
-        }
+        let cancel = self.door.cancel.clone();
+        let work = async {
+            match self.enter(user).await {
+                Auth::Accept => Auth::Accept,
+                // A client that does not wait to be asked: its password is for the target.
+                _ => self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await,
+            }
+        };
+        Ok(Self::unless_cut(cancel, work).await)
     }
 
     async fn auth_publickey_offered(
@@ -338,7 +364,8 @@ impl russh::server::Handler for Handler {
         user: &str,
         _key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Ended> {
-        Ok(self.enter(user).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.enter(user)).await)
     }
 
     async fn auth_keyboard_interactive<'a>(
@@ -350,7 +377,8 @@ impl russh::server::Handler for Handler {
         let text =
             |bytes: bytes::Bytes| Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
         let answers = response.map(|answers| answers.take(8).map(text).collect());
-        Ok(self.interact(user, answers).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.interact(user, answers)).await)
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Ended> {

@@ -35,7 +35,7 @@ use super::direct::{NotOpened, refused};
 use super::forward::ConnectionFlow;
 use crate::audit::{Event, Refusal};
 use crate::domain::{
-    AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime,
+    AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime, noted,
 };
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
@@ -98,9 +98,9 @@ impl Relay {
         cancel: CancellationToken,
     ) -> Result<Arc<Self>, NotOpened> {
         let refuse = |refused: Refused| {
-            conn.record(Event::AccountRefused {
+            conn.record_refusal(Event::AccountRefused {
                 target: target.name.clone(),
-                account: crate::domain::printable(account),
+                account: noted(account),
                 reason: refused.reason,
             });
             NotOpened::Refused(refused)
@@ -153,10 +153,10 @@ impl Relay {
     }
 
     fn refuse_use(&self, what: &str) {
-        self.conn.record(Event::UseRefused {
+        self.conn.record_refusal(Event::UseRefused {
             target: self.target().name.clone(),
             account: self.account().clone(),
-            what: crate::domain::printable(what),
+            what: noted(what),
             reason: Refusal::NotGranted,
         });
     }
@@ -201,10 +201,30 @@ impl Relay {
         }
     }
 
+    /// Writes down that a connection beside the sessions is opened; false if that failed, and it must
+    /// not be.
+    pub(super) async fn opened_onward(&self, to: &str) -> bool {
+        let (target, account) = (self.target().name.clone(), self.account().clone());
+        let event = Event::OnwardOpened { target, account, to: to.to_owned() };
+        let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
+        let written = store.record(now, &self.conn.context(), event).await;
+        if let Err(error) = &written {
+            tracing::error!(%error, "failed to write an audit event of a connection");
+        }
+        written.is_ok()
+    }
+
+    /// Writes down that such a connection closed.
+    pub(super) fn closed_onward(&self, to: String, (up, down): (u64, u64)) {
+        let (target, account) = (self.target().name.clone(), self.account().clone());
+        self.conn.record(Event::OnwardClosed { target, account, to, up, down });
+    }
+
     /// Waits until the permit no longer holds, or holds for less; gives why.
     pub(super) async fn watch(&self) -> String {
         let mut revisions = self.conn.bastion.revisions();
         let mut until = self.permit.until();
+        let mut ends = until;
         loop {
             let now = self.conn.bastion.clock.now();
             let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
@@ -219,9 +239,17 @@ impl Relay {
                 Ok(permit) if permit.target().address != self.target().address => {
                     return format!("{} was moved", self.target().name);
                 }
-                Ok(permit) if permit.covers(&self.permit) => until = permit.until(),
+                Ok(permit) if permit.covers(&self.permit) => {
+                    (until, ends) = (permit.until(), permit.until());
+                }
                 Ok(_) => return format!("less is granted to you on {} now", self.target().name),
                 Err(NotOpened::Refused(refused)) => return refused.message,
+                // Its own time is over, whatever the store would say.
+                Err(NotOpened::Failed(_))
+                    if ends.is_some_and(|ends| ends <= self.conn.bastion.clock.now()) =>
+                {
+                    return "the time that was granted is over".to_owned();
+                }
                 // The store cannot be read now: asked again soon.
                 Err(NotOpened::Failed(_)) => {
                     until = Some(UnixTime(self.conn.bastion.clock.now().0 + 1000));

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 
 use super::Relay;
 use crate::audit::{Event, Refusal};
-use crate::domain::{AccountName, Destination, Mode, printable};
+use crate::domain::{AccountName, Destination, Mode, noted};
 use crate::policy::{self, Subject};
 use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
@@ -72,12 +72,12 @@ impl Entrance {
     async fn try_find(&self, conn: &Arc<Connection>) -> Result<Arc<Relay>, NotOpened> {
         let name = &self.selector.target;
         let refuse = |reason, message: String| {
-            let destination = printable(name);
-            conn.record(Event::ForwardRefused { destination, reason });
+            let destination = noted(name);
+            conn.record_refusal(Event::ForwardRefused { destination, reason });
             NotOpened::Refused(policy::Refused { reason, message })
         };
         let not_granted =
-            || refuse(Refusal::NotGranted, format!("{} is not granted to you", printable(name)));
+            || refuse(Refusal::NotGranted, format!("{} is not granted to you", noted(name)));
         let destination = Destination::parse(name, 22).map_err(|_| not_granted())?;
         let who = conn.who().ok_or_else(not_granted)?;
         let permit = match super::super::direct::decide(conn, who, &destination).await {

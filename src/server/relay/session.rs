@@ -24,7 +24,7 @@ use super::recorder::{Recording, Subject, USUAL, cells};
 use super::stream::Counts;
 use super::target::{Stage, TargetConnection};
 use crate::audit::{Event, Refusal};
-use crate::domain::{Capability, printable};
+use crate::domain::{Capability, noted, printable};
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
 
@@ -50,7 +50,7 @@ pub(in crate::server) async fn serve(
 ) {
     let Some(slot) = relay.conn.channel_slot() else {
         let reason = Refusal::TooManyChannels;
-        relay.conn.record(Event::RequestRefused { request: "session".into(), reason });
+        relay.conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
     reply.accept().await;
@@ -587,7 +587,8 @@ impl Both<'_> {
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
-                    let (id, handle) = (user.id, &user.handle);
+                    let (id, handle, error_message) =
+                        (user.id, &user.handle, noted(&error_message));
                     handle
                         .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
                         .await
@@ -749,8 +750,8 @@ pub(in crate::server) enum Onward {
 impl std::fmt::Display for Onward {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", printable(host)),
-            Self::Socket(path) => write!(f, "direct-streamlocal {}", printable(path)),
+            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", noted(host)),
+            Self::Socket(path) => write!(f, "direct-streamlocal {}", noted(path)),
         }
     }
 }
@@ -790,7 +791,7 @@ pub(in crate::server) async fn serve_onward(
 ) {
     let Some(_slot) = relay.conn.channel_slot() else {
         let (request, reason) = (onward.to_string(), Refusal::TooManyChannels);
-        relay.conn.record(Event::RequestRefused { request, reason });
+        relay.conn.record_refusal(Event::RequestRefused { request, reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
     let onward = match onward.check(&relay).await {
@@ -807,11 +808,7 @@ pub(in crate::server) async fn serve_onward(
         Err(message) => return reply.reject(failed(message)).await,
     };
     let to = onward.to_string();
-    let (target, account) = (relay.target().name.clone(), relay.account().clone());
-    let opening = Event::OnwardOpened { target, account, to: to.clone() };
-    let (store, now) = (&relay.conn.bastion.store, relay.conn.bastion.clock.now());
-    if let Err(error) = store.record(now, &relay.conn.context(), opening).await {
-        tracing::error!(%error, "failed to write an audit event of a connection from a target on");
+    if !relay.opened_onward(&to).await {
         return reply.reject(failed("the bastion cannot write its audit log".to_owned())).await;
     }
     let opened = tokio::select! {
@@ -824,12 +821,21 @@ pub(in crate::server) async fn serve_onward(
             let flow = relay.flow.open(channel.id());
             let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
             relay.count((up, down));
-            let (target, account) = (relay.target().name.clone(), relay.account().clone());
-            relay.conn.record(Event::OnwardClosed { target, account, to, up, down });
+            relay.closed_onward(to, (up, down));
         }
-        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(why).await,
+        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(shown(why)).await,
         Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
         Err(_) => reply.reject(failed(format!("no answer within {} s", STEP.as_secs()))).await,
+    }
+}
+
+/// A target's refusal, with nothing in it that a terminal would act on.
+fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
+    match why {
+        ChannelOpenFailure::Other { code, reason } => {
+            ChannelOpenFailure::Other { code, reason: noted(&reason) }
+        }
+        other => other,
     }
 }
 
@@ -845,6 +851,9 @@ pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u
             Ok(Stage::Asking(_)) | Err(_) => return None,
         },
     };
+    if !relay.opened_onward(&noted(&format!("tcpip-forward {address}:{port}"))).await {
+        return None;
+    }
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
     bound.ok()?.ok()
 }

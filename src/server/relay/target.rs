@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::Relay;
 use crate::audit::Event;
-use crate::domain::{AccountAuth, Capability, Target, UnixTime, printable};
+use crate::domain::{AccountAuth, Capability, Target, UnixTime, noted, printable};
 use crate::keys;
 use crate::server::forward::dial;
 use crate::server::ssh;
@@ -640,15 +640,25 @@ impl Handler {
         }
         let tasks = relay.conn.tasks.clone();
         tasks.spawn(async move {
-            let Some(user) = relay.user.get() else { return };
-            match timeout(STEP, wanted.open(user)).await {
+            let (Some(user), Some(_slot)) = (relay.user.get(), relay.conn.channel_slot()) else {
+                return;
+            };
+            let to = wanted.to_string();
+            if !relay.opened_onward(&to).await {
+                return;
+            }
+            let bytes = match timeout(STEP, wanted.open(user)).await {
                 Ok(Ok(channel)) => {
                     reply.accept().await;
                     let flow = relay.flow.open(channel.id());
-                    super::bridge::carry(channel, target, flow, &relay.cancel).await;
+                    super::bridge::carry(channel, target, flow, &relay.cancel).await
                 }
-                _ => reply.reject(russh::ChannelOpenFailure::ConnectFailed).await,
-            }
+                _ => {
+                    reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+                    (0, 0)
+                }
+            };
+            relay.closed_onward(to, bytes);
         });
     }
 }
@@ -658,6 +668,19 @@ enum Wanted {
     Agent,
     X11(String, u32),
     Forwarded { address: String, port: u32, originator: String, originator_port: u32 },
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent => f.write_str("the user's agent"),
+            Self::X11(..) => f.write_str("the user's X11 display"),
+            Self::Forwarded { address, port, originator, originator_port } => {
+                let (address, originator) = (noted(address), noted(originator));
+                write!(f, "forwarded-tcpip {address}:{port} for {originator}:{originator_port}")
+            }
+        }
+    }
 }
 
 impl Wanted {
@@ -689,10 +712,11 @@ async fn pin(store: &Store, relay: &Relay, key: &PublicKey) -> bool {
     let conn = &relay.conn;
     let now = conn.bastion.clock.now();
     let pinned = store
-        .pin_key(&relay.target().name, (&line, &fingerprint), false, &conn.context(), now)
+        .pin_first_key(&relay.target().name, (&line, &fingerprint), &conn.context(), now)
         .await;
     match pinned {
-        Ok(_) => true,
+        // Somebody else's first sight came first: this connection trusts what was pinned then.
+        Ok(pinned) => pinned,
         Err(error) => {
             tracing::error!(%error, "failed to pin a host key");
             false
