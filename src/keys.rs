@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,7 +74,8 @@ pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), Error> {
     replace_file(path, content, false)
 }
 
-/// Puts `content` in the place of the secret file at `path`, whole or not at all.
+/// Puts `content` in the place of the secret file at `path`, whole or not at all; it stays its
+/// owner's.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -89,6 +90,13 @@ fn replace_file(path: &Path, content: &[u8], overwrite: bool) -> Result<(), Erro
     let new = PathBuf::from(name);
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        // A root that replaces the service's key must leave it to the service.
+        if let (true, Ok(old)) = (overwrite, fs::metadata(path)) {
+            let new = file.metadata()?;
+            if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
+                std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;
+            }
+        }
         file.write_all(content)?;
         file.sync_all()?;
         // A hard link fails where the name exists: nobody's key is ever overwritten by a race.
@@ -355,6 +363,21 @@ mod tests {
         assert!(matches!(write_secret(&path, b"x"), Err(Error::Io { .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(load(&path), Err(Error::Permissions(_))));
+    }
+
+    /// Only root can give a file away, and only then is there a difference.
+    #[test]
+    fn a_replaced_file_stays_its_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_secret(&path, b"old").unwrap();
+        let own = rustix::process::getuid();
+        let owner = if own.is_root() { 65534 } else { own.as_raw() };
+        std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+        replace_secret(&path, b"new").unwrap();
+        let replaced = fs::metadata(&path).unwrap();
+        assert_eq!((replaced.uid(), replaced.mode() & 0o777), (owner, 0o600));
+        assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 
     #[test]

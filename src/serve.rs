@@ -184,8 +184,10 @@ pub fn welcome(config: &Config, one_time: &SecretString) -> anyhow::Result<()> {
         "" => "localhost",
         host => host,
     };
-    // Under systemd standard output is the journal, which is no place for a password.
-    let password = if std::env::var_os("JOURNAL_STREAM").is_some() {
+    // The journal is no place for a password. The variable alone says nothing: terminals of a desktop
+    // inherit it from the session's manager.
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let password = if crate::logging::is_journal(journal.as_deref(), &std::io::stdout()) {
         let path = config.data_dir.join("first-password");
         keys::replace_secret(&path, one_time.expose_secret().as_bytes())?;
         format!("in the file {}: delete it afterwards", path.display())

@@ -96,6 +96,43 @@ words! {
     }
 }
 
+impl Refusal {
+    /// Whether a sign-in that it refused counts towards the lock. What is no guess does not: whoever
+    /// replays a code knows the password and saw a right one, and a person who runs several `ssh`
+    /// at once with one code must not be locked out by them; nor must anybody by a fault of ours.
+    pub fn counts(self) -> bool {
+        match self {
+            Self::ReplayedCode | Self::AlreadyBound | Self::StoreFailed | Self::Busy => false,
+            Self::UnknownUser
+            | Self::Disabled
+            | Self::BindingClosed
+            | Self::Locked
+            | Self::BackOff
+            | Self::RateLimited
+            | Self::WrongPassword
+            | Self::UnknownKey
+            | Self::WeakKey
+            | Self::WrongCode
+            | Self::WrongRecoveryCode
+            | Self::PasswordRejected
+            | Self::GivenUp
+            | Self::UserChanged
+            | Self::TooManyAttempts
+            | Self::NotOffered
+            | Self::GraceExpired
+            | Self::NotGranted
+            | Self::OutsideHours
+            | Self::WrongSource
+            | Self::Expired
+            | Self::ForbiddenAddress
+            | Self::TooManyChannels
+            | Self::Draining
+            | Self::RoleTooLow
+            | Self::Guarded => true,
+        }
+    }
+}
+
 words! {
     /// Why a session ended.
     EndReason, "end reason" {

@@ -8,6 +8,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 const BACKLOG: i32 = 1024;
+/// How often a quiet target is asked whether it is still there.
+const TARGET_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The sockets to listen on: those that systemd passed (`LISTEN_FDS`), else new ones on `addresses`.
 ///
@@ -64,20 +66,38 @@ pub fn is_ours(ip: &IpAddr) -> bool {
     std::net::UdpSocket::bind((*ip, 0)).is_ok()
 }
 
-/// Sets an accepted socket up: no Nagle delay, and a peer that is gone is noticed after three
+/// Sets an accepted socket up: no Nagle delay, and a client that is gone is noticed after three
 /// keepalives without an answer, also while data waits for it.
 ///
 /// # Errors
 /// When the system refuses an option.
 pub fn tune(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
+    set_up(stream, keepalive)?;
+    #[cfg(target_os = "linux")]
+    if !keepalive.is_zero() {
+        SockRef::from(stream).set_tcp_user_timeout(Some(keepalive * 3))?;
+    }
+    Ok(())
+}
+
+/// Sets a socket to a target up: no Nagle delay, keepalives. No TCP_USER_TIMEOUT: it would also end
+/// a connection to a target that answers, but reads nothing (tcp(7)), and how long that may go on
+/// is the pump's matter. With data on the way, one that is gone is noticed when the system gives
+/// retransmitting up.
+///
+/// # Errors
+/// When the system refuses an option.
+pub fn tune_to_target(stream: &TcpStream) -> io::Result<()> {
+    set_up(stream, TARGET_KEEPALIVE)
+}
+
+fn set_up(stream: &TcpStream, keepalive: Duration) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     if !keepalive.is_zero() {
         let options =
             TcpKeepalive::new().with_time(keepalive).with_interval(keepalive).with_retries(3);
         socket.set_tcp_keepalive(&options)?;
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(keepalive * 3))?;
     }
     Ok(())
 }

@@ -130,6 +130,21 @@ async fn a_stuck_upload_leaves_its_neighbour_alone_and_arrives_in_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_read_is_given_up_after_the_stall_timeout() {
+    let extra = "[forward]\nstall_timeout = \"2s\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, extra).await;
+    let alice = bastion.person("alice").await;
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let (target, local, mut ssh) = forwarded(&bastion, &client).await;
+    let (mut ours, theirs) = connected(&target, local).await;
+    fill(&mut ours).await;
+    bastion.event("forward-closed", &[("reason", "the target did not read for 2s")]).await;
+    drop(theirs);
+    ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_dies_with_a_full_window_leaves_nothing_behind() {
     let (bastion, _sshd, client) = setting().await;
     let (target, local, mut ssh) = forwarded(&bastion, &client).await;

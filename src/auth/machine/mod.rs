@@ -9,8 +9,8 @@
 //! - A dialog is short: answers and rounds are counted, whatever mix of methods they come by.
 //!
 //! Nothing here waits, reads a clock or touches a socket: an [`Effect`] says what to do next, and
-//! its [`Input`] brings back what came of it. A new second factor is a new [`Stage`] beside
-//! `AwaitCode`, chosen in `second`, and a new [`Claim`].
+//! its [`Input`] brings back what came of it. Where a new second factor goes is told in
+//! `docs/architecture.md`.
 
 mod bind;
 mod first;
@@ -276,7 +276,11 @@ impl Machine {
             }
             Stage::AwaitRecoveryRead => self.sign_in(Claim::Nothing),
             Stage::AwaitNoticeRead(authenticated) => self.accept(authenticated),
-            other => self.unexpected(other),
+            // Answers that nobody asked for. Listed, so that a new stage has to be put somewhere.
+            stage @ (Stage::Idle
+            | Stage::Pending(_)
+            | Stage::CheckingPassword { .. }
+            | Stage::Over) => self.unexpected(stage),
         }
     }
 
@@ -334,12 +338,7 @@ impl Machine {
 
     fn fail(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
         self.stage = Stage::Idle;
-        // Whoever replays a code knows the password and saw a right code: nothing was guessed, and a
-        // person who runs several `ssh` at once with one code must not be locked out by them.
-        let counts = !matches!(
-            reason,
-            Refusal::ReplayedCode | Refusal::AlreadyBound | Refusal::StoreFailed | Refusal::Busy
-        );
+        let counts = reason.counts();
         let account = self.account().map(|account| account.id.clone());
         Effect::Fail { reason, counts, drift, account, notes: self.take_notes() }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::super::socket;
 use crate::domain::Host;
 
 /// Why a target could not be reached.
@@ -76,7 +77,7 @@ pub async fn dial(
         let share = left / u32::try_from(addresses.len() - i).unwrap_or(1);
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                let tuned = super::super::socket::tune(&stream, Duration::from_secs(30));
+                let tuned = socket::tune_to_target(&stream);
                 return tuned.map(|()| (*address, stream)).map_err(DialError::Connect);
             }
             Ok(Err(error)) => last = DialError::Connect(error),
@@ -96,8 +97,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap();
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let (address, _) = dial(&[gone, good], Duration::from_secs(5)).await.unwrap();
+        let (address, stream) = dial(&[gone, good], Duration::from_secs(5)).await.unwrap();
         assert_eq!(address, good);
+        // With one, a target that does not read would be gone before the pump gives it up.
+        let socket = socket2::SockRef::from(&stream);
+        assert_eq!((socket.tcp_user_timeout().unwrap(), socket.keepalive().unwrap()), (None, true));
         let error = dial(&[gone], Duration::from_secs(5)).await.unwrap_err();
         assert_eq!(error.for_target("db1"), "db1 refused the connection");
     }
