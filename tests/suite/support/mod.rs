@@ -14,6 +14,7 @@
 
 pub mod bastion;
 pub mod hop;
+pub mod played;
 pub mod postgres;
 pub mod screen;
 pub mod ssh;
