@@ -392,9 +392,15 @@ impl Tx<'_> {
     ) -> Result<SignedIn, Error> {
         use users::dsl;
         let id = attempt.account.as_str();
-        // A bound authenticator is a part of it: unbinding makes another epoch.
-        let is_same =
-            dsl::id.eq(id).and(dsl::epoch.eq(attempt.epoch)).and(dsl::disabled_at.is_null());
+        let is_same = dsl::id
+            .eq(id)
+            .and(dsl::epoch.eq(attempt.epoch))
+            .and(dsl::disabled_at.is_null())
+            .and(dsl::otp_secret.is_not_null());
+        let last_step = match attempt.claim {
+            Claim::Code(step) => step.0,
+            Claim::Nothing | Claim::RecoveryCode(_) => i64::MAX,
+        };
         // The update comes first whatever is claimed: it holds the row until the transaction ends.
         let same = on!(self.engine(), conn => {
             diesel::update(dsl::users)
@@ -411,13 +417,12 @@ impl Tx<'_> {
         }
         match &attempt.claim {
             Claim::Nothing => {}
-            Claim::Code(step) => {
-                let bound = dsl::id.eq(id).and(dsl::otp_secret.is_not_null());
+            Claim::Code(_) => {
                 let claimed = on!(self.engine(), conn => {
                     diesel::update(dsl::users)
-                        .filter(bound.and(dsl::otp_last_step.lt(step.0)))
+                        .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(last_step)))
                         .set((
-                            dsl::otp_last_step.eq(step.0),
+                            dsl::otp_last_step.eq(last_step),
                             dsl::otp_drift_seconds.eq(None::<i64>),
                         ))
                         .execute(conn)

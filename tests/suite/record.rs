@@ -1,15 +1,13 @@
 //! Sessions on a target in record mode, with the real client: what somebody sees through the
 //! bastion is what they would see without it.
 
-use std::process::Stdio;
-
 use sallyport::recording::asciicast::Kind;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::process::Child;
 
 use crate::support::bastion::PASSWORD;
-use crate::support::hop::{Hop, NOTICE, Ran, fed};
+use crate::support::hop::{Agent, Hop, NOTICE, Ran, fed};
 use crate::support::screen::Screen;
 use crate::support::{PATIENCE, command, ended, eventually, free_port, listening, tool};
 
@@ -326,10 +324,8 @@ async fn forwards_lead_to_what_the_target_reaches() {
     let here = TcpStream::connect(("127.0.0.1", local_socket)).await.unwrap();
     let there = tokio::time::timeout(PATIENCE, socket.accept()).await.unwrap().unwrap().0;
     carries(here, there).await;
-    #[allow(clippy::disallowed_methods)] // The test waits for it.
-    let here = tokio::spawn(by_socks(socks, port));
-    let there = accepted(&service).await;
-    carries(here.await.unwrap(), there).await;
+    let (here, there) = tokio::join!(by_socks(socks, port), accepted(&service));
+    carries(here, there).await;
 
     // Where the target would reach something that is not granted.
     let mut here = TcpStream::connect(("127.0.0.1", away)).await.unwrap();
@@ -401,30 +397,6 @@ async fn ports_of_the_target_are_refused_where_nobody_granted_them() {
     let err = ask("/tmp/never.sock:127.0.0.1:1").await;
     assert!(err.contains("remote port forwarding failed for listen path"), "{err}");
     hop.refused("streamlocal-forward /tmp/never.sock").await;
-}
-
-/// A real agent with one key.
-struct Agent {
-    process: Child,
-    socket: std::path::PathBuf,
-}
-
-impl Agent {
-    async fn start(hop: &Hop) -> Self {
-        let socket = hop.client.path("agent.sock");
-        let mut process = command(tool("ssh-agent"));
-        let process = process.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
-        let process = process.spawn().unwrap();
-        eventually("the agent listens", async || socket.exists().then_some(())).await;
-        let mut add = command(tool("ssh-add"));
-        add.arg("-q").arg(hop.sshd.identity()).env("SSH_AUTH_SOCK", &socket);
-        assert!(ended(&mut add.spawn().unwrap()).await.success());
-        Self { process, socket }
-    }
-
-    fn option(&self) -> String {
-        format!("IdentityAgent={}", self.socket.display())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

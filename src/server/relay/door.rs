@@ -79,7 +79,9 @@ pub(in crate::server) async fn serve(
     if tokio::time::timeout(LAST, inner).await.is_err() {
         tracing::error!(session = %conn.id, "an inner connection outlives its channel");
     }
-    (counts.both(), cut)
+    // A client that is told why goes, too.
+    let why = door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut);
+    (counts.both(), why)
 }
 
 /// What the inner connection's callbacks share.
@@ -176,8 +178,11 @@ fn questions_only() -> Auth {
     }
 }
 
+/// No client has what is left. Of an empty list OpenSSH thinks that it may try everything, and
+/// would show the reason again and again.
 fn nothing_left() -> Auth {
-    Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false }
+    let left = MethodSet::from(&[MethodKind::HostBased][..]);
+    Auth::Reject { proceed_with_methods: Some(left), partial_success: false }
 }
 
 fn ask(questions: &Questions) -> Auth {

@@ -84,6 +84,10 @@ pub(super) struct Relay {
     pub(super) cancel: CancellationToken,
     /// The target connection that was made while signing in, or that all channels share.
     home: tokio::sync::Mutex<Option<target::Home>>,
+    /// Whether the user's client offered its agent.
+    agent: std::sync::atomic::AtomicBool,
+    /// Why it was ended from here.
+    lapsed: OnceLock<String>,
 }
 
 impl Relay {
@@ -115,7 +119,8 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home }))
+        let (agent, lapsed) = (Default::default(), OnceLock::new());
+        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home, agent, lapsed }))
     }
 
     /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH
@@ -222,6 +227,17 @@ impl Relay {
 
     /// Waits until the permit no longer holds, or holds for less; gives why.
     pub(super) async fn watch(&self) -> String {
+        let why = self.lapse().await;
+        self.lapsed.get_or_init(|| why).clone()
+    }
+
+    /// Why it ended, if that was not the user's doing.
+    fn ended(&self) -> Option<String> {
+        let cut = || self.conn.cancel.is_cancelled().then(|| "it was ended".to_owned());
+        self.lapsed.get().cloned().or_else(cut)
+    }
+
+    async fn lapse(&self) -> String {
         let mut revisions = self.conn.bastion.revisions();
         let mut until = self.permit.until();
         let mut ends = until;

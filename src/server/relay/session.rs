@@ -149,6 +149,9 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         () = relay.cancel.cancelled() => None,
     };
     let Some(start) = start else { return };
+    if setup.agent && relay.permit.allows(Capability::Agent) {
+        relay.agent.store(true, Relaxed);
+    }
     let (controls, counts, recording) = (Controls::default(), Counts::default(), OnceLock::new());
     let channel = Carried { relay, setup: &setup, start: &start, user, uplink: &uplink };
     let end = tokio::select! {
@@ -159,9 +162,9 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
     let outcome = match &end {
         End::Target(None) => "the target closed it".to_owned(),
         End::Target(Some(outcome)) => outcome.clone(),
-        End::User => "the user closed it".to_owned(),
+        End::User => relay.ended().unwrap_or_else(|| "the user closed it".to_owned()),
         End::Failed(why) => why.clone(),
-        End::Cut => "it was ended".to_owned(),
+        End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
     };
     relay.count(counts.both());
     if let Some(recording) = recording.into_inner() {

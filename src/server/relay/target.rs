@@ -186,7 +186,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
 
 fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
     let mut preferred = ssh::target_preferred();
-    // A target with several host keys must show one that we know.
+    // A target with several host keys shall show one that we know.
     let known: Vec<Algorithm> = trusted
         .iter()
         .filter(|key| key.authority == 0)
@@ -199,8 +199,11 @@ fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
             other => vec![other],
         })
         .collect();
-    if trusted.iter().all(|key| key.authority == 0) && !known.is_empty() {
-        preferred.key = Cow::Owned(known);
+    // The others stay, so that a target with another key is known as that.
+    let others = preferred.key.iter().filter(|other| !known.contains(other)).cloned();
+    preferred.key = Cow::Owned(known.iter().cloned().chain(others).collect());
+    if trusted.iter().any(|key| key.authority != 0) {
+        preferred.host_key_certificates = preferred.key.clone();
     }
     client::Config {
         window_size: window,
@@ -382,6 +385,10 @@ async fn agent(relay: &Relay, handle: &mut client::Handle<Handler>) -> Result<Au
             relay.name()
         )
     };
+    // A client that did not offer it takes the question for an attack, and says so.
+    if !relay.agent.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(none());
+    }
     let user = relay.user.get().ok_or_else(none)?;
     let channel = timeout(STEP, user.channel_open_agent()).await;
     let channel = channel.ok().and_then(Result::ok).ok_or_else(none)?;

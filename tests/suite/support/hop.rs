@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use super::bastion::{Engine, PASSWORD, Person, TestBastion};
 use super::ssh::Client;
 use super::sshd::Sshd;
-use super::{PATIENCE, ended, eventually, present_user};
+use super::{PATIENCE, command, ended, eventually, present_user, tool};
 
 /// What people are told before a recorded session.
 pub const NOTICE: &str = "This session is recorded.\r\n";
@@ -189,6 +189,30 @@ impl Hop {
     pub async fn refused(&self, what: &str) -> Value {
         let fields = [("user", "alice"), ("what", what), ("reason", "not-granted")];
         self.bastion.event("use-refused", &fields).await
+    }
+}
+
+/// A real agent with one key.
+pub struct Agent {
+    pub process: Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    pub async fn start(hop: &Hop) -> Self {
+        let socket = hop.client.path("agent.sock");
+        let mut process = command(tool("ssh-agent"));
+        let process = process.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
+        let process = process.spawn().unwrap();
+        eventually("the agent listens", async || socket.exists().then_some(())).await;
+        let mut add = command(tool("ssh-add"));
+        add.arg("-q").arg(hop.sshd.identity()).env("SSH_AUTH_SOCK", &socket);
+        assert!(ended(&mut add.spawn().unwrap()).await.success());
+        Self { process, socket }
+    }
+
+    pub fn option(&self) -> String {
+        format!("IdentityAgent={}", self.socket.display())
     }
 }
 

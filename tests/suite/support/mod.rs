@@ -15,6 +15,7 @@
 pub mod bastion;
 pub mod hop;
 pub mod people;
+pub mod played;
 pub mod postgres;
 pub mod raw;
 pub mod screen;

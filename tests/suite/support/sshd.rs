@@ -21,12 +21,29 @@ impl Sshd {
 
     /// Starts one with `extra` lines before the others of its configuration.
     pub async fn start_with(extra: &str) -> Self {
+        Self::launch(extra, None).await
+    }
+
+    /// Starts one whose host key has a certificate for `names`, by an authority of its own.
+    pub async fn certified(names: &str) -> Self {
+        Self::launch("", Some(names)).await
+    }
+
+    async fn launch(extra: &str, certified: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for key in ["host", "id"] {
+        for key in ["host", "id", "authority"] {
             let mut keygen = command(tool("ssh-keygen"));
             keygen.args(["-q", "-t", "ed25519", "-N", ""]).arg("-f").arg(at(key));
             assert!(ended(&mut keygen.spawn().unwrap()).await.success());
+        }
+        let mut extra = extra.to_owned();
+        if let Some(names) = certified {
+            let mut sign = command(tool("ssh-keygen"));
+            sign.arg("-q").arg("-s").arg(at("authority")).args(["-I", "host", "-h", "-n", names]);
+            sign.arg(at("host.pub"));
+            assert!(ended(&mut sign.spawn().unwrap()).await.success());
+            extra = format!("HostCertificate {}\n{extra}", at("host-cert.pub").display());
         }
         std::fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
         // sshd running as root wants its privilege separation folder.
@@ -57,6 +74,11 @@ impl Sshd {
     /// The public half of its host key.
     pub fn host_key(&self) -> String {
         std::fs::read_to_string(self.path("host.pub")).unwrap()
+    }
+
+    /// The public key of the authority that signed its host key.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(self.path("authority.pub")).unwrap()
     }
 
     /// What it wrote down so far.
