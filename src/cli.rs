@@ -3,8 +3,10 @@
 //! Names and meanings are a contract. The same types parse `sallyport ...` on the host and
 //! `ssh admin@bastion ...` in a session ([`parse_console`]).
 
+mod session;
 mod target;
 
+pub use session::{ExportSession, PlaySession, SearchSessions, SessionCommand};
 pub use target::{AccountCommand, TargetCommand};
 
 use std::net::IpAddr;
@@ -312,34 +314,6 @@ pub struct Explain {
     pub at: Option<When>,
 }
 
-/// `sallyport session ...`
-#[derive(Debug, Subcommand)]
-pub enum SessionCommand {
-    /// List sessions, newest first
-    List {
-        /// Only those that have not ended
-        #[arg(long)]
-        live: bool,
-        /// Only this user's
-        #[arg(long, value_name = "U")]
-        user: Option<UserName>,
-        /// At most so many
-        #[arg(long, value_name = "N", default_value_t = 50)]
-        limit: u32,
-    },
-    /// Show a session with its forwards
-    Show {
-        /// Its id, or the beginning of it
-        id: IdPrefix,
-    },
-    /// End live sessions
-    Kill {
-        /// Their ids, or the beginnings of them
-        #[arg(required = true)]
-        ids: Vec<IdPrefix>,
-    },
-}
-
 /// `sallyport audit ...`
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
@@ -447,9 +421,13 @@ pub enum ConsoleCommand {
     Help,
     /// The targets granted to you
     Targets,
+    /// The line for ~/.ssh/known_hosts that makes ssh trust the bastion and your targets
+    KnownHosts,
+    /// Your own sessions, newest first
+    Sessions,
     /// Your authenticator: bound since, last used, recovery codes left
     Otp,
-    /// Sessions: list, show, kill (auditors, administrators)
+    /// Sessions: list, show, play, watch, search, export (auditors), kill (administrators)
     #[command(subcommand)]
     Session(SessionCommand),
     /// The audit log: list, verify, export (auditors, administrators)

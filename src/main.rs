@@ -8,14 +8,17 @@ use clap::Parser as _;
 use secrecy::SecretString;
 
 use sallyport::admin::output::{Format, reader_is_gone};
+use sallyport::admin::replay::{self, Keys};
 use sallyport::admin::{self, AccessCommand, NewPassword, Out, TargetInput, Verbs};
+use sallyport::audit::chain::{Anchor, GENESIS};
 use sallyport::audit::{Actor, Context};
 use sallyport::cli::{
-    self, AccountCommand, Cli, Command, TargetCommand, UserCommand, UserKeyCommand,
+    self, AccountCommand, Cli, Command, SessionCommand, TargetCommand, UserCommand, UserKeyCommand,
 };
 use sallyport::clock::Clock;
 use sallyport::config::{self, Config, KeyFile, Loaded};
 use sallyport::keys::{self, AuditPublicKey};
+use sallyport::recording::player::Key;
 use sallyport::server::relay;
 use sallyport::store::{EventFilter, Store};
 use sallyport::{harden, logging, serve};
@@ -109,11 +112,16 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
                 cli::Authority::Host => KeyFile::HostCa,
                 cli::Authority::User => KeyFile::UserCa,
             };
-            println!("{}", keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?);
+            let key = keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?;
+            if cli.json {
+                println!("{}", serde_json::json!({ "public_key": key }));
+            } else {
+                println!("{key}");
+            }
             Ok(true)
         }
         Command::Audit(cli::AuditCommand::Verify { file: Some(file), key_file, anchors }) => {
-            verify_file(&file, key_file.as_deref(), anchors).map(|()| true)
+            verify_file(&file, key_file.as_deref(), anchors, cli.json).map(|()| true)
         }
         Command::Audit(cli::AuditCommand::Key) => {
             let key = keys::load(&loaded.config.key_path(KeyFile::AuditKey))?;
@@ -149,7 +157,8 @@ async fn check(loaded: &Loaded) -> anyhow::Result<()> {
 fn verify_file(
     file: &std::path::Path,
     key_file: Option<&std::path::Path>,
-    anchors: Vec<sallyport::audit::chain::Anchor>,
+    anchors: Vec<Anchor>,
+    json: bool,
 ) -> anyhow::Result<()> {
     let read = |path: &std::path::Path| {
         std::fs::File::open(path).with_context(|| format!("failed to read {}", path.display()))
@@ -164,6 +173,11 @@ fn verify_file(
     };
     let text = std::io::BufReader::new(read(file)?);
     let (used, end) = admin::verify_file(text, key.as_ref(), anchors)?;
+    if json {
+        let end = end.unwrap_or(Anchor { seq: 0, hash: GENESIS.to_owned() });
+        println!("{}", serde_json::to_string(&end)?);
+        return Ok(());
+    }
     let trust = if key.is_some() { "as given" } else { "as the export says: compare it" };
     println!(
         "the export is whole: {} events; signed by {} ({trust})",
@@ -179,6 +193,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
     let store = serve::open(config).await?;
     let context = Context { actor: Some(Actor::Host(who())), ..Context::default() };
     let rules = serve::password_rules(config);
+    let recordings = config.recordings();
     let verbs = Verbs {
         store: &store,
         context: &context,
@@ -187,6 +202,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         cost: serve::cost(config),
         rules: &rules,
         binding_window: config.login.binding_window.0,
+        recordings: &recordings,
     };
     let mut stdout = tokio::io::stdout();
     let mut file;
@@ -224,7 +240,11 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
             admin::access(&verbs, AccessCommand::Grant(command), &mut out).await?
         }
         Command::Explain(asked) => answer = admin::explain(&verbs, asked, &mut out).await?,
-        Command::Session(command) => admin::sessions(&verbs, command, &mut out).await?,
+        Command::Session(command) => {
+            let keys = terminal_keys(&command)?;
+            let _restored = keys.1;
+            admin::sessions(&verbs, command, keys.0, &mut out).await?;
+        }
         Command::Audit(command) => audit(&verbs, command, &mut out).await?,
         Command::Key(cli::KeyCommand::Rotate { keep_key }) => {
             use std::io::Write as _;
@@ -330,6 +350,59 @@ async fn target_input(store: &Store, command: &TargetCommand) -> anyhow::Result<
         _ => {}
     }
     Ok(input)
+}
+
+/// The keys typed at this terminal, for a command that plays something: the terminal is in raw mode
+/// until the guard is dropped.
+fn terminal_keys(command: &SessionCommand) -> anyhow::Result<(Keys, Option<RawTerminal>)> {
+    let plays = matches!(command, SessionCommand::Play(_) | SessionCommand::Watch { .. });
+    let both = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if !plays || !both {
+        return Ok((replay::no_keys(), None));
+    }
+    let raw = RawTerminal::enter()?;
+    let (typed, keys) = tokio::sync::mpsc::channel(16);
+    // Ends with the process: reading a terminal cannot be called off.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while let Ok(read @ 1..) = std::io::stdin().read(&mut buffer) {
+            for key in Key::parse(buffer.get(..read).unwrap_or_default()) {
+                if typed.blocking_send(key).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let keys = futures_util::stream::unfold(keys, async |mut keys| {
+        keys.recv().await.map(|key| (key, keys))
+    });
+    Ok((Box::pin(keys), Some(raw)))
+}
+
+/// A terminal in raw mode; as it was again when dropped.
+struct RawTerminal(rustix::termios::Termios);
+
+impl RawTerminal {
+    fn enter() -> anyhow::Result<Self> {
+        let before = rustix::termios::tcgetattr(std::io::stdin())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        rustix::termios::tcsetattr(
+            std::io::stdin(),
+            rustix::termios::OptionalActions::Flush,
+            &raw,
+        )?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let flush = rustix::termios::OptionalActions::Flush;
+        if rustix::termios::tcsetattr(std::io::stdin(), flush, &self.0).is_err() {
+            eprintln!("sallyport: run 'stty sane': the terminal could not be put back\r");
+        }
+    }
 }
 
 /// Who sits at the host's shell, for the audit log.

@@ -206,7 +206,8 @@ pub fn welcome(
         "" => "localhost",
         host => host,
     };
-    // Under systemd standard output is the journal, which is no place for a password.
+    // The journal is no place for a password. The variable alone says nothing: terminals of a desktop
+    // inherit it from the session's manager.
     let journal = std::env::var("JOURNAL_STREAM").ok();
     let password = if logging::is_journal(journal.as_deref(), &std::io::stdout()) {
         let path = config.data_dir.join("first-password");

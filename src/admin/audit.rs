@@ -43,7 +43,7 @@ pub async fn verify_store(
 ) -> anyhow::Result<()> {
     let key = verbs.store.audit_key().public();
     // The head first: what is written meanwhile lies behind it.
-    let head = verbs.store.audit_head().await?;
+    let (head, newest) = verbs.store.audit_end().await?;
     let mut verifier = Verifier::new(&key, anchors);
     let mut last = 0;
     while last < head.seq {
@@ -54,10 +54,17 @@ pub async fn verify_store(
         }
         last = end.seq;
         for row in page {
+            let found = row.is_found_by_what_it_says();
             verifier.push(&Link::from(row)).map_err(|b| broken(&b))?;
+            if !found {
+                return Err(broken(&verifier.reject()));
+            }
         }
     }
     let end = verifier.finish(Some(&head)).map_err(|b| broken(&b))?;
+    if newest > head.seq {
+        return Err(broken(&crate::audit::chain::Break::Uncounted(head.seq + 1)));
+    }
     whole(verbs, end, out)
 }
 

@@ -8,6 +8,7 @@ mod access;
 mod audit;
 pub mod out;
 pub mod output;
+pub mod replay;
 mod session;
 mod target;
 mod user;
@@ -18,7 +19,7 @@ use std::time::Duration;
 pub use access::{AccessCommand, access, explain};
 pub use audit::{export, list_events, verify_file, verify_store};
 pub use out::Out;
-pub use session::sessions;
+pub use session::{list_sessions, sessions};
 pub use target::{TargetInput, address_of, find_target, targets};
 pub use user::{NewPassword, otp, read_keys, users};
 
@@ -42,6 +43,8 @@ pub struct Verbs<'a> {
     pub cost: password::Cost,
     /// What a password must keep to.
     pub rules: &'a password::Rules,
+    /// The folder of recordings.
+    pub recordings: &'a std::path::Path,
     /// How long an authenticator may be bound after it was allowed.
     pub binding_window: Duration,
 }

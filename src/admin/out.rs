@@ -28,6 +28,11 @@ impl<'a> Out<'a> {
         self.sink
     }
 
+    /// The sink itself, for what must not wait in memory; send first what was written.
+    pub fn sink(&mut self) -> &mut (dyn AsyncWrite + Unpin + Send) {
+        self.sink
+    }
+
     /// Sends on what was written so far.
     ///
     /// # Errors

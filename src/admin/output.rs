@@ -59,7 +59,15 @@ pub fn show<R: Row>(out: &mut dyn Write, format: Format, row: &R) -> io::Result<
         Format::Json => return json_line(out, row),
     };
     let mut table = plain_table(width);
-    let cells = printable_cells(&row.cells());
+    // A cell may have several lines, each printable by itself.
+    let lines = |cell: &String| {
+        printable_cells(&cell.lines().map(str::to_owned).collect::<Vec<_>>()).join("\n")
+    };
+    let cells: Vec<String> = row
+        .cells()
+        .iter()
+        .map(|cell| if cell.is_empty() { "-".to_owned() } else { lines(cell) })
+        .collect();
     table
         .add_rows(R::HEADINGS.iter().zip(cells).map(|(heading, cell)| [heading.to_string(), cell]));
     write_table(out, &table)

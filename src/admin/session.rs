@@ -1,16 +1,21 @@
-//! Sessions: list, show, kill.
+//! Sessions: list, show, kill; their recordings are `replay`'s.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
 use anyhow::bail;
 use serde::Serialize;
 
 use super::output::{Row, list, show};
+use super::replay::{self, Keys};
 use super::user::ago;
 use super::{Out, Verbs};
 use crate::cli::SessionCommand;
 use crate::domain::{Id, IdPrefix, UnixTime};
-use crate::store::{ForwardRow, SessionFilter, SessionRow, Store};
+use crate::store::{EventFilter, ForwardRow, RecordingRow, SessionFilter, SessionRow, Store};
+
+/// The most files of a session that are shown.
+const MAX_FILES: i64 = 1000;
 
 /// Runs `session ...`.
 ///
@@ -19,20 +24,22 @@ use crate::store::{ForwardRow, SessionFilter, SessionRow, Store};
 pub async fn sessions(
     verbs: &Verbs<'_>,
     command: SessionCommand,
+    keys: Keys,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
     match command {
         SessionCommand::List { live, user, limit } => {
             let filter = SessionFilter { live, user: user.map(String::from) };
-            let rows = verbs.store.sessions(&filter, i64::from(limit)).await?;
-            let rows: Vec<_> = rows.into_iter().map(|row| Listed { row, now: verbs.now }).collect();
-            list(out, verbs.format, &rows)?;
+            list_sessions(verbs, &filter, limit, out).await?;
         }
         SessionCommand::Show { id } => {
-            let row = one(verbs.store, &id).await?;
-            let forwards = verbs.store.forwards_of(&row.id).await?;
-            show(out, verbs.format, &Shown { row, forwards, content: "not seen: tunnel mode" })?;
+            let shown = Shown::load(verbs, one(verbs.store, &id).await?).await?;
+            show(out, verbs.format, &shown)?;
         }
+        SessionCommand::Play(asked) => replay::play(verbs, asked, keys, out).await?,
+        SessionCommand::Watch { id } => replay::watch(verbs, &id, keys, out).await?,
+        SessionCommand::Search(asked) => replay::search_all(verbs, asked, out).await?,
+        SessionCommand::Export(asked) => replay::export(verbs, asked, out).await?,
         SessionCommand::Kill { ids } => {
             for id in ids {
                 let row = one(verbs.store, &id).await?;
@@ -48,6 +55,37 @@ pub async fn sessions(
     Ok(())
 }
 
+/// Lists sessions, newest first.
+///
+/// # Errors
+/// When the store fails.
+pub async fn list_sessions(
+    verbs: &Verbs<'_>,
+    filter: &SessionFilter,
+    limit: u32,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let rows = verbs.store.sessions(filter, i64::from(limit)).await?;
+    let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+    let mut targets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in verbs.store.recordings_of_all(&ids).await? {
+        let name = format!("{}@{}", row.account, row.target);
+        targets.entry(row.session_id).or_default().insert(name);
+    }
+    for row in verbs.store.forwards_of_all(&ids).await? {
+        let seen = targets.entry(row.session_id).or_default();
+        // A recorded target's name with its account says more.
+        if !seen.iter().any(|name| name.ends_with(&format!("@{}", row.target))) {
+            seen.insert(row.target);
+        }
+    }
+    let listed = rows.into_iter().map(|row| {
+        let targets = targets.remove(&row.id).unwrap_or_default().into_iter().collect();
+        Listed { row, targets, now: verbs.now }
+    });
+    Ok(list(out, verbs.format, &listed.collect::<Vec<_>>())?)
+}
+
 async fn one(store: &Store, id: &IdPrefix) -> anyhow::Result<SessionRow> {
     match <[SessionRow; 1]>::try_from(store.sessions_by_prefix(id).await?) {
         Ok([row]) => Ok(row),
@@ -60,13 +98,14 @@ async fn one(store: &Store, id: &IdPrefix) -> anyhow::Result<SessionRow> {
 struct Listed {
     #[serde(flatten)]
     row: SessionRow,
+    targets: Vec<String>,
     #[serde(skip)]
     now: UnixTime,
 }
 
 impl Row for Listed {
     const HEADINGS: &'static [&'static str] =
-        &["SESSION", "USER", "FROM", "STARTED", "LASTED", "UP", "DOWN", "ENDED"];
+        &["SESSION", "USER", "FROM", "TO", "STARTED", "LASTED", "UP", "DOWN", "ENDED"];
     fn cells(&self) -> Vec<String> {
         let row = &self.row;
         let until = row.ended_at.unwrap_or(self.now.0);
@@ -74,6 +113,7 @@ impl Row for Listed {
             row.id.clone(),
             row.user.clone(),
             row.source.clone(),
+            self.targets.join(" "),
             UnixTime(row.started_at).to_string(),
             ago(UnixTime(until), row.started_at).replace(" ago", ""),
             bytes(row.bytes_up),
@@ -87,18 +127,57 @@ impl Row for Listed {
 struct Shown {
     #[serde(flatten)]
     row: SessionRow,
-    forwards: Vec<ForwardRow>,
     content: &'static str,
+    recordings: Vec<RecordingRow>,
+    files: Vec<serde_json::Value>,
+    forwards: Vec<ForwardRow>,
+}
+
+impl Shown {
+    async fn load(verbs: &Verbs<'_>, row: SessionRow) -> anyhow::Result<Self> {
+        let forwards = verbs.store.forwards_of(&row.id).await?;
+        let recordings = verbs.store.recordings_of(&row.id).await?;
+        let filter = EventFilter {
+            kind: Some("file-accessed".to_owned()),
+            session: Some(row.id.parse()?),
+            ..EventFilter::default()
+        };
+        let events = verbs.store.events(&filter, MAX_FILES).await?;
+        let files = events.iter().rev().map(|event| serde_json::from_str(&event.body));
+        let files = files.collect::<Result<_, _>>()?;
+        let recorded = |forward: &ForwardRow| {
+            recordings.iter().any(|recording| recording.target == forward.target)
+        };
+        let content = match (recordings.is_empty(), forwards.iter().all(recorded)) {
+            (false, true) => "recorded",
+            (false, false) => "recorded, but what passed in tunnel mode was not seen",
+            (true, _) if forwards.is_empty() => "nothing was opened",
+            (true, _) => "not seen: nothing was recorded",
+        };
+        Ok(Self { row, content, recordings, files, forwards })
+    }
 }
 
 impl Row for Shown {
     const HEADINGS: &'static [&'static str] = &[
-        "SESSION", "USER", "FROM", "CLIENT", "NODE", "STARTED", "ENDED", "BYTES", "CONTENT",
+        "SESSION",
+        "USER",
+        "FROM",
+        "CLIENT",
+        "NODE",
+        "STARTED",
+        "ENDED",
+        "BYTES",
+        "CONTENT",
+        "RECORDINGS",
+        "FILES",
         "FORWARDS",
     ];
     fn cells(&self) -> Vec<String> {
         let row = &self.row;
         let forwards: Vec<String> = self.forwards.iter().map(forward).collect();
+        let recordings: Vec<String> = self.recordings.iter().map(recording).collect();
+        let files: Vec<String> = self.files.iter().map(file).collect();
         let ended = match (row.ended_at, &row.end_reason) {
             (Some(at), Some(reason)) => format!("{} ({reason})", UnixTime(at)),
             _ => "live".to_owned(),
@@ -113,20 +192,45 @@ impl Row for Shown {
             ended,
             format!("{} up, {} down", bytes(row.bytes_up), bytes(row.bytes_down)),
             self.content.to_owned(),
-            forwards.join("; "),
+            recordings.join("\n"),
+            files.join("\n"),
+            forwards.join("\n"),
         ]
     }
 }
 
+fn recording(row: &RecordingRow) -> String {
+    let what = row.command.as_ref().map_or_else(|| row.kind.clone(), |command| command.clone());
+    let state = match (&row.outcome, row.removed_at) {
+        (_, Some(at)) => format!("removed on {}", UnixTime(at)),
+        (Some(outcome), None) => outcome.clone(),
+        (None, None) => "live".to_owned(),
+    };
+    format!("{} {}@{}: {what} ({state})", row.id, row.account, row.target)
+}
+
+/// A `file-accessed` event in a line.
+fn file(event: &serde_json::Value) -> String {
+    let text = |key: &str| event.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let count = |key: &str| event.get(key).and_then(serde_json::Value::as_i64).unwrap_or_default();
+    let moved = match count("read") + count("written") {
+        0 => String::new(),
+        moved => format!(", {}", bytes(moved)),
+    };
+    let to = text("to");
+    let to = if to.is_empty() { to } else { format!(" {to}") };
+    format!("{} {}{to} ({}{moved})", text("operation"), text("path"), text("outcome"))
+}
+
 fn forward(row: &ForwardRow) -> String {
-    let address = row.address.as_deref().unwrap_or("not reached");
     let state = match &row.end_reason {
         Some(reason) => {
             format!("{} up, {} down, {reason}", bytes(row.bytes_up), bytes(row.bytes_down))
         }
         None => "open".to_owned(),
     };
-    format!("{} for {} at {address}: {state}", row.target, row.destination)
+    let at = row.address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+    format!("{} for {}{at}: {state}", row.target, row.destination)
 }
 
 /// "4.2 MiB"

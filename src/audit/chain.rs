@@ -150,6 +150,9 @@ pub enum Break {
     /// The log ends before this record, which is known to have been written.
     #[error("event {0} and what follows was cut off")]
     CutOff(i64),
+    /// The record is there, and the log is said to end before it.
+    #[error("event {0} lies behind the end of the log: the end was set back")]
+    Uncounted(i64),
     /// The line is no record of an export.
     #[error("line {0} is not an exported event")]
     Unreadable(u64),
@@ -214,6 +217,13 @@ impl<'a, S: Signatures> Verifier<'a, S> {
         self.last = Some(Anchor { seq: link.seq, hash: link.hash.clone() });
         self.unproven.push(Link { body: String::new(), ..link.clone() });
         if self.unproven.len() >= Self::STRIDE { self.prove() } else { Ok(()) }
+    }
+
+    /// What to report when the record that was taken last proves to be damaged in a way that its
+    /// text does not show: that, unless an earlier one is forged.
+    pub fn reject(&mut self) -> Break {
+        let last = self.last.as_ref().map_or(0, |last| last.seq);
+        self.prove().err().unwrap_or(Break::Edited(last))
     }
 
     /// Ends the check: `head` is how far the log is known to go.

@@ -60,6 +60,8 @@ words! {
         WrongRecoveryCode = "wrong-recovery-code",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
+        /// The client left, or tried another password, before the second factor.
+        GivenUp = "given-up",
         /// The account was changed, or its binding window closed, before the authenticator was bound:
         /// most likely another login bound one first.
         AlreadyBound = "already-bound",
@@ -93,6 +95,45 @@ words! {
         Guarded = "guarded",
         /// The audit log or the store could not be written.
         StoreFailed = "store-failed",
+    }
+}
+
+impl Refusal {
+    /// Whether a sign-in that it refused counts towards the lock. What is no guess does not: whoever
+    /// replays a code knows the password and saw a right one, and a person who runs several `ssh`
+    /// at once with one code must not be locked out by them; nor must anybody by a fault of ours.
+    pub fn counts(self) -> bool {
+        match self {
+            Self::ReplayedCode
+            | Self::AlreadyBound
+            | Self::AccountChanged
+            | Self::StoreFailed
+            | Self::Busy => false,
+            Self::UnknownUser
+            | Self::Disabled
+            | Self::BindingClosed
+            | Self::Locked
+            | Self::RateLimited
+            | Self::WrongPassword
+            | Self::UnknownKey
+            | Self::WrongCode
+            | Self::WrongRecoveryCode
+            | Self::PasswordRejected
+            | Self::GivenUp
+            | Self::UserChanged
+            | Self::TooManyAttempts
+            | Self::NotOffered
+            | Self::GraceExpired
+            | Self::NotGranted
+            | Self::OutsideHours
+            | Self::WrongSource
+            | Self::Expired
+            | Self::ForbiddenAddress
+            | Self::TooManyChannels
+            | Self::Draining
+            | Self::RoleTooLow
+            | Self::Guarded => true,
+        }
     }
 }
 
@@ -241,6 +282,12 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// A connection from the target on was opened: `to` says where it leads.
+    OnwardOpened { target: TargetName, account: AccountName, to: String },
+    /// Such a connection closed, with its bytes.
+    OnwardClosed { target: TargetName, account: AccountName, to: String, up: u64, down: u64 },
+    /// Somebody read a recording: played, watched, searched with a hit, or exported it.
+    RecordingRead { recording: Id, how: String },
     /// Retention removed a recording's file.
     RecordingRemoved { recording: Id, reason: String },
     /// Something was asked for within a recorded connection that is not granted.

@@ -111,7 +111,7 @@ pub fn decoy(cost: Cost) -> Result<String, Error> {
 /// # Errors
 /// When the system has no randomness.
 pub fn one_time() -> Result<SecretString, Error> {
-    Ok(SecretString::from(Id::random()?.to_string()))
+    Ok(SecretString::from(Id::random()?.into_string()))
 }
 
 /// What a new password must keep to.

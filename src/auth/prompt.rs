@@ -36,7 +36,7 @@ pub fn bind(style: Style, uri: &str, secret: &Secret, note: Option<&str>) -> Str
         Ok(picture) => format!("{picture}\n  or type this key into the app:"),
         Err(_) => "  The name is too long for a picture. Type this key into the app:".to_owned(),
     };
-    format!("{head}\n{picture}  {}\n{BIND_ASK}", totp::grouped(secret))
+    format!("{head}\n{picture}  {}\n{BIND_ASK}", &*totp::grouped(secret))
 }
 
 /// What was typed while the picture is on the screen.
@@ -69,11 +69,14 @@ pub fn binding_drift(seconds: i64) -> String {
 
 /// Shows the recovery codes, and waits.
 pub fn recovery_codes(codes: &[SecretString]) -> String {
-    let mut text = String::from("Bound. Recovery codes, each works once:\n\n");
+    // Growing would leave copies behind.
+    let mut text = String::with_capacity(1024);
+    text.push_str("Bound. Recovery codes, each works once:\n\n");
     for pair in codes.chunks(2) {
-        let cells: Vec<&str> = pair.iter().map(|code| code.expose_secret()).collect();
-        text.push_str("  ");
-        text.push_str(&cells.join("   "));
+        for (gap, code) in ["  ", "   "].iter().zip(pair) {
+            text.push_str(gap);
+            text.push_str(code.expose_secret());
+        }
         text.push('\n');
     }
     text.push_str(
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_first_screen_of_binding_fits_and_decodes() {
-        let secret = Secret::from_bytes(*b"12345678901234567890");
+        let secret = Secret::from_bytes(b"12345678901234567890");
         let uri = totp::uri("Sallyport", &"alice".parse().unwrap(), &secret);
         for (style, note) in [
             (Style::HalfBlocks, None),

@@ -33,9 +33,11 @@ pub fn generate() -> Result<Vec<SecretString>, getrandom::Error> {
 }
 
 fn one() -> Result<SecretString, getrandom::Error> {
-    let plain = Zeroizing::new(format!("{}{}", Id::random()?, Id::random()?));
-    let mut code = String::with_capacity(LEN + LEN / 4);
-    for (i, c) in plain.chars().enumerate() {
+    let half = || Id::random().map(|id| Zeroizing::new(id.into_string()));
+    let (head, tail) = (half()?, half()?);
+    // Exactly as long as it gets: a larger one would be copied to be made smaller.
+    let mut code = String::with_capacity(LEN + LEN / 4 - 1);
+    for (i, c) in head.chars().chain(tail.chars()).enumerate() {
         if i > 0 && i % 4 == 0 {
             code.push('-');
         }
@@ -53,10 +55,10 @@ pub fn normalize(typed: &str) -> Option<Code> {
             other => other,
         }
     });
-    let text: Zeroizing<String> = Zeroizing::new(settled.take(LEN + 1).collect());
+    let mut text = Zeroizing::new(String::with_capacity(LEN + 1));
+    text.extend(settled.take(LEN + 1));
     let (head, tail) = text.split_at_checked(Id::LEN)?;
-    let plain = |half: &str| half.parse::<Id>().is_ok();
-    (plain(head) && plain(tail)).then_some(Code(text))
+    (Id::is(head) && Id::is(tail)).then_some(Code(text))
 }
 
 /// What is stored of a code. It has 120 bits, so nobody can try them out: a fast hash will do.

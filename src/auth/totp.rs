@@ -6,7 +6,7 @@
 
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use totp_rs::{Builder, Totp};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::domain::{TimeStep, UnixTime, UserName};
 
@@ -15,9 +15,12 @@ const WINDOW: i64 = 1;
 /// How many steps away a code is still recognised, to tell how far a clock is off.
 const RECOGNISED: i64 = 10;
 
-/// The secret that an authenticator shares with us: 160 bits (RFC 4226 section 4).
+/// The secret that an authenticator shares with us: 160 bits (RFC 4226 section 4). On the heap, so
+/// that a move leaves no copy behind.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct Secret([u8; 20]);
+pub struct Secret(Box<[u8; LEN]>);
+
+const LEN: usize = 20;
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,8 +30,10 @@ impl std::fmt::Debug for Secret {
 
 impl Secret {
     /// The secret made of these bytes.
-    pub fn from_bytes(bytes: [u8; 20]) -> Self {
-        Self(bytes)
+    pub fn from_bytes(bytes: &[u8; LEN]) -> Self {
+        let mut secret = Self(Box::new([0; LEN]));
+        secret.0.copy_from_slice(bytes);
+        secret
     }
 
     /// A new secret from the system's random number generator.
@@ -36,18 +41,26 @@ impl Secret {
     /// # Errors
     /// When the system has no randomness.
     pub fn generate() -> Result<Self, getrandom::Error> {
-        let mut secret = Self([0; 20]);
-        getrandom::fill(&mut secret.0)?;
+        let mut secret = Self(Box::new([0; LEN]));
+        getrandom::fill(&mut secret.0[..])?;
         Ok(secret)
     }
 
     /// The secret's bytes, for sealing.
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        &self.0[..]
+    }
+
+    fn copy(&self) -> totp_rs::Secret {
+        totp_rs::Secret::new(self.0.clone())
     }
 
     fn totp(&self) -> Builder {
-        Builder::new().with_secret(totp_rs::Secret::new_stack(self.0))
+        Builder::new().with_secret(self.copy())
+    }
+
+    fn base32(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.copy().to_base32())
     }
 }
 
@@ -116,17 +129,22 @@ fn digits(typed: &str) -> Option<[u8; 6]> {
 }
 
 /// The `otpauth://` URI that a QR code carries, as short as apps understand it.
-pub fn uri(issuer: &str, user: &UserName, secret: &Secret) -> String {
+pub fn uri(issuer: &str, user: &UserName, secret: &Secret) -> Zeroizing<String> {
     // A colon would end the issuer within the label.
     let issuer = issuer.replace(':', " ");
-    let builder = secret.totp().with_issuer(Some(issuer)).with_account_name(user.as_str());
-    builder.build().and_then(|totp| totp.to_url()).unwrap_or_default()
+    // The crate makes copies on its way that it does not wipe: it is given a blank.
+    let blank = Secret(Box::new([0; LEN]));
+    let builder = blank.totp().with_issuer(Some(issuer)).with_account_name(user.as_str());
+    let uri = builder.build().and_then(|totp| totp.to_url()).unwrap_or_default();
+    let stand_in = format!("?secret={}", &*blank.base32());
+    let (label, rest) = uri.split_once(&stand_in).unwrap_or_default();
+    Zeroizing::new([label, "?secret=", &secret.base32(), rest].concat())
 }
 
 /// The secret in base32 (RFC 4648), in groups of four, as people type it into an app.
-pub fn grouped(secret: &Secret) -> String {
-    let base32 = totp_rs::Secret::new_stack(secret.0).to_base32();
-    let mut out = String::with_capacity(base32.len() * 5 / 4);
+pub fn grouped(secret: &Secret) -> Zeroizing<String> {
+    let base32 = secret.base32();
+    let mut out = Zeroizing::new(String::with_capacity(base32.len() * 5 / 4));
     for (i, c) in base32.chars().enumerate() {
         if i > 0 && i % 4 == 0 {
             out.push(' ');
@@ -144,7 +162,7 @@ mod tests {
     const NEVER: TimeStep = TimeStep(i64::MIN);
 
     fn rfc() -> Secret {
-        Secret::from_bytes(*b"12345678901234567890")
+        Secret::from_bytes(b"12345678901234567890")
     }
 
     fn at(step: i64) -> UnixTime {
@@ -197,10 +215,10 @@ mod tests {
     fn what_people_are_shown() {
         let user = "alice".parse().unwrap();
         assert_eq!(
-            uri("Sallyport", &user, &rfc()),
-            "otpauth://totp/Sallyport:alice?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Sallyport"
+            *uri("Sallyport", &user, &rfc()),
+            *"otpauth://totp/Sallyport:alice?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Sallyport"
         );
-        assert_eq!(grouped(&rfc()), "GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ");
+        assert_eq!(*grouped(&rfc()), *"GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ");
         assert!(uri("Acme: Ops", &user, &rfc()).starts_with("otpauth://totp/Acme"));
         assert_eq!(format!("{:?}", rfc()), "Secret(..)");
     }
@@ -208,7 +226,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_used_step_never_matches_again(bytes: [u8; 20], present in 100_i64..1_000_000_000, offset in -1_i64..=1, last in -3_i64..=3) {
-            let secret = Secret::from_bytes(bytes);
+            let secret = Secret::from_bytes(&bytes);
             let (step, last) = (present + offset, TimeStep(present + last));
             match check(&secret, &code_of(&secret, step), at(present), last) {
                 // Another step of the window may have the same code by chance.
@@ -220,7 +238,7 @@ mod tests {
 
         #[test]
         fn arbitrary_text_is_never_taken_outside_the_window(bytes: [u8; 20], text in "\\PC{0,12}|[0-9]{6}", present in 100_i64..1_000_000_000) {
-            let secret = Secret::from_bytes(bytes);
+            let secret = Secret::from_bytes(&bytes);
             if let Check::Matches(step) = check(&secret, &text, at(present), NEVER) {
                 prop_assert!((step.0 - present).abs() <= 1);
                 prop_assert_eq!(code_of(&secret, step.0), text);

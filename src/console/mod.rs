@@ -9,14 +9,15 @@ use std::io::Write as _;
 use anyhow::bail;
 use tokio::io::AsyncWrite;
 
+pub use crate::admin::replay::Keys;
 use crate::admin::{self, Out, Verbs, output::Format};
 use crate::audit::{Actor, Context, Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
-use crate::domain::{Role, Source, Target, UnixTime, printable};
+use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
 use crate::policy::{self, Subject};
-use crate::store::{EventFilter, Store};
+use crate::store::{EventFilter, SessionFilter, Store};
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ pub struct Caller<'a> {
     pub public_host: String,
     /// The bastion's port.
     pub port: u16,
+    /// The folder of recordings.
+    pub recordings: std::path::PathBuf,
+    /// The host CA's public key, as in `authorized_keys`.
+    pub host_ca: String,
 }
 
 /// Runs what was typed after `ssh USER@bastion`, or, if nothing was, greets; gives the exit status.
@@ -42,6 +47,7 @@ pub async fn run(
     words: Option<&str>,
     store: &Store,
     now: UnixTime,
+    keys: Keys,
     stdout: &mut (dyn AsyncWrite + Unpin + Send),
     stderr: &mut (dyn AsyncWrite + Unpin + Send),
 ) -> anyhow::Result<u32> {
@@ -51,16 +57,21 @@ pub async fn run(
         out.send().await?;
         return Ok(0);
     };
+    let command = printable(&words.chars().take(1000).collect::<String>());
     let console = match cli::parse_console(words) {
         Ok(console) => console,
         Err((text, is_error)) => {
+            if is_error {
+                let reason = Refusal::NotOffered;
+                let refused = Event::CommandRefused { command, reason };
+                store.record(now, &caller.context, refused).await?;
+            }
             let mut err = Out::new(if is_error { stderr } else { out.into_sink() });
             err.write_all(text.as_bytes())?;
             err.send().await?;
             return Ok(if is_error { 64 } else { 0 });
         }
     };
-    let command = printable(&words.chars().take(1000).collect::<String>());
     if caller.who.role() < needed(&console.command) {
         let reason = Refusal::RoleTooLow;
         store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
@@ -78,8 +89,9 @@ pub async fn run(
         cost: password::Cost::default(),
         rules: &rules,
         binding_window: std::time::Duration::ZERO,
+        recordings: &caller.recordings,
     };
-    dispatch(caller, &verbs, console.command, &mut out).await?;
+    dispatch(caller, &verbs, console.command, keys, &mut out).await?;
     out.send().await?;
     Ok(0)
 }
@@ -87,10 +99,21 @@ pub async fn run(
 /// The least role that a command takes.
 fn needed(command: &ConsoleCommand) -> Role {
     match command {
-        ConsoleCommand::Help | ConsoleCommand::Targets | ConsoleCommand::Otp => Role::User,
-        ConsoleCommand::Session(SessionCommand::List { .. } | SessionCommand::Show { .. })
-        | ConsoleCommand::Audit(_) => Role::Auditor,
+        ConsoleCommand::Help
+        | ConsoleCommand::Targets
+        | ConsoleCommand::KnownHosts
+        | ConsoleCommand::Sessions
+        | ConsoleCommand::Otp => Role::User,
         ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
+        ConsoleCommand::Session(
+            SessionCommand::List { .. }
+            | SessionCommand::Show { .. }
+            | SessionCommand::Play(_)
+            | SessionCommand::Watch { .. }
+            | SessionCommand::Search(_)
+            | SessionCommand::Export(_),
+        )
+        | ConsoleCommand::Audit(_) => Role::Auditor,
     }
 }
 
@@ -98,6 +121,7 @@ async fn dispatch(
     caller: &Caller<'_>,
     verbs: &Verbs<'_>,
     command: ConsoleCommand,
+    keys: Keys,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
     match command {
@@ -107,7 +131,13 @@ async fn dispatch(
             let name = caller.who.user().clone();
             admin::otp(verbs, cli::OtpCommand::Show { name }, out).await
         }
-        ConsoleCommand::Session(command) => admin::sessions(verbs, command, out).await,
+        ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
+        ConsoleCommand::Sessions => {
+            let user = Some(caller.who.user().to_string());
+            let filter = SessionFilter { live: false, user };
+            admin::list_sessions(verbs, &filter, 50, out).await
+        }
+        ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,
         ConsoleCommand::Audit(ConsoleAudit::List { kind, user, limit }) => {
             let filter = EventFilter { kind, user, ..EventFilter::default() };
             admin::list_events(verbs, &filter, limit, out).await
@@ -164,6 +194,27 @@ async fn targets(caller: &Caller<'_>, verbs: &Verbs<'_>, out: &mut Out<'_>) -> a
     Ok(admin::output::list(out, verbs.format, &rows)?)
 }
 
+/// One line by which ssh trusts host certificates of the bastion, for itself and for the targets
+/// that it stands in for, and for no other host.
+async fn known_hosts(
+    caller: &Caller<'_>,
+    verbs: &Verbs<'_>,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let mut names = vec![caller.public_host.clone()];
+    for (target, _) in granted(caller, verbs.store, verbs.now).await? {
+        if target.mode == Mode::Record {
+            names.extend([target.name.to_string(), target.address.host.to_string()]);
+        }
+    }
+    names.sort();
+    names.dedup();
+    // ssh looks a host on another port than 22 up as "[name]:port".
+    let patterns: Vec<String> =
+        names.iter().flat_map(|name| [name.clone(), format!("[{name}]:*")]).collect();
+    Ok(writeln!(out, "@cert-authority {} {}", patterns.join(","), caller.host_ca)?)
+}
+
 /// A row of `targets`.
 #[derive(serde::Serialize)]
 struct Granted {
@@ -207,16 +258,14 @@ impl Caller<'_> {
         } else {
             format!("{user}@{host}:{}", self.port)
         };
-        match target.address.port {
-            22 => format!("ssh -J {jump} {}", target.name),
-            port => {
-                // Any port may be a plain TCP service or an sshd: show what works for both.
-                format!(
-                    "ssh -J {jump} -p {port} {}   or   ssh {}-L {port}:{}:{port} -N {user}@{host}",
-                    target.name,
-                    self.port_option(),
-                    target.name
-                )
+        // A target is known by its name: ssh need not be told its port.
+        let ssh = format!("ssh -J {jump} {}", target.name);
+        match (target.mode, target.address.port) {
+            (Mode::Record, _) | (Mode::Tunnel, 22) => ssh,
+            (Mode::Tunnel, port) => {
+                // May be a plain TCP service or an sshd: show what works for both.
+                let (option, name) = (self.port_option(), &target.name);
+                format!("{ssh}   or   ssh {option}-L {port}:{name}:{port} -N {user}@{host}")
             }
         }
     }

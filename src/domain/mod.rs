@@ -18,7 +18,7 @@ pub use target::{
     TargetName,
 };
 pub(crate) use text::is_unsafe;
-pub use text::{printable, printable_json};
+pub use text::{noted, printable, printable_json};
 pub use time::{TimeStep, UnixTime};
 
 use std::fmt;
@@ -170,7 +170,10 @@ impl Id {
 
     /// Makes an id of 12 random bytes.
     pub fn from_random(bytes: [u8; Self::LEN]) -> Self {
-        Self(bytes.iter().filter_map(|b| Self::ALPHABET.chars().nth(usize::from(b % 32))).collect())
+        // At its whole length from the start: some are secrets, and growing would leave copies.
+        let mut text = String::with_capacity(Self::LEN);
+        text.extend(bytes.iter().filter_map(|b| Self::ALPHABET.chars().nth(usize::from(b % 32))));
+        Self(text)
     }
 
     /// A new id from the system's random number generator.
@@ -181,6 +184,16 @@ impl Id {
         let mut bytes = [0; Self::LEN];
         getrandom::fill(&mut bytes)?;
         Ok(Self::from_random(bytes))
+    }
+
+    /// Whether `text` is an id.
+    pub fn is(text: &str) -> bool {
+        text.len() == Self::LEN && text.chars().all(|c| Self::ALPHABET.contains(c))
+    }
+
+    /// The id as text, and no copy of it left.
+    pub fn into_string(self) -> String {
+        self.0
     }
 
     /// The id as text.
@@ -198,7 +211,7 @@ impl fmt::Display for Id {
 impl FromStr for Id {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
-        if s.len() == Self::LEN && s.chars().all(|c| Self::ALPHABET.contains(c)) {
+        if Self::is(s) {
             Ok(Self(s.to_owned()))
         } else {
             Err(NameError::new("id", s, "12 characters of 0-9 and a-z without i, l, o, u"))

@@ -10,11 +10,15 @@ use super::printable;
 
 /// Text that is not a name, id or address of the kind that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not a {what}: use {rule}")]
+#[error("{given:?} is not {} {what}: use {rule}", article(what))]
 pub struct NameError {
     what: &'static str,
     given: String,
     rule: &'static str,
+}
+
+fn article(what: &str) -> &'static str {
+    if what.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" }
 }
 
 impl NameError {

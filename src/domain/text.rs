@@ -53,6 +53,18 @@ pub(crate) fn is_unsafe(c: char) -> bool {
             | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
+/// The beginning of a client's text as it may stand in an audit event: short and printable.
+pub fn noted(text: &str) -> String {
+    let mut short: String = text.chars().take(MAX_NOTED).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    printable(&short)
+}
+
+/// Characters of a client's text that are kept.
+const MAX_NOTED: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;

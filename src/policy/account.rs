@@ -114,6 +114,15 @@ impl AccountPermit {
     }
 }
 
+/// The accounts on `target` that grants for `who` name, whether or not they hold right now.
+pub fn granted_accounts(who: &Subject<'_>, target: &Target, grants: &[Grant]) -> Vec<AccountName> {
+    let mine = grants.iter().filter(|grant| covers(grant, who, target));
+    let mut names: Vec<AccountName> = mine.flat_map(|grant| grant.accounts.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 fn not_for(account: &AccountName, target: &Target, mut others: Vec<&AccountName>) -> Refused {
     others.sort();
     others.dedup();

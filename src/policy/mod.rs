@@ -11,7 +11,7 @@ mod explain;
 
 use std::net::IpAddr;
 
-pub use account::{AccountDecision, AccountPermit, authorize_account};
+pub use account::{AccountDecision, AccountPermit, authorize_account, granted_accounts};
 pub use address::Checked;
 pub use explain::{Explanation, Question, Verdict, explain};
 

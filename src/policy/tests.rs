@@ -256,3 +256,62 @@ proptest! {
         prop_assert_eq!(explained.permitted, explained.grants.iter().any(|verdict| verdict.permits));
     }
 }
+
+fn as_account(grants: &[Grant], account: &str, mode: Mode) -> AccountDecision {
+    let who = "alice".parse().unwrap();
+    let subject = Subject { user: &who, groups: &[], source: "192.0.2.7".parse().unwrap() };
+    let target = Target { mode, ..target("db1", "10.0.0.5", &[]) };
+    authorize_account(&subject, &target, grants, &account.parse().unwrap(), NOW)
+}
+
+#[test]
+fn an_account_has_the_rights_of_the_grants_that_hold_for_it() {
+    let grant = |n, accounts: &[&str], allow: &[Capability]| Grant {
+        accounts: accounts.iter().map(|name| name.parse().unwrap()).collect(),
+        allow: allow.to_vec(),
+        ..grant(n, user("alice"), to("db1"))
+    };
+    let expired = Grant { until: Some(NOW), ..grant(3, &[], &[]) };
+    let grants = [
+        grant(1, &["deploy"], &[Capability::Exec]),
+        grant(2, &["deploy", "app"], &[Capability::SftpRead, Capability::Exec]),
+        expired,
+    ];
+    let AccountDecision::Permit(permit) = as_account(&grants, "deploy", Mode::Record) else {
+        panic!("deploy is refused");
+    };
+    assert_eq!(permit.rights(), [Capability::Exec, Capability::SftpRead]);
+    assert_eq!(permit.grants(), [id(1), id(2)]);
+    assert!(!permit.allows(Capability::Shell));
+    let AccountDecision::Refuse(refused) = as_account(&grants[..2], "root", Mode::Record) else {
+        panic!("root is permitted");
+    };
+    assert_eq!(refused.reason, Refusal::NotGranted);
+    assert_eq!(refused.message, "root on db1 is not granted to you, but app, deploy");
+    let AccountDecision::Refuse(refused) = as_account(&grants, "root", Mode::Record) else {
+        panic!("root is permitted");
+    };
+    assert_eq!(refused.reason, Refusal::Expired);
+}
+
+#[test]
+fn a_grant_without_words_allows_all_but_what_must_be_named() {
+    let AccountDecision::Permit(permit) =
+        as_account(&[grant(1, user("alice"), to("db1"))], "root", Mode::Record)
+    else {
+        panic!("root is refused");
+    };
+    for right in Capability::ALL {
+        let named = matches!(right, Capability::X11 | Capability::RemoteForward);
+        assert_eq!(permit.allows(*right), !named, "{right}");
+    }
+}
+
+#[test]
+fn single_accounts_cannot_be_granted_where_they_are_not_seen() {
+    let only =
+        Grant { accounts: vec!["deploy".parse().unwrap()], ..grant(1, user("alice"), to("db1")) };
+    let (reason, text) = message(ask(&[target("db1", "10.0.0.5", &[])], &[only], "db1", 22));
+    assert_eq!(reason, Refusal::NotGranted);
+    assert!(text.ends_with("single accounts, which cannot be told in tunnel mode"), "{text}");
+}

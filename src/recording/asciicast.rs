@@ -461,9 +461,9 @@ impl Iterator for Reader {
 }
 
 /// An event of a kind that readers are told to pass over.
-struct UnknownCode;
+pub(super) struct UnknownCode;
 
-fn parse_event(line: &[u8]) -> Option<Result<Event, UnknownCode>> {
+pub(super) fn parse_event(line: &[u8]) -> Option<Result<Event, UnknownCode>> {
     let (seconds, code, data): (f64, String, String) = serde_json::from_slice(line).ok()?;
     let micros = Duration::try_from_secs_f64(seconds).ok()?.as_nanos().saturating_add(500) / 1000;
     let time = Duration::from_micros(u64::try_from(micros).ok()?);
@@ -478,6 +478,14 @@ fn parse_event(line: &[u8]) -> Option<Result<Event, UnknownCode>> {
         _ => return Some(Err(UnknownCode)),
     };
     Some(Ok(Event { time, kind }))
+}
+
+/// The recording at `path` as plain asciicast, byte for byte.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn plain(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
+    unpacked(File::open(path)?)
 }
 
 /// What `source` holds, unpacked if it begins like a zstd frame.

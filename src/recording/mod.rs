@@ -14,6 +14,7 @@ pub mod retention;
 mod screen;
 mod seal;
 pub mod search;
+pub mod tail;
 pub mod terminal;
 pub mod text;
 pub mod writer;

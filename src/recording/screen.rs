@@ -64,6 +64,12 @@ impl Screen {
     }
 
     /// Changes the size.
+    pub(super) fn resize(&mut self, columns: u16, rows: u16) {
+        let (columns, rows) = bounded(columns, rows);
+        self.terminal.resize(columns, rows);
+    }
+
+    /// Changes the size before `observer`.
     pub(super) fn resize_with<O: Observer>(
         &mut self,
         columns: u16,

@@ -22,11 +22,16 @@ use super::handler::{Ended, Handler};
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use crate::audit::{Context, EndReason, Event, Refusal};
-use crate::auth::machine::Authenticated;
-use crate::domain::{Id, Source};
+use crate::auth::machine::{Authenticated, GivenUp};
+use crate::domain::{Id, Source, printable};
+use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Refused requests that a connection may make at once; and one more each second.
+const REFUSALS: usize = 100;
+/// Refusals of one connection that may wait to be written down.
+const REFUSALS_WAITING: usize = 16;
 /// How long tasks have to write their ends down after the connection ended.
 const WIND_UP: Duration = Duration::from_secs(10);
 
@@ -45,8 +50,15 @@ pub(crate) struct Connection {
     pub(super) flow: Arc<ConnectionFlow>,
     admission: Mutex<Admission>,
     signed_in: OnceLock<Authenticated>,
-    /// Set before the store opens the session, so that an end in the middle still closes it.
-    may_be_open: AtomicBool,
+    /// Set before the store opens the session, so that an end in the middle still closes it, and a
+    /// change of the account that comes from then on still ends it: the account, its epoch and name.
+    may_be_open: OnceLock<(Id, i64, String)>,
+    /// The failure to write down if the client leaves before it signed in.
+    given_up: Mutex<Option<(Throttled, GivenUp)>>,
+    /// Refused requests: how many, and how many are being written down.
+    refusals: AtomicUsize,
+    refusals_waiting: AtomicUsize,
+    began: Instant,
     failed: AtomicBool,
     end: OnceLock<(EndReason, String)>,
     /// Cancelled to end the connection from outside.
@@ -70,7 +82,7 @@ impl Connection {
     pub(super) fn context(&self) -> Context {
         Context {
             actor: None,
-            user: self.signed_in.get().map(|who| who.user().to_string()),
+            user: self.may_be_open.get().map(|(_, _, name)| name.clone()),
             source: Some(self.source),
             client: self.control.client_version(),
             session: Some(self.id.clone()),
@@ -96,8 +108,20 @@ impl Connection {
         self.control.extend(self.settings.binding_grace);
     }
 
-    pub(super) fn session_may_be_open(&self) {
-        self.may_be_open.store(true, Ordering::SeqCst);
+    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64, name: &str) {
+        // A second attempt on one connection is of the same account: its name is fixed.
+        let _first_stays = self.may_be_open.set((account.clone(), epoch, printable(name)));
+    }
+
+    /// The account whose session this is, or is about to be, and its epoch.
+    pub(super) fn identity(&self) -> Option<(&Id, i64)> {
+        let signed_in = self.signed_in.get().map(|who| (who.account(), who.epoch()));
+        signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch, _)| (account, *epoch)))
+    }
+
+    /// Takes note of what failed if the client leaves now.
+    pub(super) fn may_give_up(&self, given_up: Option<(Throttled, GivenUp)>) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
     }
 
     pub(super) fn note_failure(&self) {
@@ -128,12 +152,31 @@ impl Connection {
     /// Writes an event of this connection down on its task set; its failure ends the connection.
     pub(super) fn record(self: &Arc<Self>, event: Event) {
         let conn = Arc::clone(self);
+        self.tasks.spawn(async move { conn.write(event).await });
+    }
+
+    async fn write(&self, event: Event) {
+        let now = self.bastion.clock.now();
+        if let Err(error) = self.bastion.store.record(now, &self.context(), event).await {
+            tracing::error!(%error, session = %self.id, "failed to write an audit event");
+            self.end(EndReason::ServerStopped, "the audit log cannot be written");
+        }
+    }
+
+    /// Writes a refusal of this connection down. A client that asks for more of them than anybody
+    /// does by mistake is sent away: each costs a place in the line for the audit log.
+    pub(super) fn record_refusal(self: &Arc<Self>, event: Event) {
+        let asked = self.refusals.fetch_add(1, Ordering::SeqCst);
+        let allowed = REFUSALS + usize::try_from(self.began.elapsed().as_secs()).unwrap_or(0);
+        let waiting = self.refusals_waiting.fetch_add(1, Ordering::SeqCst);
+        if asked > allowed || waiting >= REFUSALS_WAITING {
+            self.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
+            return self.end(EndReason::ProtocolError, "too many refused requests");
+        }
+        let conn = Arc::clone(self);
         self.tasks.spawn(async move {
-            let now = conn.bastion.clock.now();
-            if let Err(error) = conn.bastion.store.record(now, &conn.context(), event).await {
-                tracing::error!(%error, session = %conn.id, "failed to write an audit event");
-                conn.end(EndReason::ServerStopped, "the audit log cannot be written");
-            }
+            conn.write(event).await;
+            conn.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
         });
     }
 
@@ -172,7 +215,11 @@ pub(super) async fn serve(
         tasks: TaskTracker::new(),
         admission: Mutex::new(admission),
         signed_in: OnceLock::new(),
-        may_be_open: AtomicBool::new(false),
+        may_be_open: OnceLock::new(),
+        given_up: Mutex::new(None),
+        refusals: AtomicUsize::new(0),
+        refusals_waiting: AtomicUsize::new(0),
+        began: Instant::now(),
         failed: AtomicBool::new(false),
         end: OnceLock::new(),
         stop: CancellationToken::new(),
@@ -235,7 +282,10 @@ async fn wind_up(conn: &Arc<Connection>) {
 async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     let now = conn.bastion.clock.now();
     let store = &conn.bastion.store;
-    if conn.may_be_open.load(Ordering::SeqCst) {
+    if conn.who().is_none() {
+        write_given_up(conn).await;
+    }
+    if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
         let sums = (conn.up.load(Ordering::SeqCst), conn.down.load(Ordering::SeqCst));
         if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
@@ -248,6 +298,20 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
     if let Err(error) = outcome {
         tracing::debug!(session = %conn.id, source = %conn.source, error = %error, "connection ended");
+    }
+}
+
+/// Counts a password that was given without a second factor after it.
+async fn write_given_up(conn: &Arc<Connection>) {
+    let left = conn.given_up.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some((whose, GivenUp { account, notes })) = left else { return };
+    conn.note_failure();
+    let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
+    let failure = FailureNote { account, reason: Refusal::GivenUp, counts: true, drift: None };
+    let context = Context { user: Some(whose.name().to_owned()), ..conn.context() };
+    let rules = &conn.settings.throttle;
+    if let Err(error) = bastion.store.fail(failure, notes, &whose, rules, &context, now).await {
+        tracing::error!(%error, "failed to write a sign-in down that was given up");
     }
 }
 

@@ -12,29 +12,25 @@ use russh::server::{ChannelOpenHandle, Msg};
 use russh::{Channel, ChannelOpenFailure};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
+use super::connection::{ChannelSlot, Connection};
 use super::forward::{self, dial};
 use super::handler::prohibited;
 use super::relay;
 use crate::audit::{EndReason, Event, Refusal};
 use crate::auth::machine::Authenticated;
-use crate::domain::{Destination, Id, Mode, printable};
+use crate::domain::{Destination, Id, Mode, noted};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
 
 /// Serves one channel open to its end. Runs on the connection's task set.
 pub(super) async fn serve(
     conn: Arc<Connection>,
     channel: Channel<Msg>,
-    host: String,
-    port: u32,
+    (host, port): (String, u32),
+    slot: ChannelSlot,
     reply: ChannelOpenHandle,
 ) {
-    let asked = printable(&format!("{}:{port}", host.chars().take(255).collect::<String>()));
-    let opened = tokio::select! {
-        opened = open(&conn, &host, port) => opened,
-        () = conn.cancel.cancelled() => return,
-    };
-    match opened {
+    let asked = noted(&format!("{host}:{port}"));
+    match open(&conn, &host, port, slot).await {
         Ok(opened) => {
             reply.accept().await;
             match opened.way {
@@ -48,7 +44,7 @@ pub(super) async fn serve(
         }
         Err(NotOpened::Refused(refused)) => {
             let Refused { reason, message } = refused;
-            conn.record(Event::ForwardRefused { destination: asked, reason });
+            conn.record_refusal(Event::ForwardRefused { destination: asked, reason });
             reply.reject(prohibited(&message)).await;
         }
         Err(NotOpened::Failed(message)) => {
@@ -68,7 +64,7 @@ struct Forward {
     id: Id,
     destination: Destination,
     permit: Permit,
-    _slot: super::connection::ChannelSlot,
+    _slot: ChannelSlot,
 }
 
 enum Way {
@@ -95,7 +91,12 @@ pub(super) fn refused(reason: Refusal, message: &str) -> NotOpened {
     NotOpened::Refused(Refused { reason, message: message.to_owned() })
 }
 
-async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, NotOpened> {
+async fn open(
+    conn: &Arc<Connection>,
+    host: &str,
+    port: u32,
+    slot: ChannelSlot,
+) -> Result<Opened, NotOpened> {
     let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
     if conn.bastion.draining() {
         return Err(refused(
@@ -103,16 +104,16 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
             "the bastion is stopping: connect again in a moment",
         ));
     }
-    let slot = conn.channel_slot().ok_or_else(|| {
-        refused(Refusal::TooManyChannels, "too many channels on this connection: close some first")
-    })?;
     let destination = Destination::parse(host, port)
         .map_err(|error| refused(Refusal::NotGranted, &error.to_string()))?;
     let permit = decide(conn, who, &destination).await?;
     let target = &permit.target().address;
     let timeout = conn.settings.dial_timeout;
     let name = permit.target().name.to_string();
-    let found = dial::resolve(&target.host, target.port, timeout).await;
+    let found = tokio::select! {
+        found = dial::resolve(&target.host, target.port, timeout) => found,
+        () = conn.cancel.cancelled() => Err(dial::DialError::Left),
+    };
     let found = match found {
         Ok(found) => found,
         Err(error) => {
@@ -125,7 +126,12 @@ async fn open(conn: &Arc<Connection>, host: &str, port: u32) -> Result<Opened, N
         let forward = Forward { id: forward, destination, permit, _slot: slot };
         return Ok(Opened { forward, way: Way::Record(checked) });
     }
-    match dial::dial(checked.addresses(), timeout).await {
+    // The store waits for itself; a dial does not outlive its client.
+    let dialled = tokio::select! {
+        dialled = dial::dial(checked.addresses(), timeout) => dialled,
+        () = conn.cancel.cancelled() => Err(dial::DialError::Left),
+    };
+    match dialled {
         Ok((address, target)) => {
             let forward = Forward { id: forward, destination, permit, _slot: slot };
             Ok(Opened { forward, way: Way::Tunnel(address, target) })
@@ -279,6 +285,7 @@ async fn watch(
     cancel: &CancellationToken,
 ) -> String {
     let mut revisions = conn.bastion.revisions();
+    let mut ends = until;
     loop {
         let now = conn.bastion.clock.now();
         let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
@@ -291,8 +298,14 @@ async fn watch(
         }
         let Some(who) = conn.who() else { return EndReason::ProtocolError.to_string() };
         match decide(conn, who, destination).await {
-            Ok(permit) => until = permit.until(),
+            Ok(permit) => (until, ends) = (permit.until(), permit.until()),
             Err(NotOpened::Refused(refused)) => return refused.message,
+            // Its own time is over, whatever the store would say.
+            Err(NotOpened::Failed(_))
+                if ends.is_some_and(|ends| ends <= conn.bastion.clock.now()) =>
+            {
+                return "the time that was granted is over".to_owned();
+            }
             // The store cannot be read now: asked again soon, nothing new is let through meanwhile.
             Err(NotOpened::Failed(_)) => {
                 until = Some(conn.bastion.clock.now().plus(Duration::from_secs(1)));

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
 
 use crate::domain::Source;
@@ -21,6 +21,8 @@ const MAX_SOURCES: usize = 65_536;
 const ENFORCED_FROM: Duration = Duration::from_secs(15);
 /// The longest penalty.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Reports a second, and at once: many sources must not fill the audit log, nor its line.
+const REPORTS: (u32, u32) = (2, 20);
 /// How often one source's refusals are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
@@ -85,6 +87,7 @@ pub enum Denied {
 pub struct Guard {
     state: Mutex<State>,
     attempts: Mutex<Arc<DefaultKeyedRateLimiter<IpNet>>>,
+    reports: DefaultDirectRateLimiter,
 }
 
 struct State {
@@ -116,8 +119,12 @@ impl Guard {
     /// A guard with these limits and an empty record.
     pub fn new(limits: Limits) -> Arc<Self> {
         let attempts = Mutex::new(limiter(&limits));
+        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        let reports =
+            Quota::per_second(at_least_one(REPORTS.0)).allow_burst(at_least_one(REPORTS.1));
         Arc::new(Self {
             attempts,
+            reports: RateLimiter::direct(reports),
             state: Mutex::new(State {
                 limits,
                 connections: 0,
@@ -190,7 +197,7 @@ impl Guard {
         let due = state.reported.get(&network).is_none_or(|last| now >= *last + REPORT_EVERY);
         if due && (state.reported.len() < MAX_SOURCES || state.reported.contains_key(&network)) {
             state.reported.insert(network, now);
-            return true;
+            return self.reports.check().is_ok();
         }
         false
     }

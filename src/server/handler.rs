@@ -17,11 +17,12 @@ use secrecy::SecretString;
 
 use super::connection::Connection;
 use super::login::Login;
+use super::relay::{self, selector, selector::Entrance};
 use super::ssh::method_set;
 use super::{direct, shell};
 use crate::audit::{EndReason, Event, Refusal};
 use crate::auth::machine::{Methods, Reply, Request};
-use crate::domain::printable;
+use crate::domain::{Capability, noted};
 
 /// Why SSH on a connection ended, other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -62,19 +63,74 @@ pub(super) struct Handler {
     login: Option<Login>,
     /// Whether the client was told that no method is left.
     cut_off: bool,
+    /// The target that the user name chose.
+    entrance: Option<Arc<Entrance>>,
+    /// The user name of the first request, as it was sent.
+    user: Option<String>,
 }
 
 impl Handler {
     pub(super) fn new(conn: Arc<Connection>) -> Self {
         let login = Some(Login::new(Arc::clone(&conn)));
-        Self { conn, login, cut_off: false }
+        Self { conn, login, cut_off: false, entrance: None, user: None }
+    }
+
+    /// The name that signs in. Another user name than the first, also if only what it chooses
+    /// differs, is passed on whole and refused (RFC 4252 section 5).
+    fn login_name<'a>(&mut self, user: &'a str) -> &'a str {
+        let (login, selector) = selector::parse(user);
+        match &self.user {
+            None => {
+                self.user = Some(user.to_owned());
+                self.entrance = selector.map(|selector| Arc::new(Entrance::new(selector)));
+                login
+            }
+            Some(first) if first == user => login,
+            Some(_) => user,
+        }
+    }
+
+    /// The relay to the target that was chosen, once a channel was opened.
+    fn relay(&self) -> Option<&Arc<relay::Relay>> {
+        self.entrance.as_ref()?.known()
+    }
+
+    /// Whether the target that was chosen may be asked for `right`.
+    fn allowed(&self, right: Capability, request: &str) -> bool {
+        match self.relay() {
+            Some(relay) => relay.check(right, request).is_ok(),
+            None => {
+                self.refuse(request);
+                false
+            }
+        }
+    }
+
+    /// Serves a connection from the chosen target on.
+    fn onward(
+        &self,
+        entrance: &Arc<Entrance>,
+        channel: Channel<Msg>,
+        onward: relay::Onward,
+        session: &Session,
+        reply: ChannelOpenHandle,
+    ) {
+        let (conn, entrance) = (Arc::clone(&self.conn), Arc::clone(entrance));
+        let handle = session.handle();
+        self.conn.tasks.spawn(async move {
+            match entrance.relay(&conn, handle).await {
+                Ok(relay) => relay::serve_onward(relay, channel, onward, reply).await,
+                Err(message) => reply.reject(prohibited(&message)).await,
+            }
+        });
     }
 
     async fn request(&mut self, user: &str, request: Request) -> Result<Auth, Ended> {
+        let name = self.login_name(user).to_owned();
         let Some(login) = self.login.as_mut().filter(|_| !self.cut_off) else {
             return Err(Ended::Refused(Refusal::TooManyAttempts));
         };
-        Ok(match login.request(user, request).await {
+        Ok(match login.request(&name, request).await {
             Reply::Refuse(methods) => Auth::Reject {
                 proceed_with_methods: Some(method_set(methods)),
                 partial_success: false,
@@ -113,8 +169,8 @@ impl Handler {
 
     /// Writes a refused request down.
     fn refuse(&self, request: impl Into<String>) {
-        let (request, reason) = (request.into(), Refusal::NotOffered);
-        self.conn.record(Event::RequestRefused { request, reason });
+        let (request, reason) = (noted(&request.into()), Refusal::NotOffered);
+        self.conn.record_refusal(Event::RequestRefused { request, reason });
     }
 
     /// Refuses to open a channel of a kind that is not offered.
@@ -209,9 +265,19 @@ impl russh::server::Handler for Handler {
         &mut self,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Ended> {
-        shell::open(&self.conn, channel, reply).await;
+        let Some(entrance) = self.entrance.clone() else {
+            shell::open(&self.conn, channel, reply).await;
+            return Ok(());
+        };
+        let (conn, handle) = (Arc::clone(&self.conn), session.handle());
+        self.conn.tasks.spawn(async move {
+            match entrance.relay(&conn, handle.clone()).await {
+                Ok(relay) => relay::serve_session(&relay, channel, handle, reply).await,
+                Err(message) => reply.reject(prohibited(&message)).await,
+            }
+        });
         Ok(())
     }
 
@@ -220,13 +286,27 @@ impl russh::server::Handler for Handler {
         channel: Channel<Msg>,
         host: &str,
         port: u32,
-        _originator_address: &str,
-        _originator_port: u32,
+        originator: &str,
+        originator_port: u32,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Ended> {
+        if let Some(entrance) = &self.entrance {
+            let (host, originator) = (host.to_owned(), originator.to_owned());
+            let onward = relay::Onward::Tcp { host, port, originator, originator_port };
+            self.onward(entrance, channel, onward, session, reply);
+            return Ok(());
+        }
         let (conn, host) = (Arc::clone(&self.conn), host.to_owned());
-        self.conn.tasks.spawn(direct::serve(conn, channel, host, port, reply));
+        let Some(slot) = conn.channel_slot() else {
+            let (destination, reason) =
+                (noted(&format!("{host}:{port}")), Refusal::TooManyChannels);
+            conn.record_refusal(Event::ForwardRefused { destination, reason });
+            let why = "too many channels on this connection: close some first";
+            reply.reject(prohibited(why)).await;
+            return Ok(());
+        };
+        self.conn.tasks.spawn(direct::serve(conn, channel, (host, port), slot, reply));
         Ok(())
     }
 
@@ -258,12 +338,18 @@ impl russh::server::Handler for Handler {
 
     async fn channel_open_direct_streamlocal(
         &mut self,
-        _channel: Channel<Msg>,
-        _socket_path: &str,
+        channel: Channel<Msg>,
+        path: &str,
         reply: ChannelOpenHandle,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<(), Ended> {
-        self.refuse_channel("direct-streamlocal", reply).await;
+        match &self.entrance {
+            Some(entrance) => {
+                let onward = relay::Onward::Socket(path.to_owned());
+                self.onward(entrance, channel, onward, session, reply);
+            }
+            None => self.refuse_channel("direct-streamlocal", reply).await,
+        }
         Ok(())
     }
 
@@ -317,7 +403,12 @@ impl russh::server::Handler for Handler {
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        Ok(session.channel_failure(channel)?)
+        if self.entrance.is_some() {
+            session.channel_success(channel)?;
+        } else {
+            session.channel_failure(channel)?;
+        }
+        Ok(())
     }
 
     async fn shell_request(
@@ -343,7 +434,10 @@ impl russh::server::Handler for Handler {
         name: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        self.refuse(format!("subsystem {}", printable(name)));
+        if self.entrance.is_some() {
+            return Ok(session.channel_success(channel)?);
+        }
+        self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
     }
 
@@ -356,8 +450,12 @@ impl russh::server::Handler for Handler {
         _screen: u32,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        self.refuse("x11-req");
-        Ok(session.channel_failure(channel)?)
+        if self.allowed(Capability::X11, "x11-req") {
+            session.channel_success(channel)?;
+        } else {
+            session.channel_failure(channel)?;
+        }
+        Ok(())
     }
 
     async fn agent_request(
@@ -365,8 +463,7 @@ impl russh::server::Handler for Handler {
         _channel: ChannelId,
         _session: &mut Session,
     ) -> Result<bool, Ended> {
-        self.refuse("auth-agent-req");
-        Ok(false)
+        Ok(self.allowed(Capability::Agent, "auth-agent-req"))
     }
 
     async fn window_change_request(
@@ -396,8 +493,28 @@ impl russh::server::Handler for Handler {
         port: &mut u32,
         _session: &mut Session,
     ) -> Result<bool, Ended> {
-        self.refuse(format!("tcpip-forward {}:{port}", printable(address)));
-        Ok(false)
+        let what = format!("tcpip-forward {address}:{port}");
+        if !self.allowed(Capability::RemoteForward, &what) {
+            return Ok(false);
+        }
+        let Some(relay) = self.relay() else { return Ok(false) };
+        Ok(match relay::listen(relay, address, *port).await {
+            Some(bound) if *port == 0 => {
+                *port = bound;
+                true
+            }
+            bound => bound.is_some(),
+        })
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, Ended> {
+        let Some(relay) = self.relay() else { return Ok(false) };
+        Ok(relay::unlisten(relay, address, port).await)
     }
 
     async fn streamlocal_forward(

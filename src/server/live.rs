@@ -4,7 +4,7 @@
 //! sessions within about a second on every node, because every such change bumps the store's
 //! revision, and every node asks for it twice a second.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::store::Live;
 
 /// How often the store is asked whether anything changed.
 const POLL: Duration = Duration::from_millis(500);
+
+/// How long one look may take: a dead connection to the store must not hold up the next look.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The connections of this process by session id.
 #[derive(Default)]
@@ -45,19 +48,24 @@ impl Table {
         }
     }
 
-    /// Ends what the store says must end.
-    fn check(&self, live: &Live) {
+    /// Ends what the store says must end. `before` are the connections that were signed in when it
+    /// was asked: one that it does not know as open was closed behind our back.
+    fn check(&self, live: &Live, before: &[Arc<Connection>]) {
         let epochs: HashMap<&Id, Option<i64>> =
             live.epochs.iter().map(|(id, e)| (id, *e)).collect();
         for conn in self.all() {
             if live.killed.contains(&conn.id) {
                 conn.end(EndReason::Killed, "an administrator ended this session");
             }
-            let Some(who) = conn.who() else { continue };
+            let Some((account, epoch)) = conn.identity() else { continue };
             // A session that signed in after the store was read is not in `epochs`.
-            if epochs.get(who.account()).is_some_and(|epoch| *epoch != Some(who.epoch())) {
+            if epochs.get(account).is_some_and(|now| *now != Some(epoch)) {
                 conn.end(EndReason::Revoked, "your account was changed: sign in again");
             }
+        }
+        let open: HashSet<&Id> = live.open.iter().collect();
+        for conn in before.iter().filter(|conn| !open.contains(&conn.id)) {
+            conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
         }
     }
 }
@@ -69,7 +77,8 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
     let mut failing = false;
     loop {
         ticks.tick().await;
-        match look(&bastion, &revisions).await {
+        let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions)).await;
+        match looked.unwrap_or(Err(crate::store::Error::Busy)) {
             Ok(()) => failing = false,
             Err(error) if !failing => {
                 failing = true; // Said once, not twice a second.
@@ -88,8 +97,10 @@ async fn look(
     if revision == *revisions.borrow() {
         return Ok(());
     }
+    let mut before = bastion.live.all();
+    before.retain(|conn| conn.who().is_some());
     let live = bastion.store.live().await?;
-    bastion.live.check(&live);
+    bastion.live.check(&live, &before);
     // Forwards ask the policy again when they see the new number.
     revisions.send_replace(revision);
     Ok(())

@@ -47,6 +47,10 @@ impl Login {
             };
             let (machine, effect) = machine.step(input, self.conn.bastion.clock.now());
             self.machine = Some(machine);
+            // These write down themselves what came of the sign-in.
+            let settled = matches!(effect, Effect::Fail { .. } | Effect::SignIn(_));
+            let given_up = self.machine.as_ref().and_then(Machine::given_up).filter(|_| !settled);
+            self.conn.may_give_up(given_up.map(|given_up| (self.whose(), given_up)));
             input = match self.perform(effect, asked).await {
                 Ok(input) => input,
                 Err(reply) => return reply,
@@ -104,6 +108,8 @@ impl Login {
                     Ok(failures) => failures,
                     Err(error) => return Err(store_failed(&error)),
                 };
+                // As long as if it counted: the wait must not tell which kind of failure it was.
+                let failures = if counts { failures } else { failures.saturating_add(1) };
                 let wait = throttle.backoff(failures).max(LEAST_WAIT);
                 tokio::time::sleep_until(asked + wait).await;
                 Input::FailureRecorded
@@ -157,7 +163,7 @@ impl Login {
         let (whose, rules) = (self.whose(), &conn.settings.throttle);
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
-        conn.session_may_be_open();
+        conn.session_may_be_open(&account, attempt.epoch, self.typed());
         let signed_in = store.claim(attempt, Some(&sign_in), &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);
@@ -181,6 +187,7 @@ impl Login {
 
     /// Writes down that the login ends here, and ends it.
     async fn refuse(&mut self, reason: Refusal, context: Context) -> Reply {
+        self.conn.may_give_up(None);
         self.conn.note_failure();
         self.write_notes(Some(Event::SignInRefused { reason }), &context).await;
         Reply::Disconnect(reason)

@@ -185,6 +185,9 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(watch));
     let housekeeping = housekeep(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
+    let old = Arc::clone(&bastion);
+    let closing = async move { relay::keep::close_left_open(&old).await };
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));
     watching.close();
 
     let accepting = TaskTracker::new();
@@ -198,6 +201,7 @@ pub async fn run(
     drain(&bastion, &connections).await;
     bastion.relay.finishing.close();
     bastion.relay.finishing.wait().await;
+    bastion.relay.writer.drain().await;
     stop_watching.cancel();
     watching.wait().await;
     bastion.store.record(bastion.clock.now(), &server_context(), Event::ServerStopped).await
@@ -224,7 +228,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     // Counted before its header is waited for: a proxy cannot hold more than everybody else.
     let mut admission = match bastion.guard.enter() {
         Ok(admission) => admission,
-        Err(denied) => return turn_away(&bastion, Source(peer), denied).await,
+        Err(denied) => {
+            drop(stream); // Before anything waits: it is counted nowhere.
+            return turn_away(&bastion, Source(peer), denied).await;
+        }
     };
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
@@ -234,7 +241,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     };
     match admission.identify(&source, std::time::Instant::now()) {
         Ok(()) => connection::serve(bastion, settings, stream, source, admission).await,
-        Err(denied) => turn_away(&bastion, source, denied).await,
+        Err(denied) => {
+            drop((stream, admission));
+            turn_away(&bastion, source, denied).await;
+        }
     }
 }
 
@@ -285,5 +295,8 @@ async fn housekeep(bastion: Arc<Bastion>) {
             tracing::warn!(%error, "failed to forget old failures");
         }
         bastion.guard.prune(std::time::Instant::now());
+        if let Err(error) = relay::keep::apply_retention(&bastion).await {
+            tracing::error!(%error, "failed to remove old recordings");
+        }
     }
 }

@@ -6,21 +6,27 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use russh::server::{ChannelOpenHandle, Msg};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
 
 use super::connection::Connection;
 use super::handler::prohibited;
 use crate::audit::{Event, Refusal};
 use crate::console;
 use crate::domain::printable;
+use crate::recording::player::Key;
+
+/// Pieces that were typed and may wait for a command that reads them.
+const TYPED: usize = 16;
 
 /// Accepts a session channel and serves it on the connection's task set.
 pub(super) async fn open(conn: &Arc<Connection>, channel: Channel<Msg>, reply: ChannelOpenHandle) {
     let Some(slot) = conn.channel_slot() else {
         let reason = Refusal::TooManyChannels;
-        conn.record(Event::RequestRefused { request: "session".into(), reason });
+        conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
     reply.accept().await;
@@ -48,20 +54,25 @@ async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>) {
             ChannelMsg::Close => return,
             _ => continue,
         };
-        let command = run(conn, words, has_terminal, &out);
+        let (typed, keys) = mpsc::channel(TYPED);
+        let command = run(conn, words, has_terminal, keys, &out);
         tokio::select! {
             () = command => {}
-            () = drain(&mut requests) => {}
+            () = drain(&mut requests, &typed) => {}
         }
         return;
     }
 }
 
-/// Takes in what the client sends and nobody reads, until it closes the channel.
-async fn drain(requests: &mut ChannelReadHalf) {
+/// Takes in what the client sends until it closes the channel: keys for a command that reads them,
+/// as far as it keeps up.
+async fn drain(requests: &mut ChannelReadHalf, typed: &mpsc::Sender<Bytes>) {
     while let Some(message) = requests.wait().await {
-        if matches!(message, ChannelMsg::Close) {
-            return;
+        match message {
+            ChannelMsg::Close => return,
+            // Nobody reads, or too slowly: they are keys, not data.
+            ChannelMsg::Data { data } => drop(typed.try_send(data)),
+            _ => {}
         }
     }
 }
@@ -70,6 +81,7 @@ async fn run(
     conn: &Arc<Connection>,
     words: Option<Vec<u8>>,
     has_terminal: bool,
+    keys: mpsc::Receiver<Bytes>,
     out: &ChannelWriteHalf<Msg>,
 ) {
     let Some(who) = conn.who() else { return };
@@ -80,12 +92,18 @@ async fn run(
         context: conn.context(),
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
+        recordings: conn.settings.record.folder.clone(),
+        host_ca: conn.bastion.relay.host_ca_line(),
     };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);
     let mut stderr = TerminalLines::new(out.make_writer_ext(Some(1)), has_terminal);
-    let status =
-        console::run(&caller, words.as_deref(), store, now, &mut stdout, &mut stderr).await;
+    let keys = Box::pin(futures_util::stream::unfold(keys, async |mut keys| {
+        keys.recv().await.map(|typed| (futures_util::stream::iter(Key::parse(&typed)), keys))
+    }));
+    let keys: console::Keys = Box::pin(futures_util::StreamExt::flatten(keys));
+    let words = words.as_deref();
+    let status = console::run(&caller, words, store, now, keys, &mut stdout, &mut stderr).await;
     let status = match status {
         Ok(status) => status,
         Err(error) => {

@@ -190,10 +190,13 @@ impl Store {
         let mut tx = self.begin().await?;
         let Some(id) = tx.target_named(name).await? else { return Err(no_such("target", name)) };
         let lost = tx.grants_where(Some(GrantFilter::Target(id.as_str().to_owned()))).await?;
-        tx.append_removed(lost, context, now).await?;
-        on!(tx.engine(), conn => {
+        let removed = on!(tx.engine(), conn => {
             diesel::delete(targets::table.find(id.as_str())).execute(conn).await
         })?;
+        if removed == 0 {
+            return Err(no_such("target", name)); // Somebody else was first.
+        }
+        tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::TargetRemoved { target: name.clone() }).await
     }
 
@@ -233,10 +236,13 @@ impl Store {
             return Err(no_such("group", group));
         }
         let lost = tx.grants_where(Some(GrantFilter::Group(group.as_str().to_owned()))).await?;
-        tx.append_removed(lost, context, now).await?;
-        on!(tx.engine(), conn => {
+        let removed = on!(tx.engine(), conn => {
             diesel::delete(user_groups::table.find(group.as_str())).execute(conn).await
         })?;
+        if removed == 0 {
+            return Err(no_such("group", group)); // Somebody else was first.
+        }
+        tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::GroupRemoved { group: group.clone() }).await
     }
 
@@ -358,9 +364,12 @@ impl Store {
                 )));
             }
         };
-        on!(tx.engine(), conn => {
+        let removed = on!(tx.engine(), conn => {
             diesel::delete(grants::table.find(grant.id.as_str())).execute(conn).await
         })?;
+        if removed == 0 {
+            return Err(no_such("grant", prefix)); // Somebody else was first.
+        }
         let event = Event::GrantRemoved { grant: grant.id.clone(), rule: grant.to_string() };
         tx.changed(now, context, event).await?;
         Ok(grant)
@@ -492,6 +501,19 @@ impl Tx<'_> {
             user_groups::table.filter(user_groups::name.eq(group.as_str())).count().get_result(conn).await
         })?;
         Ok(found > 0)
+    }
+
+    /// The id of the user `name`, whose row nobody else changes until the transaction ends.
+    pub(super) async fn take_user(&mut self, name: &UserName) -> Result<Id, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            diesel::update(users::table.filter(users::name.eq(name.as_str())))
+                .set(users::name.eq(name.as_str()))
+                .returning(users::id)
+                .get_result(conn)
+                .await
+                .optional()
+        })?;
+        parse("users", &id.ok_or_else(|| no_such("user", name))?)
     }
 
     /// The id of the user `name`.

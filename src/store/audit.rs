@@ -25,6 +25,22 @@ pub struct EventRow {
     pub hash: String,
     /// The audit key's signature.
     pub signature: String,
+    at: i64,
+    kind: String,
+    user_name: Option<String>,
+    session_id: Option<String>,
+}
+
+impl EventRow {
+    /// Whether the columns by which it is found say what its text says: no hash covers them.
+    pub fn is_found_by_what_it_says(&self) -> bool {
+        let Ok(record) = serde_json::from_str::<Record>(&self.body) else { return false };
+        let session = record.context.session.as_ref().map(|id| id.as_str());
+        record.at.0 == self.at
+            && kind(&record.event).is_ok_and(|kind| kind == self.kind)
+            && record.context.user == self.user_name
+            && session == self.session_id.as_deref()
+    }
 }
 
 impl From<EventRow> for Link {
@@ -136,6 +152,23 @@ impl Store {
         })?;
         tx.commit().await?;
         Ok(Anchor { seq, hash })
+    }
+
+    /// The end of the log as the store counts it, and the highest number of an event at that moment.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn audit_end(&self) -> Result<(Anchor, i64), Error> {
+        use diesel::dsl::max;
+        let mut tx = self.read().await?;
+        let (seq, hash) = on!(tx.engine(), conn => {
+            audit_head::table.find(1).select((audit_head::seq, audit_head::hash)).first(conn).await
+        })?;
+        let last: Option<i64> = on!(tx.engine(), conn => {
+            audit_events::table.select(max(audit_events::seq)).first(conn).await
+        })?;
+        tx.commit().await?;
+        Ok((Anchor { seq, hash }, last.unwrap_or(0)))
     }
 
     /// At most `limit` events with numbers above `after`, oldest first.

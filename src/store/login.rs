@@ -51,6 +51,11 @@ impl Throttled {
         let account = printable(&typed.chars().take(64).collect::<String>());
         Self { account, source: source.network().to_string() }
     }
+
+    /// The user name as it was typed, printable.
+    pub fn name(&self) -> &str {
+        &self.account
+    }
 }
 
 /// A new authenticator to be bound.
@@ -311,7 +316,7 @@ impl Tx<'_> {
                 let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
                 let damaged =
                     || Error::Damaged { table: "users", reason: "the secret's length".into() };
-                let bytes = <[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
+                let bytes = <&[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
                 Some(Otp {
                     secret: totp::Secret::from_bytes(bytes),
                     last_step: TimeStep(row.otp_last_step),

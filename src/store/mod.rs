@@ -1,8 +1,10 @@
 //! Where everything that must outlive the process is kept: SQLite or PostgreSQL, one schema.
 //!
 //! Always holds: what changes the store happens in a [`Tx`], together with the audit event that
-//! records it; a [`Tx`] that is dropped before [`Tx::commit`] changed nothing. Query bodies are
-//! written once and expanded for both engines by the `on!` macro. No secret is stored in the clear.
+//! records it; a [`Tx`] that is dropped before [`Tx::commit`] changed nothing. It changes its rows
+//! first, then appends to the audit log, then bumps the revision, so that no two wait for each other.
+//! Query bodies are written once and expanded for both engines by the `on!` macro. No secret is
+//! stored in the clear.
 
 mod access;
 mod audit;
@@ -49,7 +51,7 @@ pub enum Error {
     Open(#[from] diesel::ConnectionError),
     /// A query failed.
     #[error("failed to use the store: {0}")]
-    Query(#[from] diesel::result::Error),
+    Query(#[source] diesel::result::Error),
     /// The schema could not be brought up to date.
     #[error("failed to bring the store's schema up to date: {0}")]
     Migrate(String),
@@ -101,6 +103,19 @@ pub enum Error {
     /// What was to be added is there already, or what was named is not there, or in use.
     #[error("{0}")]
     Conflict(String),
+}
+
+impl From<diesel::result::Error> for Error {
+    /// Two that add the same, or use what goes away at that moment: the constraints tell the second.
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::DatabaseErrorKind::{ForeignKeyViolation, UniqueViolation};
+        match error {
+            diesel::result::Error::DatabaseError(UniqueViolation | ForeignKeyViolation, _) => {
+                Self::Conflict("somebody else changed the same at that moment: look again".into())
+            }
+            other => Self::Query(other),
+        }
+    }
 }
 
 impl From<serde_json::Error> for Error {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::migration::{Migration, MigrationSource as _};
 use diesel::prelude::*;
@@ -167,6 +168,8 @@ fn address(settings: &Settings) -> Result<Address, Error> {
     if let Some(password) = &settings.password {
         config.password(password.expose_secret());
     }
+    // The timeouts below are the server's; a server that is gone is found by these.
+    config.tcp_user_timeout(Duration::from_secs(10)).keepalives_idle(Duration::from_secs(10));
     config.application_name("sallyport").connect_timeout(super::pool::PATIENCE).options(
         "-c statement_timeout=5000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=10000",
     );

@@ -12,7 +12,7 @@ use super::schema::recordings;
 use super::session::signed;
 use super::{Error, Store};
 use crate::audit::{Context, Event};
-use crate::domain::{AccountName, Id, TargetName, UnixTime};
+use crate::domain::{AccountName, Id, IdPrefix, TargetName, UnixTime};
 
 /// A recording as it is listed.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -185,6 +185,47 @@ impl Store {
         let rows = on!(tx.engine(), conn => {
             recordings::table
                 .filter(recordings::session_id.eq(session))
+                .order((recordings::started_at, recordings::id))
+                .select(RecordingRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The recordings whose id begins with `prefix`: at most two, which is enough to know whether it
+    /// means one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn recordings_by_prefix(
+        &self,
+        prefix: &IdPrefix,
+    ) -> Result<Vec<RecordingRow>, Error> {
+        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            recordings::table
+                .filter(recordings::id.like(&pattern))
+                .select(RecordingRow::as_select())
+                .limit(2)
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The recordings of all these sessions.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn recordings_of_all(&self, sessions: &[String]) -> Result<Vec<RecordingRow>, Error> {
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            recordings::table
+                .filter(recordings::session_id.eq_any(sessions))
                 .order((recordings::started_at, recordings::id))
                 .select(RecordingRow::as_select())
                 .load(conn)

@@ -48,7 +48,7 @@ pub struct Place<'a> {
     pub row: &'a str,
 }
 
-/// The sealing keys, read from their file and again whenever a secret names a key not yet known.
+/// The sealing keys, read from their file, and again to seal or to open what names an unknown key.
 pub struct Keyring {
     path: PathBuf,
     keys: RwLock<Keys>,
@@ -117,11 +117,13 @@ impl Keyring {
         sealed.split('.').nth(1) == Some(self.primary().as_str())
     }
 
-    /// Seals `secret` for `place`.
+    /// Seals `secret` for `place`, under the key that is the first of the file now: another process
+    /// may have rotated it, and the old one may be removed as soon as that is done.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// When the file cannot be read, or the system has no randomness.
     pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Result<String, Error> {
+        self.reload()?;
         let mut nonce = [0; 24];
         getrandom::fill(&mut nonce)?;
         let id = self.primary();

@@ -59,6 +59,8 @@ pub struct SessionFilter {
 pub struct Live {
     /// Sessions that somebody asked to end.
     pub killed: Vec<Id>,
+    /// Sessions that have not ended.
+    pub open: Vec<Id>,
     /// For every account with a live session here: its epoch, or `None` if it is disabled or gone.
     pub epochs: Vec<(Id, Option<i64>)>,
 }
@@ -102,9 +104,11 @@ impl Store {
         tx.commit().await?;
         let mut live = Live::default();
         for (session, user, kill, epoch, disabled) in rows {
+            let session: Id = parse("sessions", &session)?;
             if kill.is_some() {
-                live.killed.push(parse("sessions", &session)?);
+                live.killed.push(session.clone());
             }
+            live.open.push(session);
             let epoch = if disabled.is_some() { None } else { epoch };
             live.epochs.push((parse("sessions", &user)?, epoch));
         }
@@ -144,9 +148,13 @@ impl Store {
                 .load(conn)
                 .await
         })?;
+        let mut sums = Vec::new();
         for row in &open {
-            let (up, down) = tx.forwarded(&row.id).await?;
-            tx.end_session(&row.id, EndReason::Interrupted, (up, down), now).await?;
+            let sum = tx.forwarded(&row.id).await?;
+            tx.end_session(&row.id, EndReason::Interrupted, sum, now).await?;
+            sums.push(sum);
+        }
+        for (row, (up, down)) in open.iter().zip(sums) {
             let context = Context {
                 user: Some(row.user.clone()),
                 source: row.source.parse().ok().map(crate::domain::Source),
@@ -294,6 +302,25 @@ impl Store {
                 .filter(dsl::id.like(&pattern))
                 .select(SessionRow::as_select())
                 .limit(2)
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The forwards of all these sessions.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forwards_of_all(&self, sessions: &[String]) -> Result<Vec<ForwardRow>, Error> {
+        use forwards::dsl;
+        let mut tx = self.read().await?;
+        let rows = on!(tx.engine(), conn => {
+            dsl::forwards
+                .filter(dsl::session_id.eq_any(sessions))
+                .order((dsl::opened_at.asc(), dsl::id.asc()))
+                .select(ForwardRow::as_select())
                 .load(conn)
                 .await
         })?;

@@ -193,6 +193,46 @@ impl Store {
         Ok(true)
     }
 
+    /// Trusts the first host key that a target showed; false if another was trusted meanwhile.
+    ///
+    /// # Errors
+    /// When there is no such target, or the store fails.
+    pub async fn pin_first_key(
+        &self,
+        target: &TargetName,
+        (key, fingerprint): (&str, &str),
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<bool, Error> {
+        let mut tx = self.begin().await?;
+        let id = tx.target_id(target).await?;
+        // Locks the row, so that two first sights come one after the other.
+        on!(tx.engine(), conn => {
+            diesel::update(targets::table.find(id.as_str()))
+                .set(targets::created_at.eq(targets::created_at))
+                .execute(conn)
+                .await
+        })?;
+        let trusted = tx.trusted_keys(&id).await?;
+        if !trusted.is_empty() {
+            tx.roll_back().await?;
+            return Ok(trusted.iter().any(|known| known.key == key));
+        }
+        let row = (
+            target_keys::target_id.eq(id.as_str()),
+            target_keys::key.eq(key),
+            target_keys::authority.eq(0),
+            target_keys::pinned_at.eq(now.0),
+        );
+        on!(tx.engine(), conn => {
+            diesel::insert_into(target_keys::table).values(row).execute(conn).await
+        })?;
+        let (target, key) = (target.clone(), fingerprint.to_owned());
+        let event = Event::HostKeyPinned { target, key, authority: false };
+        tx.changed(now, context, event).await?;
+        Ok(true)
+    }
+
     /// Trusts no key for a target any more; gives how many there were. `fingerprint` names them for
     /// the audit log.
     ///

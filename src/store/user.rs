@@ -197,7 +197,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         let changed = on!(tx.engine(), conn => {
             let update = diesel::update(users::table.find(id.as_str()));
             if disabled {
@@ -231,7 +231,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        tx.user_id(name).await?;
+        tx.take_user(name).await?;
         let lifted = on!(tx.engine(), conn => {
             diesel::delete(throttle::table.filter(throttle::account.eq(name.as_str()))).execute(conn).await
         })?;
@@ -251,10 +251,10 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         let lost = tx.grants_where(Some(GrantFilter::User(id.to_string()))).await?;
-        tx.append_removed(lost, context, now).await?;
         on!(tx.engine(), conn => diesel::delete(users::table.find(id.as_str())).execute(conn).await)?;
+        tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::UserRemoved { name: name.clone() }).await
     }
 
@@ -271,7 +271,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         on!(tx.engine(), conn => {
             diesel::update(users::table.find(id.as_str()))
                 .set((
@@ -299,7 +299,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         let unbound = on!(tx.engine(), conn => {
             diesel::update(users::table.find(id.as_str()))
                 .filter(users::otp_secret.is_not_null())
@@ -341,7 +341,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         tx.add_key(&id, name, fingerprint, key, context, now).await?;
         tx.commit().await
     }
@@ -358,7 +358,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.user_id(name).await?;
+        let id = tx.take_user(name).await?;
         let removed = on!(tx.engine(), conn => {
             diesel::delete(user_keys::table.find((id.as_str(), fingerprint))).execute(conn).await
         })?;
@@ -367,6 +367,13 @@ impl Store {
                 "{name} has no key with that fingerprint: see 'sallyport user key list {name}'"
             )));
         }
+        // Whoever signed in with it, or is about to, has to sign in again.
+        on!(tx.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .set(users::epoch.eq(users::epoch + 1))
+                .execute(conn)
+                .await
+        })?;
         let event = Event::KeyRemoved { name: name.clone(), key: fingerprint.to_owned() };
         tx.changed(now, context, event).await
     }
@@ -376,6 +383,20 @@ impl Store {
     /// # Errors
     /// When a secret cannot be opened, or the store fails; what was sealed anew before stays so.
     pub async fn reseal(&self, context: &Context, now: UnixTime) -> Result<u64, Error> {
+        let mut secrets = 0;
+        // Once more for what was bound meanwhile by somebody who did not know of the key yet.
+        for _ in 0..2 {
+            secrets += self.reseal_all().await?;
+        }
+        let key = self.keyring().primary();
+        let mut tx = self.begin().await?;
+        tx.set_sealing_key(&key).await?;
+        tx.append(now, context, Event::KeyRotated { key, secrets }).await?;
+        tx.commit().await?;
+        Ok(secrets)
+    }
+
+    async fn reseal_all(&self) -> Result<u64, Error> {
         let mut tx = self.read().await?;
         let sealed: Vec<(String, Option<String>)> = on!(tx.engine(), conn => {
             users::table
@@ -391,7 +412,7 @@ impl Store {
             let Some(old) = old.filter(|old| !keyring.is_current(old)) else { continue };
             let new = keyring.seal(otp_place(&id), &keyring.open(otp_place(&id), &old)?)?;
             let mut tx = self.begin().await?;
-            // Only if nobody bound another authenticator meanwhile: that one is sealed anew already.
+            // Only if nobody bound another authenticator meanwhile: the next look finds that one.
             secrets += on!(tx.engine(), conn => {
                 diesel::update(users::table.find(&id))
                     .filter(users::otp_secret.eq(&old))
@@ -402,11 +423,6 @@ impl Store {
             tx.commit().await?;
         }
         secrets += self.reseal_accounts().await?;
-        let key = keyring.primary();
-        let mut tx = self.begin().await?;
-        tx.set_sealing_key(&key).await?;
-        tx.append(now, context, Event::KeyRotated { key, secrets }).await?;
-        tx.commit().await?;
         Ok(secrets)
     }
 }

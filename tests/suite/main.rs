@@ -4,11 +4,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(unreachable_pub)] // Nothing outside a test binary could be reached.
 
+mod abuse;
 mod architecture;
+mod cli;
+mod console;
+mod crash;
 mod data_path;
+mod drain;
 mod first_login;
 mod forwarding;
+mod guard;
+mod identity;
 mod lifecycle;
 mod login;
+mod record;
+mod record_files;
+mod record_rights;
+mod record_signin;
+mod record_tools;
+mod secrets;
 mod shipped_files;
+mod store;
 mod support;
+mod tampering;

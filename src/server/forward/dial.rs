@@ -22,6 +22,9 @@ pub enum DialError {
     /// Nothing answered.
     #[error("did not answer within {0:?}")]
     TimedOut(Duration),
+    /// Nobody waits for it any more.
+    #[error("the client left before it answered")]
+    Left,
     /// The connection was refused, or there is no way there.
     #[error("{0}")]
     Connect(io::Error),
@@ -35,6 +38,7 @@ impl DialError {
             Self::ResolveTimedOut(after) => {
                 format!("the address of {name} did not resolve within {} s", after.as_secs())
             }
+            Self::Left => format!("the client left before {name} answered"),
             Self::TimedOut(after) => format!("{name} did not answer within {} s", after.as_secs()),
             Self::Connect(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                 format!("{name} refused the connection")

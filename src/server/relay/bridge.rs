@@ -4,8 +4,9 @@
 //! read only as fast as the user takes it, which holds up that target connection and no other.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
@@ -15,11 +16,15 @@ use tokio_util::sync::CancellationToken;
 use super::stream::Counts;
 use crate::server::forward::ChannelFlow;
 
+/// How long a target may take for what a user sent before they closed the channel.
+const LAST: Duration = Duration::from_secs(30);
+
 /// What the user sends, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     Data(Bytes),
     Eof,
+    Close,
 }
 
 /// The user's data on its way to the target.
@@ -27,19 +32,31 @@ pub(super) struct Uplink {
     pieces: Mutex<VecDeque<Piece>>,
     ready: Notify,
     flow: Arc<ChannelFlow>,
+    finished: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl Uplink {
     pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
-        Self { pieces: Mutex::default(), ready: Notify::new(), flow }
+        let (finished, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { pieces: Mutex::default(), ready: Notify::new(), flow, finished, closed }
     }
 
     /// Puts a piece at the end; false if the client sent more than it was allowed to.
+    ///
+    /// What takes no window (an empty piece, an end after the end) is not kept: there would be no
+    /// bound on how many of them wait.
     pub(super) fn push(&self, piece: Piece) -> bool {
-        if let Piece::Data(data) = &piece {
-            self.flow.take(data.len());
+        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        match &piece {
+            Piece::Data(data) if data.is_empty() => return true,
+            Piece::Data(data) => self.flow.take(data.len()),
+            Piece::Eof if self.finished.swap(true, Relaxed) => return true,
+            Piece::Close if self.closed.swap(true, Relaxed) => return true,
+            Piece::Eof | Piece::Close => {}
         }
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).push_back(piece);
+        pieces.push_back(piece);
+        drop(pieces);
         self.ready.notify_one();
         !self.flow.overrun()
     }
@@ -71,11 +88,25 @@ pub(super) async fn carry(
     let (mut from_user, to_user) = user.split();
     let (mut from_target, to_target) = target.split();
     let (uplink, counts) = (Uplink::new(flow), Counts::default());
-    tokio::select! {
-        () = intake(&mut from_user, &uplink) => {}
-        () = up(&uplink, &to_target, &counts) => {}
-        () = down(&mut from_target, &to_user, &counts) => {}
-        () = cancel.cancelled() => {}
+    {
+        let up = up(&uplink, &to_target, &counts);
+        tokio::pin!(up);
+        let left = tokio::select! {
+            left = intake(&mut from_user, &uplink) => left,
+            () = &mut up => false,
+            () = down(&mut from_target, &to_user, &counts) => false,
+            () = cancel.cancelled() => false,
+        };
+        // A client closes as soon as both sides said that no more comes: what it sent before that
+        // is still on its way.
+        if left && uplink.push(Piece::Close) {
+            tokio::select! {
+                () = up => {}
+                () = discard(&mut from_target) => {}
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(LAST) => {}
+            }
+        }
     }
     // Whoever is gone cannot be told.
     if to_user.close().await.is_err() || to_target.close().await.is_err() {
@@ -84,15 +115,27 @@ pub(super) async fn carry(
     counts.both()
 }
 
-async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink) {
+/// Takes in what the user sends; true if they closed the channel, false if they broke the rules or
+/// are gone.
+async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink) -> bool {
     while let Some(message) = from_user.wait().await {
         let within = match message {
             ChannelMsg::Data { data } => uplink.push(Piece::Data(data)),
             ChannelMsg::Eof => uplink.push(Piece::Eof),
-            ChannelMsg::Close => return,
+            ChannelMsg::Close => return true,
             _ => true,
         };
         if !within {
+            return false;
+        }
+    }
+    false
+}
+
+/// Takes what the target sends to nobody, so that its connection does not stand still.
+async fn discard(from_target: &mut ChannelReadHalf) {
+    while let Some(message) = from_target.wait().await {
+        if matches!(message, ChannelMsg::Close) {
             return;
         }
     }
@@ -109,6 +152,7 @@ async fn up(uplink: &Uplink, to_target: &ChannelWriteHalf<client::Msg>, counts: 
                 sent
             }
             Piece::Eof => to_target.eof().await,
+            Piece::Close => return,
         };
         if sent.is_err() {
             return;

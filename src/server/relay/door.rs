@@ -17,10 +17,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::session::Onward;
 use super::stream::{ChannelStream, Counts};
 use super::target::{Questions, Stage};
-use super::{Relay, host_key};
+use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target, printable};
 use crate::policy::Checked;
 use crate::policy::Refused;
@@ -30,6 +29,9 @@ use crate::server::forward::ConnectionFlow;
 use crate::server::handler::{Ended, prohibited};
 use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
+
+/// How long the inner SSH may take to end once it was cut off.
+const LAST: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves the inner SSH on `channel` to its end; gives the bytes that it carried up and down, and
 /// why it ended.
@@ -57,8 +59,14 @@ pub(in crate::server) async fn serve(
         flow: Arc::new(ConnectionFlow::new(Arc::clone(&conn.bastion.budget), conn.settings.flow)),
     };
     let door = Arc::new(door);
-    let why = tokio::select! {
-        why = run(&door, destination, stream) => why,
+    let inner = run(&door, destination, stream);
+    tokio::pin!(inner);
+    let cut = tokio::select! {
+        why = &mut inner => {
+            cancel.cancel();
+            control.kill();
+            return (counts.both(), why);
+        }
         within = drain.run() => match within {
             true => "the client closed it".to_owned(),
             false => "the client ignored its window".to_owned(),
@@ -67,6 +75,12 @@ pub(in crate::server) async fn serve(
     };
     cancel.cancel();
     control.kill();
+    // The inner SSH runs on a task of russh's: over before the channel's place is given back.
+    if tokio::time::timeout(LAST, inner).await.is_err() {
+        tracing::error!(session = %conn.id, "an inner connection outlives its channel");
+    }
+    // A client that is told why goes, too.
+    let why = door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut);
     (counts.both(), why)
 }
 
@@ -164,8 +178,11 @@ fn questions_only() -> Auth {
     }
 }
 
+/// No client has what is left. Of an empty list OpenSSH thinks that it may try everything, and
+/// would show the reason again and again.
 fn nothing_left() -> Auth {
-    Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false }
+    let left = MethodSet::from(&[MethodKind::HostBased][..]);
+    Auth::Reject { proceed_with_methods: Some(left), partial_success: false }
 }
 
 fn ask(questions: &Questions) -> Auth {
@@ -246,6 +263,14 @@ impl Handler {
         questions_only()
     }
 
+    /// Does `work` for a callback, unless the channel ends meanwhile: a dial must not go on alone.
+    async fn unless_cut(cancel: CancellationToken, work: impl Future<Output = Auth>) -> Auth {
+        tokio::select! {
+            auth = work => auth,
+            () = cancel.cancelled() => nothing_left(),
+        }
+    }
+
     /// A round of keyboard-interactive (RFC 4256): the target's questions, or why not.
     async fn interact(&mut self, account: &str, answers: Option<Vec<Zeroizing<String>>>) -> Auth {
         if matches!(self.state, State::New) {
@@ -296,7 +321,7 @@ impl Handler {
 
     fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
         if let Some(relay) = self.relay() {
-            let serve = super::session::serve_onward(Arc::clone(relay), channel, onward, reply);
+            let serve = super::serve_onward(Arc::clone(relay), channel, onward, reply);
             self.door.conn.tasks.spawn(serve);
         }
     }
@@ -311,15 +336,20 @@ impl russh::server::Handler for Handler {
     }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, Ended> {
-        Ok(self.enter(user).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.enter(user)).await)
     }
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Ended> {
-        match self.enter(user).await {
-            Auth::Accept => Ok(Auth::Accept),
-            // A client that does not wait to be asked: its password is for the target.
-            _ => Ok(self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await),
-        }
+        let cancel = self.door.cancel.clone();
+        let work = async {
+            match self.enter(user).await {
+                Auth::Accept => Auth::Accept,
+                // A client that does not wait to be asked: its password is for the target.
+                _ => self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await,
+            }
+        };
+        Ok(Self::unless_cut(cancel, work).await)
     }
 
     async fn auth_publickey_offered(
@@ -339,7 +369,8 @@ impl russh::server::Handler for Handler {
         user: &str,
         _key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Ended> {
-        Ok(self.enter(user).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.enter(user)).await)
     }
 
     async fn auth_keyboard_interactive<'a>(
@@ -351,7 +382,8 @@ impl russh::server::Handler for Handler {
         let text =
             |bytes: bytes::Bytes| Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
         let answers = response.map(|answers| answers.take(8).map(text).collect());
-        Ok(self.interact(user, answers).await)
+        let cancel = self.door.cancel.clone();
+        Ok(Self::unless_cut(cancel, self.interact(user, answers)).await)
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Ended> {
@@ -544,15 +576,13 @@ impl russh::server::Handler for Handler {
             return Ok(false);
         }
         // The answer is the target's, and has to wait for it: at most a few seconds.
-        match super::session::listen(relay, address, *port).await {
-            Some(bound) => {
-                if *port == 0 {
-                    *port = bound;
-                }
-                Ok(true)
+        Ok(match super::listen(relay, address, *port).await {
+            Some(bound) if *port == 0 => {
+                *port = bound;
+                true
             }
-            None => Ok(false),
-        }
+            bound => bound.is_some(),
+        })
     }
 
     async fn cancel_tcpip_forward(
@@ -562,7 +592,7 @@ impl russh::server::Handler for Handler {
         _session: &mut Session,
     ) -> Result<bool, Ended> {
         let Some(relay) = self.relay() else { return Ok(false) };
-        Ok(super::session::unlisten(relay, address, port).await)
+        Ok(super::unlisten(relay, address, port).await)
     }
 
     async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {

@@ -12,8 +12,10 @@
 mod bridge;
 mod door;
 mod host_key;
+pub(super) mod keep;
 pub mod probe;
 mod recorder;
+pub(super) mod selector;
 mod session;
 mod stream;
 mod target;
@@ -26,13 +28,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(super) use door::serve as serve_door;
-pub(super) use session::serve as serve_session;
+pub(super) use session::{Onward, listen, serve as serve_session, serve_onward, unlisten};
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};
 use super::forward::ConnectionFlow;
 use crate::audit::{Event, Refusal};
-use crate::domain::{AccountName, Capability, Destination, Target, UnixTime};
+use crate::domain::{
+    AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime, noted,
+};
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
 
@@ -55,6 +59,12 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// The host CA's public key, as in `authorized_keys`.
+    pub(super) fn host_ca_line(&self) -> String {
+        let line = crate::keys::public_key_line(self.host_ca.public_key());
+        line.map(|(line, _)| format!("{line} sallyport-host-ca")).unwrap_or_default()
+    }
+
     /// The keys and the writer of this process.
     pub fn new(host_ca: PrivateKey, user_ca: PrivateKey, writer: Writer) -> Self {
         Self { host_ca, user_ca, writer, finishing: TaskTracker::new() }
@@ -74,6 +84,10 @@ pub(super) struct Relay {
     pub(super) cancel: CancellationToken,
     /// The target connection that was made while signing in, or that all channels share.
     home: tokio::sync::Mutex<Option<target::Home>>,
+    /// Whether the user's client offered its agent.
+    agent: std::sync::atomic::AtomicBool,
+    /// Why it was ended from here.
+    lapsed: OnceLock<String>,
 }
 
 impl Relay {
@@ -88,9 +102,9 @@ impl Relay {
         cancel: CancellationToken,
     ) -> Result<Arc<Self>, NotOpened> {
         let refuse = |refused: Refused| {
-            conn.record(Event::AccountRefused {
+            conn.record_refusal(Event::AccountRefused {
                 target: target.name.clone(),
-                account: crate::domain::printable(account),
+                account: noted(account),
                 reason: refused.reason,
             });
             NotOpened::Refused(refused)
@@ -105,7 +119,16 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home }))
+        let (agent, lapsed) = (Default::default(), OnceLock::new());
+        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home, agent, lapsed }))
+    }
+
+    /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH
+    /// comes in counts it already.
+    fn count(&self, (up, down): (u64, u64)) {
+        if Arc::ptr_eq(&self.flow, &self.conn.flow) {
+            self.conn.count(up, down);
+        }
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -135,42 +158,89 @@ impl Relay {
     }
 
     fn refuse_use(&self, what: &str) {
-        self.conn.record(Event::UseRefused {
+        self.conn.record_refusal(Event::UseRefused {
             target: self.target().name.clone(),
             account: self.account().clone(),
-            what: crate::domain::printable(what),
+            what: noted(what),
             reason: Refusal::NotGranted,
         });
     }
 
-    /// Decides whether a connection from the target on to `host` is allowed: to the target itself
-    /// with the right to forward, elsewhere as any destination.
-    pub(super) async fn check_onward(&self, host: &str, port: u32) -> Result<(), String> {
+    /// Decides where a connection from the target on to `host` may lead: to the target itself with
+    /// the right to forward, elsewhere as any destination, at the address that is registered for
+    /// it. Never to an SSH server that is recorded: its sessions would pass unseen.
+    pub(super) async fn check_onward(
+        &self,
+        host: &str,
+        port: u32,
+    ) -> Result<(String, u32), String> {
         let what = format!("direct-tcpip {host}:{port}");
         self.check(Capability::Forward, &what)?;
-        let own = [self.target().name.as_str(), self.target().address.host.as_str()];
-        let local = ["localhost", "127.0.0.1", "::1"];
-        if own.contains(&host) || local.contains(&host) {
-            return Ok(());
-        }
         let refuse = |message: String| {
             self.refuse_use(&what);
             message
         };
+        let unseen = |name: &TargetName| {
+            format!("sessions on {name} are recorded: go there with ssh -J through the bastion")
+        };
         let destination =
             Destination::parse(host, port).map_err(|error| refuse(error.to_string()))?;
+        let target = self.target();
+        if is_itself(target, &destination.host) {
+            if destination.port == target.address.port {
+                return Err(refuse(unseen(&target.name)));
+            }
+            return Ok((destination.host.to_string(), port));
+        }
         let who = self.conn.who().ok_or_else(|| refuse("sign in first".to_owned()))?;
         match super::direct::decide(&self.conn, who, &destination).await {
-            Ok(_) => Ok(()),
+            Ok(permit) if permit.target().mode == Mode::Record => {
+                Err(refuse(unseen(&permit.target().name)))
+            }
+            Ok(permit) => {
+                let address = &permit.target().address;
+                Ok((address.host.to_string(), address.port.into()))
+            }
             Err(NotOpened::Refused(refused)) => Err(refuse(refused.message)),
             Err(NotOpened::Failed(message)) => Err(message),
         }
     }
 
+    /// Writes down that a connection beside the sessions is opened; false if that failed, and it must
+    /// not be.
+    pub(super) async fn opened_onward(&self, to: &str) -> bool {
+        let (target, account) = (self.target().name.clone(), self.account().clone());
+        let event = Event::OnwardOpened { target, account, to: to.to_owned() };
+        let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
+        let written = store.record(now, &self.conn.context(), event).await;
+        if let Err(error) = &written {
+            tracing::error!(%error, "failed to write an audit event of a connection");
+        }
+        written.is_ok()
+    }
+
+    /// Writes down that such a connection closed.
+    pub(super) fn closed_onward(&self, to: String, (up, down): (u64, u64)) {
+        let (target, account) = (self.target().name.clone(), self.account().clone());
+        self.conn.record(Event::OnwardClosed { target, account, to, up, down });
+    }
+
     /// Waits until the permit no longer holds, or holds for less; gives why.
     pub(super) async fn watch(&self) -> String {
+        let why = self.lapse().await;
+        self.lapsed.get_or_init(|| why).clone()
+    }
+
+    /// Why it ended, if that was not the user's doing.
+    fn ended(&self) -> Option<String> {
+        let cut = || self.conn.cancel.is_cancelled().then(|| "it was ended".to_owned());
+        self.lapsed.get().cloned().or_else(cut)
+    }
+
+    async fn lapse(&self) -> String {
         let mut revisions = self.conn.bastion.revisions();
         let mut until = self.permit.until();
+        let mut ends = until;
         loop {
             let now = self.conn.bastion.clock.now();
             let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
@@ -185,9 +255,17 @@ impl Relay {
                 Ok(permit) if permit.target().address != self.target().address => {
                     return format!("{} was moved", self.target().name);
                 }
-                Ok(permit) if permit.covers(&self.permit) => until = permit.until(),
+                Ok(permit) if permit.covers(&self.permit) => {
+                    (until, ends) = (permit.until(), permit.until());
+                }
                 Ok(_) => return format!("less is granted to you on {} now", self.target().name),
                 Err(NotOpened::Refused(refused)) => return refused.message,
+                // Its own time is over, whatever the store would say.
+                Err(NotOpened::Failed(_))
+                    if ends.is_some_and(|ends| ends <= self.conn.bastion.clock.now()) =>
+                {
+                    return "the time that was granted is over".to_owned();
+                }
                 // The store cannot be read now: asked again soon.
                 Err(NotOpened::Failed(_)) => {
                     until = Some(UnixTime(self.conn.bastion.clock.now().0 + 1000));
@@ -195,6 +273,12 @@ impl Relay {
             }
         }
     }
+}
+
+/// Whether `host`, said to `target`, means the target itself.
+fn is_itself(target: &Target, host: &Host) -> bool {
+    let local = host.as_str() == "localhost" || host.ip().is_some_and(|ip| ip.is_loopback());
+    local || host.as_str() == target.name.as_str() || *host == target.address.host
 }
 
 /// Asks the policy, with what the store holds now.

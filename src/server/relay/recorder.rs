@@ -96,7 +96,7 @@ impl Recording {
 
     /// Records a new size of the terminal.
     pub(super) async fn resize(&self, columns: u32, rows: u32) -> Result<(), String> {
-        self.judge(self.recorder.resize(cells(columns), cells(rows)).await)
+        self.judge(self.recorder.resize(cells(columns, USUAL.0), cells(rows, USUAL.1)).await)
     }
 
     /// What was done to a file: an event in the audit log, and a mark in the recording.
@@ -168,13 +168,16 @@ impl Recording {
     }
 }
 
-/// A terminal's side, as far as it makes sense.
-pub(super) fn cells(count: u32) -> u16 {
-    u16::try_from(count).unwrap_or(u16::MAX).clamp(1, 2000)
+/// The columns and rows of a terminal that did not say.
+pub(super) const USUAL: (u16, u16) = (80, 24);
+
+/// A terminal's side, as far as it makes sense; 0 says nothing (RFC 4254 section 6.2).
+pub(super) fn cells(count: u32, usual: u16) -> u16 {
+    if count == 0 { usual } else { u16::try_from(count).unwrap_or(u16::MAX).min(2000) }
 }
 
 fn header(relay: &Relay, subject: &Subject<'_>, timestamp: Option<i64>) -> Header {
-    let (width, height, term) = subject.terminal.unwrap_or((80, 24, ""));
+    let (width, height, term) = subject.terminal.unwrap_or((USUAL.0, USUAL.1, ""));
     let mut env = BTreeMap::new();
     if !term.is_empty() {
         env.insert("TERM".to_owned(), printable(term));

@@ -20,18 +20,22 @@ use tokio::time::timeout;
 
 use super::Relay;
 use super::bridge::{self, Piece, Uplink};
-use super::recorder::{Recording, Subject, cells};
+use super::recorder::{Recording, Subject, USUAL, cells};
 use super::stream::Counts;
 use super::target::{Stage, TargetConnection};
 use crate::audit::{Event, Refusal};
-use crate::domain::{Capability, printable};
+use crate::domain::{Capability, noted, printable};
 use crate::server::handler::prohibited;
-use crate::sftp;
+use crate::sftp::{self, scp};
 
 /// How long a target may take to open a channel, or to answer a request.
 const STEP: Duration = Duration::from_secs(15);
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
+/// The longest of them, name and value.
+const MAX_VARIABLE: usize = 8192;
+/// Characters of a command that are written down.
+const MAX_COMMAND: usize = 4096;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
 /// The exit status of what could not even begin; as ssh's own.
@@ -46,7 +50,7 @@ pub(in crate::server) async fn serve(
 ) {
     let Some(slot) = relay.conn.channel_slot() else {
         let reason = Refusal::TooManyChannels;
-        relay.conn.record(Event::RequestRefused { request: "session".into(), reason });
+        relay.conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
     reply.accept().await;
@@ -145,6 +149,9 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         () = relay.cancel.cancelled() => None,
     };
     let Some(start) = start else { return };
+    if setup.agent && relay.permit.allows(Capability::Agent) {
+        relay.agent.store(true, Relaxed);
+    }
     let (controls, counts, recording) = (Controls::default(), Counts::default(), OnceLock::new());
     let channel = Carried { relay, setup: &setup, start: &start, user, uplink: &uplink };
     let end = tokio::select! {
@@ -155,10 +162,11 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
     let outcome = match &end {
         End::Target(None) => "the target closed it".to_owned(),
         End::Target(Some(outcome)) => outcome.clone(),
-        End::User => "the user closed it".to_owned(),
+        End::User => relay.ended().unwrap_or_else(|| "the user closed it".to_owned()),
         End::Failed(why) => why.clone(),
-        End::Cut => "it was ended".to_owned(),
+        End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
     };
+    relay.count(counts.both());
     if let Some(recording) = recording.into_inner() {
         recording.end(outcome, counts.both());
     }
@@ -210,8 +218,10 @@ async fn gather(
                 }
             }
             ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                setup.env.push((variable_name, variable_value));
-                setup.env.truncate(MAX_ENV);
+                let size = variable_name.len() + variable_value.len();
+                if setup.env.len() < MAX_ENV && size <= MAX_VARIABLE {
+                    setup.env.push((variable_name, variable_value));
+                }
             }
             ChannelMsg::AgentForward { .. } => setup.agent = true,
             ChannelMsg::RequestX11 {
@@ -276,7 +286,14 @@ impl Start {
 
     fn command(&self) -> Option<String> {
         match self {
-            Self::Exec(command) => Some(printable(&String::from_utf8_lossy(command))),
+            Self::Exec(command) => {
+                let text = String::from_utf8_lossy(command);
+                let mut short: String = text.chars().take(MAX_COMMAND).collect();
+                if short.len() < text.len() {
+                    short.push_str("...");
+                }
+                Some(printable(&short))
+            }
             Self::Shell | Self::Subsystem(_) => None,
         }
     }
@@ -293,6 +310,7 @@ impl Carried<'_> {
             let filter = self.check()?;
             let new = Recording::start(self.relay, &self.subject()).await?;
             let recording = recording.get_or_init(|| new);
+            self.tell().await?;
             let connection = self.connect().await?;
             let target = self.open(&connection).await?;
             Ok((recording, filter, connection, target))
@@ -303,7 +321,9 @@ impl Carried<'_> {
         };
         let (from_target, to_target) = target.split();
         let files = filter.map(tokio::sync::Mutex::new);
-        let both = Both { channel: self, recording, files: files.as_ref(), counts };
+        let scp = self.scp().map(Mutex::new);
+        let both =
+            Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
         tokio::select! {
             end = both.down(from_target, &to_target) => end,
             end = both.up(&to_target) => end,
@@ -312,13 +332,18 @@ impl Carried<'_> {
         }
     }
 
+    /// Who looks at the old scp protocol, if the command may speak it.
+    fn scp(&self) -> Option<scp::Observer> {
+        let Start::Exec(command) = self.start else { return None };
+        scp::Transfer::of_command(command).map(scp::Observer::new)
+    }
+
     fn subject(&self) -> Subject<'_> {
-        let terminal = self.setup.terminal.as_ref();
-        Subject {
-            what: self.start.what(),
-            command: self.start.command(),
-            terminal: terminal.map(|t| (cells(t.size.0), cells(t.size.1), t.kind.as_str())),
-        }
+        let terminal = self.setup.terminal.as_ref().map(|terminal| {
+            let (columns, rows, ..) = terminal.size;
+            (cells(columns, USUAL.0), cells(rows, USUAL.1), terminal.kind.as_str())
+        });
+        Subject { what: self.start.what(), command: self.start.command(), terminal }
     }
 
     /// Checks what the channel is for; gives the filter that file requests pass.
@@ -343,6 +368,17 @@ impl Carried<'_> {
                 relay.check(Capability::Exec, &format!("subsystem {name}")).map(|()| None)
             }
         }
+    }
+
+    /// Says that the session is recorded, where the inner SSH has no banner that said it.
+    async fn tell(&self) -> Result<(), String> {
+        let notice = &self.relay.conn.settings.record.notice;
+        let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
+        if notice.is_empty() || !on_outer || self.setup.terminal.is_none() {
+            return Ok(());
+        }
+        let line = format!("{notice}\r\n");
+        self.user.out.data_bytes(line).await.map_err(|_| "you left".to_owned())
     }
 
     /// The target connection for this channel, with the user's answers where it asks.
@@ -465,6 +501,8 @@ struct Both<'a> {
     recording: &'a Recording,
     /// For the sftp subsystem. Held while what it lets through is sent, which keeps its order.
     files: Option<&'a tokio::sync::Mutex<sftp::Filter>>,
+    /// For a command that may be the old scp: it only looks.
+    scp: Option<&'a Mutex<scp::Observer>>,
     counts: &'a Counts,
 }
 
@@ -479,9 +517,13 @@ impl Both<'_> {
                     Ok(()) => continue,
                     Err(_) => return std::future::pending().await, // `down` knows why.
                 },
+                Piece::Close => return End::User,
             };
             let len = data.len();
             if let Err(why) = self.recording.input(&data).await {
+                return End::Failed(why);
+            }
+            if let Err(why) = self.look(|scp, seen| scp.from_client(&data, seen)).await {
                 return End::Failed(why);
             }
             let sent = match self.files {
@@ -526,7 +568,7 @@ impl Both<'_> {
     ) -> End {
         let user = self.channel.user;
         let mut replies = Replies::new(self.channel.setup.terminal.is_some());
-        let mut outcome = None;
+        let (mut outcome, mut finished) = (None, false);
         while let Some(message) = from_target.wait().await {
             let sent = match message {
                 ChannelMsg::Data { data } => match self.data(data, to_target).await {
@@ -543,11 +585,13 @@ impl Both<'_> {
                 }
                 ChannelMsg::ExitStatus { exit_status } => {
                     outcome = Some(format!("exit status {exit_status}"));
-                    user.out.exit_status(exit_status).await
+                    let told = user.out.exit_status(exit_status).await;
+                    if finished && told.is_ok() { user.out.eof().await } else { told }
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
-                    let (id, handle) = (user.id, &user.handle);
+                    let (id, handle, error_message) =
+                        (user.id, &user.handle, noted(&error_message));
                     handle
                         .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
                         .await
@@ -558,6 +602,12 @@ impl Both<'_> {
                     .xon_xoff_request(user.id, client_can_do)
                     .await
                     .map_err(|()| russh::Error::SendError),
+                // Told after the status: a client whose own input has ended closes the channel at
+                // once, and then could be told nothing more.
+                ChannelMsg::Eof if outcome.is_none() => {
+                    finished = true;
+                    Ok(())
+                }
                 ChannelMsg::Eof => user.out.eof().await,
                 ChannelMsg::Success => {
                     replies.next();
@@ -598,7 +648,27 @@ impl Both<'_> {
                 }
             }
         }
+        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
+            return End::Failed(why);
+        }
         End::Target(outcome)
+    }
+
+    /// Lets the observer of scp look, and writes down what it saw.
+    async fn look(
+        &self,
+        look: impl FnOnce(&mut scp::Observer, &mut Vec<scp::Seen>),
+    ) -> Result<(), String> {
+        let Some(scp) = self.scp else { return Ok(()) };
+        let mut seen = Vec::new();
+        look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
+        for seen in seen {
+            match seen {
+                scp::Seen::Event(event) => self.recording.file(&event).await?,
+                scp::Seen::NotScp => {}
+            }
+        }
+        Ok(())
     }
 
     async fn data(
@@ -609,6 +679,7 @@ impl Both<'_> {
         self.counts.down.fetch_add(data.len() as u64, Relaxed);
         match self.files {
             None => {
+                self.look(|scp, seen| scp.from_server(&data, seen)).await.map_err(Some)?;
                 self.recording.output(data.clone()).await.map_err(Some)?;
                 self.channel.user.out.data_bytes(data).await.map_err(|_| None)
             }
@@ -672,7 +743,7 @@ impl Replies {
 }
 
 /// Where a connection from the target on leads.
-pub(super) enum Onward {
+pub(in crate::server) enum Onward {
     /// `-L`, `-D` (RFC 4254 section 7.2).
     Tcp { host: String, port: u32, originator: String, originator_port: u32 },
     /// A socket file (OpenSSH's PROTOCOL section 2.4).
@@ -682,17 +753,21 @@ pub(super) enum Onward {
 impl std::fmt::Display for Onward {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", printable(host)),
-            Self::Socket(path) => write!(f, "direct-streamlocal {}", printable(path)),
+            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", noted(host)),
+            Self::Socket(path) => write!(f, "direct-streamlocal {}", noted(path)),
         }
     }
 }
 
 impl Onward {
-    async fn check(&self, relay: &Relay) -> Result<(), String> {
+    /// Where it may lead.
+    async fn check(self, relay: &Relay) -> Result<Self, String> {
         match self {
-            Self::Tcp { host, port, .. } => relay.check_onward(host, *port).await,
-            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()),
+            Self::Tcp { host, port, originator, originator_port } => {
+                let (host, port) = relay.check_onward(&host, port).await?;
+                Ok(Self::Tcp { host, port, originator, originator_port })
+            }
+            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
         }
     }
 
@@ -711,7 +786,7 @@ impl Onward {
 }
 
 /// Serves a connection from the target on. Runs on the connection's task set.
-pub(super) async fn serve_onward(
+pub(in crate::server) async fn serve_onward(
     relay: Arc<Relay>,
     channel: Channel<server::Msg>,
     onward: Onward,
@@ -719,12 +794,13 @@ pub(super) async fn serve_onward(
 ) {
     let Some(_slot) = relay.conn.channel_slot() else {
         let (request, reason) = (onward.to_string(), Refusal::TooManyChannels);
-        relay.conn.record(Event::RequestRefused { request, reason });
+        relay.conn.record_refusal(Event::RequestRefused { request, reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
-    if let Err(message) = onward.check(&relay).await {
-        return reply.reject(prohibited(&message)).await;
-    }
+    let onward = match onward.check(&relay).await {
+        Ok(onward) => onward,
+        Err(message) => return reply.reject(prohibited(&message)).await,
+    };
     let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
     let connection = match relay.connection().await {
         Ok(Stage::In(connection)) => connection,
@@ -734,6 +810,10 @@ pub(super) async fn serve_onward(
         }
         Err(message) => return reply.reject(failed(message)).await,
     };
+    let to = onward.to_string();
+    if !relay.opened_onward(&to).await {
+        return reply.reject(failed("the bastion cannot write its audit log".to_owned())).await;
+    }
     let opened = tokio::select! {
         opened = timeout(STEP, onward.open(&connection)) => opened,
         () = relay.cancel.cancelled() => return,
@@ -742,23 +822,47 @@ pub(super) async fn serve_onward(
         Ok(Ok(target)) => {
             reply.accept().await;
             let flow = relay.flow.open(channel.id());
-            bridge::carry(channel, target, flow, &relay.cancel).await;
+            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
+            relay.count((up, down));
+            relay.closed_onward(to, (up, down));
         }
-        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(why).await,
+        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(shown(why)).await,
         Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
         Err(_) => reply.reject(failed(format!("no answer within {} s", STEP.as_secs()))).await,
     }
 }
 
+/// A target's refusal, with nothing in it that a terminal would act on.
+fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
+    match why {
+        ChannelOpenFailure::Other { code, reason } => {
+            ChannelOpenFailure::Other { code, reason: noted(&reason) }
+        }
+        other => other,
+    }
+}
+
 /// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let home = relay.home().await?;
+pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
+    let home = match relay.home().await {
+        Some(home) => home,
+        None => match relay.connection().await {
+            Ok(Stage::In(connection)) => {
+                relay.keep(Arc::clone(&connection), false).await;
+                connection
+            }
+            Ok(Stage::Asking(_)) | Err(_) => return None,
+        },
+    };
+    if !relay.opened_onward(&noted(&format!("tcpip-forward {address}:{port}"))).await {
+        return None;
+    }
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
     bound.ok()?.ok()
 }
 
 /// Takes that back.
-pub(super) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
+pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
     let Some(home) = relay.home().await else { return false };
     let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
     matches!(done, Ok(Ok(())))

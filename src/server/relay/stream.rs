@@ -92,6 +92,7 @@ impl Drain {
     pub(super) async fn run(mut self) -> bool {
         loop {
             match self.channel.wait().await {
+                Some(ChannelMsg::Data { data }) if data.is_empty() => {}
                 Some(ChannelMsg::Data { data }) => {
                     self.intake.flow.take(data.len());
                     self.intake.change(|state| state.pieces.push_back(data));

@@ -5,7 +5,7 @@
 //! control character left; the socket dies with the last handle on the connection.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, ChannelOpenHandle, KeyboardInteractiveAuthResponse, Msg};
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::Relay;
 use crate::audit::Event;
-use crate::domain::{AccountAuth, Capability, Target, UnixTime, printable};
+use crate::domain::{AccountAuth, Capability, Target, UnixTime, noted, printable};
 use crate::keys;
 use crate::server::forward::dial;
 use crate::server::ssh;
@@ -156,7 +156,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
     let refused = Arc::new(Mutex::new(None));
     let config = config(&trusted, relay.conn.settings.flow.window);
     let handler = Handler {
-        relay: Arc::clone(relay),
+        relay: Arc::downgrade(relay),
         host_keys: HostKeys::parse(&trusted),
         refused: Arc::clone(&refused),
     };
@@ -186,7 +186,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
 
 fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
     let mut preferred = ssh::target_preferred();
-    // A target with several host keys must show one that we know.
+    // A target with several host keys shall show one that we know.
     let known: Vec<Algorithm> = trusted
         .iter()
         .filter(|key| key.authority == 0)
@@ -199,8 +199,11 @@ fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
             other => vec![other],
         })
         .collect();
-    if trusted.iter().all(|key| key.authority == 0) && !known.is_empty() {
-        preferred.key = Cow::Owned(known);
+    // The others stay, so that a target with another key is known as that.
+    let others = preferred.key.iter().filter(|other| !known.contains(other)).cloned();
+    preferred.key = Cow::Owned(known.iter().cloned().chain(others).collect());
+    if trusted.iter().any(|key| key.authority != 0) {
+        preferred.host_key_certificates = preferred.key.clone();
     }
     client::Config {
         window_size: window,
@@ -382,6 +385,10 @@ async fn agent(relay: &Relay, handle: &mut client::Handle<Handler>) -> Result<Au
             relay.name()
         )
     };
+    // A client that did not offer it takes the question for an attack, and says so.
+    if !relay.agent.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(none());
+    }
     let user = relay.user.get().ok_or_else(none)?;
     let channel = timeout(STEP, user.channel_open_agent()).await;
     let channel = channel.ok().and_then(Result::ok).ok_or_else(none)?;
@@ -441,12 +448,14 @@ async fn ask(
 }
 
 impl Asking {
+    /// With a new deadline: the user has to think.
     fn new(
         connection: TargetConnection,
         account: String,
         questions: Questions,
         password: bool,
     ) -> Self {
+        connection.control.extend(STEP + ANSWER);
         Self { connection, account, questions, password, rounds: 0 }
     }
 
@@ -461,6 +470,7 @@ impl Asking {
         answers: Vec<Zeroizing<String>>,
     ) -> Result<Stage, Failed> {
         self.rounds += 1;
+        self.connection.control.extend(STEP + ANSWER);
         if self.rounds > MAX_ROUNDS {
             return Err(format!("{} asks without end", relay.target().name));
         }
@@ -586,7 +596,8 @@ fn fingerprint(shown: &PublicKeyOrCertificate) -> String {
 
 /// What a target may cause.
 pub(super) struct Handler {
-    relay: Arc<Relay>,
+    /// Not held: the relay holds this connection, and both would stay for ever.
+    relay: Weak<Relay>,
     host_keys: HostKeys,
     /// Why its host key was refused.
     refused: Arc<Mutex<Option<String>>>,
@@ -594,16 +605,16 @@ pub(super) struct Handler {
 
 impl Handler {
     /// Trusts the first key that is seen, if the administrator chose that.
-    async fn first_use(&self, shown: &PublicKeyOrCertificate) -> bool {
+    async fn first_use(&self, relay: &Relay, shown: &PublicKeyOrCertificate) -> bool {
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return false };
-        if !self.relay.conn.settings.record.trust_first_use || !self.host_keys.is_empty() {
+        if !relay.conn.settings.record.trust_first_use || !self.host_keys.is_empty() {
             return false;
         }
-        pin(&self.relay.conn.bastion.store, &self.relay, key).await
+        pin(&relay.conn.bastion.store, relay, key).await
     }
 
-    async fn refuse(&self, shown: &PublicKeyOrCertificate) {
-        let name = &self.relay.target().name;
+    async fn refuse(&self, relay: &Relay, shown: &PublicKeyOrCertificate) {
+        let name = &relay.target().name;
         let message = if self.host_keys.is_empty() {
             format!(
                 "the host key of {name} is not known yet: ask your administrator to run 'sallyport target pin {name}'"
@@ -619,7 +630,7 @@ impl Handler {
             offered: fingerprint(shown),
             trusted: trusted.map(|key| key.fingerprint(HashAlg::Sha256).to_string()).collect(),
         };
-        let conn = &self.relay.conn;
+        let conn = &relay.conn;
         if let Err(error) =
             conn.bastion.store.record(conn.bastion.clock.now(), &conn.context(), event).await
         {
@@ -630,18 +641,31 @@ impl Handler {
 
     /// Opens the channel to the user that a target asked for, and joins the two.
     fn join(&self, target: Channel<Msg>, reply: ChannelOpenHandle, wanted: Wanted) {
-        let relay = Arc::clone(&self.relay);
+        let Some(relay) = self.relay.upgrade() else { return };
+        if !relay.permit.allows(wanted.right()) {
+            return;
+        }
         let tasks = relay.conn.tasks.clone();
         tasks.spawn(async move {
-            let Some(user) = relay.user.get() else { return };
-            match timeout(STEP, wanted.open(user)).await {
+            let (Some(user), Some(_slot)) = (relay.user.get(), relay.conn.channel_slot()) else {
+                return;
+            };
+            let to = wanted.to_string();
+            if !relay.opened_onward(&to).await {
+                return;
+            }
+            let bytes = match timeout(STEP, wanted.open(user)).await {
                 Ok(Ok(channel)) => {
                     reply.accept().await;
                     let flow = relay.flow.open(channel.id());
-                    super::bridge::carry(channel, target, flow, &relay.cancel).await;
+                    super::bridge::carry(channel, target, flow, &relay.cancel).await
                 }
-                _ => reply.reject(russh::ChannelOpenFailure::ConnectFailed).await,
-            }
+                _ => {
+                    reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+                    (0, 0)
+                }
+            };
+            relay.closed_onward(to, bytes);
         });
     }
 }
@@ -653,7 +677,28 @@ enum Wanted {
     Forwarded { address: String, port: u32, originator: String, originator_port: u32 },
 }
 
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent => f.write_str("the user's agent"),
+            Self::X11(..) => f.write_str("the user's X11 display"),
+            Self::Forwarded { address, port, originator, originator_port } => {
+                let (address, originator) = (noted(address), noted(originator));
+                write!(f, "forwarded-tcpip {address}:{port} for {originator}:{originator_port}")
+            }
+        }
+    }
+}
+
 impl Wanted {
+    fn right(&self) -> Capability {
+        match self {
+            Self::Agent => Capability::Agent,
+            Self::X11(..) => Capability::X11,
+            Self::Forwarded { .. } => Capability::RemoteForward,
+        }
+    }
+
     async fn open(
         self,
         user: &russh::server::Handle,
@@ -674,10 +719,11 @@ async fn pin(store: &Store, relay: &Relay, key: &PublicKey) -> bool {
     let conn = &relay.conn;
     let now = conn.bastion.clock.now();
     let pinned = store
-        .pin_key(&relay.target().name, (&line, &fingerprint), false, &conn.context(), now)
+        .pin_first_key(&relay.target().name, (&line, &fingerprint), &conn.context(), now)
         .await;
     match pinned {
-        Ok(_) => true,
+        // Somebody else's first sight came first: this connection trusts what was pinned then.
+        Ok(pinned) => pinned,
         Err(error) => {
             tracing::error!(%error, "failed to pin a host key");
             false
@@ -692,11 +738,13 @@ impl client::Handler for Handler {
         &mut self,
         shown: &PublicKeyOrCertificate,
     ) -> Result<bool, russh::Error> {
-        let now = self.relay.conn.bastion.clock.now();
-        if self.host_keys.trusts(shown, self.relay.target(), now) || self.first_use(shown).await {
+        let Some(relay) = self.relay.upgrade() else { return Ok(false) };
+        let now = relay.conn.bastion.clock.now();
+        let trusted = self.host_keys.trusts(shown, relay.target(), now);
+        if trusted || self.first_use(&relay, shown).await {
             return Ok(true);
         }
-        self.refuse(shown).await;
+        self.refuse(&relay, shown).await;
         Ok(false)
     }
 
@@ -706,9 +754,7 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::Agent) {
-            self.join(channel, reply, Wanted::Agent);
-        }
+        self.join(channel, reply, Wanted::Agent);
         Ok(())
     }
 
@@ -720,9 +766,7 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::X11) {
-            self.join(channel, reply, Wanted::X11(originator.to_owned(), port));
-        }
+        self.join(channel, reply, Wanted::X11(originator.to_owned(), port));
         Ok(())
     }
 
@@ -736,11 +780,8 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        if self.relay.permit.allows(Capability::RemoteForward) {
-            let (address, originator) = (address.to_owned(), originator.to_owned());
-            let wanted = Wanted::Forwarded { address, port, originator, originator_port };
-            self.join(channel, reply, wanted);
-        }
+        let (address, originator) = (address.to_owned(), originator.to_owned());
+        self.join(channel, reply, Wanted::Forwarded { address, port, originator, originator_port });
         Ok(())
     }
 

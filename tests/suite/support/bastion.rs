@@ -4,23 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sallyport::audit::{Context, Record};
-use sallyport::auth::{password, recovery, totp};
+use sallyport::audit::Context;
+use sallyport::audit::Record;
 use sallyport::clock::{Clock, TestClock};
 use sallyport::config::Config;
-use sallyport::domain::{
-    Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
-};
+use sallyport::domain::{AccountAuth, Grant, Id, Mode, Role, Target, UnixTime};
 use sallyport::keys;
 use sallyport::server::{self, Bastion};
-use sallyport::store::{EventFilter, NewAuthenticator, NewUser, Store};
+use sallyport::store::{EventFilter, Store};
 use sallyport::{serve, server::socket};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::eventually;
+pub use super::people::{PASSWORD, Person, Registry, code_at, code_of, secret_of};
 use super::postgres::{self, Postgres};
+use super::sshd::Sshd;
+use super::{eventually, present_user};
 
 /// Which engine the store is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +29,15 @@ pub enum Engine {
     Postgres,
 }
 
-pub const PASSWORD: &str = "gleaming cactus 91";
-
 pub struct TestBastion {
     pub dir: tempfile::TempDir,
+    pub config: Config,
     pub port: u16,
     pub bastion: Arc<Bastion>,
     pub clock: TestClock,
     shutdown: CancellationToken,
     task: Option<JoinHandle<()>>,
     pub postgres: Option<Postgres>,
-}
-
-/// Somebody with an account and an authenticator.
-pub struct Person {
-    pub name: UserName,
-    pub id: Id,
-    pub secret: totp::Secret,
-    pub recovery: Vec<SecretString>,
 }
 
 /// A configuration for tests: cheap hashes, short waits.
@@ -58,7 +49,8 @@ pub fn test_config(dir: &Path, url: &str, extra: &str) -> Config {
          public_host = \"bastion\"\npenalty_exempt = [\"127.0.0.0/8\"]\ndrain = \"1s\"\n\
          [store]\nurl = \"{url}\"\npassword_file = \"{password}\"\n\
          [login]\nargon2_memory = \"8 KiB\"\nargon2_passes = 1\nbackoff_first = \"1ms\"\n\
-         backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n{extra}",
+         backoff_max = \"2ms\"\nattempts_per_minute = 100000\nattempts_burst = 100000\n\
+         [record]\nmin_free = \"1 MiB\"\n{extra}",
         data = dir.join("data").display(),
         password = password.display(),
     );
@@ -88,6 +80,11 @@ impl TestBastion {
 
     /// Starts one with `extra` TOML in its configuration.
     pub async fn start_with(engine: Engine, extra: &str) -> Self {
+        Self::start_at(Clock::System.now(), engine, extra).await
+    }
+
+    /// Starts one whose clock stands at `now`.
+    pub async fn start_at(now: UnixTime, engine: Engine, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let postgres = match engine {
             Engine::Sqlite => None,
@@ -95,7 +92,7 @@ impl TestBastion {
         };
         let url = postgres.as_ref().map_or_else(String::new, Postgres::url);
         let config = test_config(dir.path(), &url, extra);
-        let clock = TestClock::at(Clock::System.now());
+        let clock = TestClock::at(now);
         let (store, _) = serve::init(&config, &Clock::Test(clock.clone())).await.unwrap();
         let bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
         let bastion = Arc::new(bastion);
@@ -105,7 +102,7 @@ impl TestBastion {
         let running = server::run(Arc::clone(&bastion), listeners, shutdown.clone());
         #[allow(clippy::disallowed_methods)] // The test is the task's owner: `stop` waits for it.
         let task = tokio::spawn(async { running.await.unwrap() });
-        Self { dir, port, bastion, clock, shutdown, task: Some(task), postgres }
+        Self { dir, config, port, bastion, clock, shutdown, task: Some(task), postgres }
     }
 
     pub fn store(&self) -> &Store {
@@ -124,56 +121,88 @@ impl TestBastion {
         }
     }
 
-    /// Adds a user with a one-time password and no authenticator.
+    /// The same store as another process opens it.
+    pub async fn other_store(&self) -> Store {
+        serve::open(&self.config).await.unwrap()
+    }
+
+    /// Runs SQL behind the store's back.
+    pub async fn tamper(&self, sql: &str) {
+        use diesel::Connection as _;
+        use diesel::connection::SimpleConnection as _;
+        if let Some(postgres) = &self.postgres {
+            return postgres.execute(sql).await;
+        }
+        let path = self.path("data/sallyport.db");
+        let mut file = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        file.batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")).unwrap();
+    }
+
+    /// For putting people, targets and grants into the store.
+    pub fn registry(&self) -> Registry<'_> {
+        Registry { store: self.store(), now: self.now() }
+    }
+
+    /// See [`Registry::newcomer`].
     pub async fn newcomer(&self, name: &str) -> SecretString {
-        let one_time = password::one_time().unwrap();
-        self.add(name, &one_time, true, Role::User).await;
-        one_time
+        self.registry().newcomer(name).await
     }
 
-    async fn add(&self, name: &str, password: &SecretString, one_time: bool, role: Role) -> Id {
-        let cost = password::Cost { memory_kib: 8, passes: 1, lanes: 1 };
-        let name: UserName = name.parse().unwrap();
-        let new = NewUser {
-            name: &name,
-            role,
-            factor: Factor::Totp,
-            password_hash: &password::hash(password, cost).unwrap(),
-            one_time,
-            binding_until: self.now().plus(Duration::from_secs(24 * 3600)),
-            keys: Vec::new(),
-        };
-        self.store().add_user(&new, &Context::default(), self.now()).await.unwrap()
-    }
-
-    /// Adds a user with the password [`PASSWORD`] and a bound authenticator.
+    /// See [`Registry::person`].
     pub async fn person(&self, name: &str) -> Person {
-        self.person_as(name, Role::User).await
+        self.registry().person(name).await
     }
 
     pub async fn person_as(&self, name: &str, role: Role) -> Person {
-        let id = self.add(name, &PASSWORD.into(), false, role).await;
-        let secret = totp::Secret::generate().unwrap();
-        let new = NewAuthenticator { account: &id, epoch: 1, secret: &secret, step: TimeStep(0) };
-        let bound =
-            self.store().bind(&new, Vec::new(), &Context::default(), self.now()).await.unwrap();
-        let (_, recovery) = bound.unwrap();
-        assert_eq!(recovery.len(), recovery::COUNT);
-        Person { name: name.parse().unwrap(), id, secret, recovery }
+        self.registry().person_as(name, role).await
     }
 
-    /// Registers a target and grants it to `user`.
+    /// See [`Registry::grant`].
     pub async fn grant(&self, user: &str, target: &str, address: &str) -> Id {
-        self.target(target, address).await;
-        self.add_grant(user, target, |_| {}).await
+        self.registry().grant(user, target, address).await
     }
 
     pub async fn target(&self, name: &str, address: &str) {
+        self.target_in(Mode::Tunnel, name, address).await;
+    }
+
+    /// Registers an sshd as a target in record mode, with its host key pinned and the key of the
+    /// present user's account stored.
+    pub async fn record_target(&self, name: &str, sshd: &Sshd) {
+        self.target_in(Mode::Record, name, &format!("127.0.0.1:{}", sshd.port)).await;
+        self.pin(name, &sshd.host_key(), false).await;
+        let key = std::fs::read(sshd.identity()).unwrap();
+        self.account(name, &present_user(), AccountAuth::Key, Some(&key)).await;
+    }
+
+    /// Trusts a host key, or the key of an authority that signs them.
+    pub async fn pin(&self, target: &str, line: &str, authority: bool) {
+        let (line, fingerprint) = keys::host_key_line(line).unwrap();
+        let key = (line.as_str(), fingerprint.as_str());
+        let (target, context) = (target.parse().unwrap(), Context::default());
+        let pinned = self.store().pin_key(&target, key, authority, &context, self.now()).await;
+        assert!(pinned.unwrap());
+    }
+
+    /// Says how to sign in as an account of a target.
+    pub async fn account(
+        &self,
+        target: &str,
+        name: &str,
+        auth: AccountAuth,
+        secret: Option<&[u8]>,
+    ) {
+        let (target, name) = (target.parse().unwrap(), name.parse().unwrap());
+        let (way, context) = ((auth, secret), Context::default());
+        self.store().set_account(&target, &name, way, &context, self.now()).await.unwrap();
+    }
+
+    pub async fn target_in(&self, mode: Mode, name: &str, address: &str) {
         let target = Target {
             id: Id::random().unwrap(),
             name: name.parse().unwrap(),
             address: address.parse().unwrap(),
-            mode: Mode::Tunnel,
+            mode,
             labels: Vec::new(),
             created_at: self.now(),
         };
@@ -181,20 +210,7 @@ impl TestBastion {
     }
 
     pub async fn add_grant(&self, user: &str, target: &str, change: impl FnOnce(&mut Grant)) -> Id {
-        let mut grant = Grant {
-            id: Id::random().unwrap(),
-            subject: GrantSubject::User(user.parse().unwrap()),
-            object: GrantObject::Target(target.parse().unwrap()),
-            accounts: Vec::new(),
-            allow: Vec::new(),
-            hours: None,
-            from: Vec::new(),
-            until: None,
-            created_at: self.now(),
-        };
-        change(&mut grant);
-        self.store().add_grant(&grant, &Context::default(), self.now()).await.unwrap();
-        grant.id
+        self.registry().add_grant(user, target, change).await
     }
 
     /// Every event, oldest first.
@@ -232,27 +248,5 @@ impl TestBastion {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-}
-
-/// What a person's authenticator shows at `now`.
-pub fn code_at(person: &Person, now: UnixTime) -> String {
-    code_of(person.secret.expose(), now)
-}
-
-pub fn code_of(secret: &[u8], now: UnixTime) -> String {
-    let totp = totp_rs::Builder::new().with_secret(secret.to_vec()).build().unwrap();
-    totp.generate(now.seconds()).to_string()
-}
-
-/// The secret of an otpauth URI, as an authenticator reads it.
-pub fn secret_of(uri: &str) -> Vec<u8> {
-    let base32 = uri.split("secret=").nth(1).unwrap().split('&').next().unwrap();
-    totp_rs::Secret::try_from_base32(base32).unwrap().as_bytes().to_vec()
-}
-
-impl Person {
-    pub fn recovery_code(&self, n: usize) -> String {
-        self.recovery[n].expose_secret().to_owned()
     }
 }

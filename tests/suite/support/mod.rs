@@ -13,8 +13,13 @@
 )]
 
 pub mod bastion;
+pub mod hop;
+pub mod people;
+pub mod played;
 pub mod postgres;
+pub mod raw;
 pub mod screen;
+pub mod server;
 pub mod ssh;
 pub mod sshd;
 
@@ -69,6 +74,11 @@ pub fn command(program: impl AsRef<Path>) -> Command {
     command
 }
 
+/// Who runs the tests: the one account that an sshd of theirs lets in.
+pub fn present_user() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "root".into())
+}
+
 /// A free port on loopback.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -97,4 +107,10 @@ pub async fn listening(port: u16) {
 /// Waits for a child's end.
 pub async fn ended(child: &mut Child) -> std::process::ExitStatus {
     tokio::time::timeout(PATIENCE, child.wait()).await.expect("a process did not end").unwrap()
+}
+
+/// Sends a signal to a child.
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = i32::try_from(child.id().expect("it has ended")).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
 }

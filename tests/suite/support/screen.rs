@@ -16,6 +16,8 @@ pub struct Screen {
     input: ChildStdin,
     output: ChildStdout,
     child: Child,
+    /// Where the name of its terminal is written.
+    tty: tempfile::NamedTempFile,
 }
 
 impl Screen {
@@ -26,15 +28,27 @@ impl Screen {
             |s: &std::ffi::OsStr| format!("'{}'", s.to_str().unwrap().replace('\'', r"'\''"));
         let words = std::iter::once(program.get_program()).chain(program.get_args()).map(quoted);
         let line = words.collect::<Vec<_>>().join(" ");
+        let tty = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("tty > {}; stty rows 24 cols 80; exec {line}", tty.path().display());
         let mut child = command("/usr/bin/script")
-            .args(["-q", "-e", "-c", &format!("stty rows 24 cols 80; exec {line}"), "/dev/null"])
+            .args(["-q", "-e", "-c", &line, "/dev/null"])
             .env("TERM", "xterm")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { terminal: vt100::Parser::new(24, 80, 0), fresh: String::new(), input, output, child }
+        let terminal = vt100::Parser::new(24, 80, 0);
+        Self { terminal, fresh: String::new(), input, output, child, tty }
+    }
+
+    /// Makes the terminal another size, which its program is told by a signal.
+    pub async fn resize(&mut self, rows: u16, columns: u16) {
+        let tty = std::fs::read_to_string(self.tty.path()).unwrap();
+        let (rows, columns) = (rows.to_string(), columns.to_string());
+        let mut stty = command("/bin/stty");
+        stty.args(["-F", tty.trim(), "rows", &rows, "cols", &columns]);
+        assert!(super::ended(&mut stty.spawn().unwrap()).await.success());
     }
 
     /// Waits until `text` is printed, after what was waited for before.

@@ -4,11 +4,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::bastion::TestBastion;
 use super::sshd::Sshd;
-use super::{PATIENCE, command, tool};
+use super::{PATIENCE, command, present_user, tool};
 
 /// One person's client: a folder with a configuration, answers and what was asked.
 pub struct Client {
@@ -57,8 +58,7 @@ impl Client {
 
     /// Knows how to sign in on a target.
     pub fn knows(self, target: &str, sshd: &Sshd) -> Self {
-        let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
-        let identity = sshd.identity();
+        let (user, identity) = (present_user(), sshd.identity());
         self.host(target, &format!("User {user}\nIdentityFile {}", identity.display()))
     }
 
@@ -94,6 +94,13 @@ impl Client {
         command
     }
 
+    /// Starts `ssh` with something at its other end that sends lines back.
+    pub fn echo(&self, args: &[&str]) -> Echo {
+        let mut child = self.command("ssh", args).stdin(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Echo { child, input: Some(input), output: BufReader::new(output) }
+    }
+
     /// Runs `ssh` to its end.
     pub async fn ssh(&self, args: &[&str]) -> Run {
         run(&mut self.command("ssh", args)).await
@@ -101,6 +108,53 @@ impl Client {
 
     pub async fn run(&self, program: &str, args: &[&str]) -> Run {
         run(&mut self.command(program, args)).await
+    }
+}
+
+/// An `ssh` to something that sends back each line; that ends with its input.
+pub struct Echo {
+    pub child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Echo {
+    /// Sends a line; whether it came back.
+    pub async fn try_say(&mut self, text: &str) -> bool {
+        let sent = self.input.as_mut().unwrap().write_all(format!("{text}\n").as_bytes()).await;
+        let mut line = String::new();
+        let read = tokio::time::timeout(PATIENCE, self.output.read_line(&mut line)).await;
+        read.expect("no line came back").unwrap();
+        sent.is_ok() && line.trim_end() == text
+    }
+
+    /// Whether the other end is an SSH server, and says so.
+    pub async fn greets(&mut self) -> bool {
+        let mut bytes = [0; 8];
+        let read = self.output.read_exact(&mut bytes);
+        let read = tokio::time::timeout(PATIENCE, read).await.expect("nothing came");
+        read.is_ok() && &bytes == b"SSH-2.0-"
+    }
+
+    pub async fn say(&mut self, text: &str) {
+        assert!(self.try_say(text).await, "{text:?} did not come back");
+    }
+
+    /// Ends the input.
+    pub fn hang_up(&mut self) {
+        self.input = None;
+    }
+
+    /// Waits for its end.
+    pub async fn end(mut self) -> Run {
+        let (mut out, mut err) = (String::new(), String::new());
+        let end = async {
+            self.child.stderr.as_mut().unwrap().read_to_string(&mut err).await.unwrap();
+            self.output.read_to_string(&mut out).await.unwrap();
+            self.child.wait().await.unwrap()
+        };
+        let status = tokio::time::timeout(PATIENCE, end).await.expect("ssh did not end");
+        Run { code: status.code(), out, err }
     }
 }
 

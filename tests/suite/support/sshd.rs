@@ -16,21 +16,43 @@ pub struct Sshd {
 
 impl Sshd {
     pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts one with `extra` lines before the others of its configuration.
+    pub async fn start_with(extra: &str) -> Self {
+        Self::launch(extra, None).await
+    }
+
+    /// Starts one whose host key has a certificate for `names`, by an authority of its own.
+    pub async fn certified(names: &str) -> Self {
+        Self::launch("", Some(names)).await
+    }
+
+    async fn launch(extra: &str, certified: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for key in ["host", "id"] {
+        for key in ["host", "id", "authority"] {
             let mut keygen = command(tool("ssh-keygen"));
             keygen.args(["-q", "-t", "ed25519", "-N", ""]).arg("-f").arg(at(key));
             assert!(ended(&mut keygen.spawn().unwrap()).await.success());
+        }
+        let mut extra = extra.to_owned();
+        if let Some(names) = certified {
+            let mut sign = command(tool("ssh-keygen"));
+            sign.arg("-q").arg("-s").arg(at("authority")).args(["-I", "host", "-h", "-n", names]);
+            sign.arg(at("host.pub"));
+            assert!(ended(&mut sign.spawn().unwrap()).await.success());
+            extra = format!("HostCertificate {}\n{extra}", at("host-cert.pub").display());
         }
         std::fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
         // sshd running as root wants its privilege separation folder.
         std::fs::create_dir_all("/run/sshd").ok();
         let port = free_port();
         let conf = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
+            "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n\
-             MaxSessions 100\nSubsystem sftp internal-sftp\n",
+             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n",
             host = at("host").display(),
             keys = at("authorized_keys").display(),
         );
@@ -47,6 +69,25 @@ impl Sshd {
             .unwrap();
         listening(port).await;
         Self { dir, port, _child: child }
+    }
+
+    /// The public half of its host key.
+    pub fn host_key(&self) -> String {
+        std::fs::read_to_string(self.path("host.pub")).unwrap()
+    }
+
+    /// The public key of the authority that signed its host key.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(self.path("authority.pub")).unwrap()
+    }
+
+    /// What it wrote down so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The key that lets the present user in.

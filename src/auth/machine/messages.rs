@@ -1,0 +1,165 @@
+//! What goes into the state machine and what comes out of it.
+
+use secrecy::SecretString;
+
+use super::super::account::{Account, Throttle};
+use super::super::totp;
+use super::{Authenticated, Methods};
+use crate::audit::{Event, Refusal, Step};
+use crate::domain::{Id, TimeStep, UserName};
+
+/// What comes in: from the client, or back from an effect.
+#[derive(Debug)]
+pub enum Input {
+    /// The client sent an authentication request or an answer, for this user name.
+    Client(String, Request),
+    /// [`Effect::LookUp`] found the account, or that there is none, and its failures so far.
+    Found(Option<Box<Account>>, Throttle),
+    /// [`Effect::CheckPassword`] is done.
+    PasswordChecked(bool),
+    /// [`Effect::MakeSecret`] is done.
+    Secret(totp::Secret),
+    /// [`Effect::SetPassword`] is done; the account's new epoch.
+    PasswordSet(Result<i64, Refusal>),
+    /// [`Effect::Bind`] is done; the account's new epoch and its recovery codes.
+    Bound(Result<(i64, Vec<SecretString>), Refusal>),
+    /// [`Effect::Claim`] is done.
+    Claimed(Result<Claimed, Refusal>),
+    /// [`Effect::SignIn`] is done: the session is written down.
+    SignedIn(Result<Claimed, Refusal>),
+    /// [`Effect::Fail`] is done, and its wait is over.
+    FailureRecorded,
+}
+
+/// What a client asks for (RFC 4252, RFC 4256).
+#[derive(Debug)]
+pub enum Request {
+    /// `none`.
+    None,
+    /// `password`.
+    Password(SecretString),
+    /// `publickey` without a signature; the key's fingerprint.
+    KeyOffer(String),
+    /// `publickey` with a valid signature; the key's fingerprint.
+    Key(String),
+    /// `keyboard-interactive`.
+    Interactive,
+    /// The answers to the last [`Reply::Ask`].
+    Answers(Vec<SecretString>),
+}
+
+/// What has to be done next.
+#[derive(Debug)]
+#[must_use]
+pub enum Effect {
+    /// Answer the client, and wait for it.
+    Reply(Reply),
+    /// Read the account and its failures from this source.
+    LookUp(Option<UserName>),
+    /// Compare a password with a hash; without one, with the decoy, at the same cost.
+    CheckPassword(SecretString, Option<String>),
+    /// Get a new secret from the random number generator.
+    MakeSecret,
+    /// Hash and store a new password in place of the one-time one.
+    SetPassword {
+        /// Whose.
+        account: Id,
+        /// The epoch that must still hold.
+        epoch: i64,
+        /// The password.
+        password: SecretString,
+        /// What happened on the way, to be written with it.
+        notes: Vec<Event>,
+    },
+    /// Store a new authenticator, and make its recovery codes.
+    Bind {
+        /// Whose.
+        account: Id,
+        /// The epoch that must still hold.
+        epoch: i64,
+        /// The new secret.
+        secret: totp::Secret,
+        /// The step whose code confirmed it, thereby used.
+        step: TimeStep,
+        /// What happened on the way, to be written with it.
+        notes: Vec<Event>,
+    },
+    /// Use a code up, without signing in yet.
+    Claim(Attempt),
+    /// Use a code up if there is one to use, and open the session.
+    SignIn(Attempt),
+    /// Write a failure down, then hold the answer back.
+    Fail {
+        /// Why.
+        reason: Refusal,
+        /// Whether it counts towards the lock.
+        counts: bool,
+        /// By how many seconds the authenticator's clock seems to be off.
+        drift: Option<i64>,
+        /// The account, if there is one.
+        account: Option<Id>,
+        /// What happened on the way, to be written with it.
+        notes: Vec<Event>,
+    },
+}
+
+/// What the store has to check and write for a login to go on.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Whose.
+    pub account: Id,
+    /// The epoch that must still hold.
+    pub epoch: i64,
+    /// What to use up.
+    pub claim: Claim,
+    /// The steps that were passed.
+    pub steps: Vec<Step>,
+    /// What happened on the way, to be written with it.
+    pub notes: Vec<Event>,
+}
+
+/// Something that works once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing more: it was claimed in an earlier transaction of this login.
+    Nothing,
+    /// The code of a step, if no code of it or of a later one was used.
+    Code(TimeStep),
+    /// The recovery code with this hash.
+    RecoveryCode(String),
+}
+
+/// What the store says of a login that went on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Unused recovery codes.
+    pub recovery_left: u32,
+}
+
+/// What the client is told.
+#[derive(Debug)]
+pub enum Reply {
+    /// Refused; these methods can be tried.
+    Refuse(Methods),
+    /// The first factor was taken in (right or wrong); keyboard-interactive comes next.
+    Continue,
+    /// The offered key may be used.
+    KeyOk,
+    /// A question (RFC 4256 section 3.2).
+    Ask(Question),
+    /// Signed in.
+    Accept(Authenticated),
+    /// The connection ends.
+    Disconnect(Refusal),
+}
+
+/// A question of a keyboard-interactive dialog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Shown above the prompts. Plain ASCII: OpenSSH before 10.3 escapes the rest.
+    pub instruction: String,
+    /// The prompt, and whether what is typed may be shown; `None` asks nothing.
+    pub prompt: Option<(String, bool)>,
+    /// Whether it takes a person minutes to answer.
+    pub slow: bool,
+}

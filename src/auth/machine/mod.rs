@@ -1,0 +1,399 @@
+//! Signing in as a state machine: `(Machine, Input, now) -> (Machine, Effect)`.
+//!
+//! Always holds:
+//! - [`Authenticated`] is made in one place, after the store said that it wrote the session down,
+//!   which it does only for a right first factor *and* a claimed code, recovery code or binding.
+//! - The user name is fixed by the first request (RFC 4252 section 5 lets it change; we do not).
+//! - What a client sees before it is through does not tell an unknown, locked, disabled or unbound
+//!   account, or a wrong password, from a wrong code: the same prompts, then the same refusal.
+//! - A dialog is short: answers and rounds are counted, whatever mix of methods they come by.
+//!
+//! Nothing here waits, reads a clock or touches a socket: an [`Effect`] says what to do next, and
+//! its [`Input`] brings back what came of it. Where a new second factor goes is told in
+//! `docs/architecture.md`.
+
+mod bind;
+mod first;
+mod messages;
+mod renew;
+mod second;
+#[cfg(test)]
+mod tests;
+
+use secrecy::SecretString;
+
+pub use messages::{Attempt, Claim, Claimed, Effect, Input, Question, Reply, Request};
+
+use super::account::{Account, Standing, Throttle};
+use super::{password, prompt, qr, totp};
+use crate::audit::{Event, Refusal, Step};
+use crate::domain::{Id, Role, UnixTime, UserName};
+
+/// What a client may do before it is let in.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The name that authenticator apps show beside the code.
+    pub issuer: String,
+    /// Which methods are offered.
+    pub methods: Methods,
+    /// The most secrets (passwords, codes) that one connection may try.
+    pub max_answers: u32,
+    /// What a new password must keep to.
+    pub password: password::Rules,
+}
+
+/// The methods of RFC 4252 and 4256 that are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Methods {
+    pub password: bool,
+    pub publickey: bool,
+    pub keyboard_interactive: bool,
+}
+
+impl Methods {
+    /// Only keyboard-interactive, as after a first factor.
+    pub const INTERACTIVE: Self =
+        Self { password: false, publickey: false, keyboard_interactive: true };
+}
+
+/// The most requests of any kind on one connection before it is signed in.
+const MAX_ROUNDS: u32 = 64;
+
+/// Proof that somebody signed in with both factors, and that the store knows of their session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authenticated {
+    user: UserName,
+    account: Id,
+    role: Role,
+    epoch: i64,
+}
+
+impl Authenticated {
+    /// Who.
+    pub fn user(&self) -> &UserName {
+        &self.user
+    }
+
+    /// The account's id.
+    pub fn account(&self) -> &Id {
+        &self.account
+    }
+
+    /// The account's role when it signed in.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The account's epoch; a newer one ends the session.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+}
+
+/// A sign-in that its client left in the middle.
+#[derive(Debug, Clone)]
+pub struct GivenUp {
+    /// The account, if it is one of ours.
+    pub account: Option<Id>,
+    /// What happened until then.
+    pub notes: Vec<Event>,
+}
+
+/// How far the first factor got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Missing,
+    Password { right: bool },
+    Key,
+}
+
+/// Which answer is waited for.
+#[derive(Debug)]
+enum Stage {
+    /// None: a method has to be chosen.
+    Idle,
+    /// An effect's outcome; then the request goes on.
+    Pending(Request),
+    /// A password typed or sent; by keyboard-interactive if so.
+    CheckingPassword {
+        interactive: bool,
+    },
+    AwaitPassword,
+    AwaitCode,
+    AwaitNewPassword {
+        tries: u32,
+    },
+    AwaitRepeat {
+        new: SecretString,
+        tries: u32,
+    },
+    AwaitBinding {
+        secret: totp::Secret,
+        style: qr::Style,
+        tries: u32,
+    },
+    AwaitRecoveryRead,
+    AwaitNoticeRead(Authenticated),
+    /// Signed in or cut off: nothing more is taken.
+    Over,
+}
+
+/// Where one connection stands in signing in.
+#[derive(Debug)]
+pub struct Machine {
+    rules: std::sync::Arc<Rules>,
+    /// As the client gave it, first.
+    user: Option<String>,
+    /// `None` until looked up; then the account, if there is one, and its failures.
+    found: Option<(Option<Box<Account>>, Throttle)>,
+    /// The one-time or old password, for the rules of the new one.
+    old_password: Option<SecretString>,
+    first: First,
+    stage: Stage,
+    steps: Vec<Step>,
+    notes: Vec<Event>,
+    answers: u32,
+    rounds: u32,
+    offers: u32,
+}
+
+impl Machine {
+    /// A connection on which nothing was said yet.
+    pub fn new(rules: std::sync::Arc<Rules>) -> Self {
+        Self {
+            rules,
+            user: None,
+            found: None,
+            old_password: None,
+            first: First::Missing,
+            stage: Stage::Idle,
+            steps: Vec::new(),
+            notes: Vec::new(),
+            answers: 0,
+            rounds: 0,
+            offers: 0,
+        }
+    }
+
+    /// The user name of the first request, as the client gave it.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// What happened and was not yet handed out with an effect.
+    pub fn take_notes(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// The failure that is left if the client goes now: of a password that was given, right or wrong,
+    /// and no second factor after it. Otherwise guessing would cost nothing up to the code.
+    pub fn given_up(&self) -> Option<GivenUp> {
+        let waits = !matches!(
+            self.stage,
+            Stage::Over | Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_)
+        );
+        let password = matches!(self.first, First::Password { .. });
+        (waits && password).then(|| GivenUp {
+            account: self.account().map(|account| account.id.clone()),
+            notes: self.notes.clone(),
+        })
+    }
+
+    /// Takes one input in, at `now`.
+    pub fn step(mut self, input: Input, now: UnixTime) -> (Self, Effect) {
+        let effect = match input {
+            Input::Client(user, request) => self.client(user, request, now),
+            Input::Found(account, throttle) => {
+                self.found = Some((account, throttle));
+                match std::mem::replace(&mut self.stage, Stage::Idle) {
+                    Stage::Pending(request) => self.request(request, now),
+                    other => self.unexpected(other),
+                }
+            }
+            Input::PasswordChecked(right) => self.password_checked(right, now),
+            Input::Secret(secret) => self.ask_binding(secret, qr::Style::HalfBlocks, 0, None),
+            Input::PasswordSet(Ok(epoch)) => self.password_set(epoch, now),
+            Input::Bound(Ok((epoch, codes))) => self.bound(epoch, &codes),
+            Input::Claimed(Ok(claimed)) => self.claimed(&claimed),
+            Input::SignedIn(Ok(claimed)) => self.signed_in(&claimed),
+            Input::PasswordSet(Err(reason))
+            | Input::Bound(Err(reason))
+            | Input::Claimed(Err(reason))
+            | Input::SignedIn(Err(reason)) => self.fail(reason, None),
+            Input::FailureRecorded => self.refused(),
+        };
+        (self, effect)
+    }
+
+    fn client(&mut self, user: String, request: Request, now: UnixTime) -> Effect {
+        self.rounds += 1;
+        if matches!(self.stage, Stage::Over) || self.rounds > MAX_ROUNDS {
+            return self.disconnect(Refusal::TooManyAttempts);
+        }
+        if self.user.get_or_insert_with(|| user.clone()) != &user {
+            return self.disconnect(Refusal::UserChanged);
+        }
+        let needs_account = !matches!(request, Request::None | Request::Answers(_));
+        if needs_account && self.found.is_none() {
+            self.stage = Stage::Pending(request);
+            return Effect::LookUp(user.parse().ok());
+        }
+        self.request(request, now)
+    }
+
+    fn request(&mut self, request: Request, now: UnixTime) -> Effect {
+        if let Request::Answers(answers) = request {
+            return self.answer(answers, now);
+        }
+        self.stage = Stage::Idle; // Another request abandons a dialog (RFC 4256 section 3.1).
+        match request {
+            Request::Password(password) if self.rules.methods.password => {
+                self.check_password(password, false)
+            }
+            Request::KeyOffer(key) if self.rules.methods.publickey => self.offer(&key),
+            Request::Key(key) if self.rules.methods.publickey => self.key(&key),
+            Request::Interactive => match self.first {
+                First::Missing => self.ask_password(),
+                // A key cannot stand in for the one-time password, which is the token to bind with.
+                First::Key if self.standing(now) == Standing::MayBind => self.ask_password(),
+                First::Password { .. } | First::Key => self.ask_second(now),
+            },
+            _ => Effect::Reply(Reply::Refuse(self.rules.methods)),
+        }
+    }
+
+    fn answer(&mut self, answers: Vec<SecretString>, now: UnixTime) -> Effect {
+        let one =
+            <[SecretString; 1]>::try_from(answers).map_or_else(|_| String::new().into(), |[a]| a);
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::AwaitPassword => self.check_password(one, true),
+            Stage::AwaitCode => self.check_code(&one, now),
+            Stage::AwaitNewPassword { tries } => self.new_password(one, tries),
+            Stage::AwaitRepeat { new, tries } => self.repeated(new, &one, tries),
+            Stage::AwaitBinding { secret, style, tries } => {
+                self.binding(secret, style, tries, &one, now)
+            }
+            Stage::AwaitRecoveryRead => self.sign_in(Claim::Nothing),
+            Stage::AwaitNoticeRead(authenticated) => self.accept(authenticated),
+            // Answers that nobody asked for. Listed, so that a new stage has to be put somewhere.
+            stage @ (Stage::Idle
+            | Stage::Pending(_)
+            | Stage::CheckingPassword { .. }
+            | Stage::Over) => self.unexpected(stage),
+        }
+    }
+
+    fn sign_in(&mut self, claim: Claim) -> Effect {
+        self.attempt(claim).map_or_else(|end| end, Effect::SignIn)
+    }
+
+    fn attempt(&mut self, claim: Claim) -> Result<Attempt, Effect> {
+        let notes = self.take_notes();
+        match self.account() {
+            Some(account) => Ok(Attempt {
+                account: account.id.clone(),
+                epoch: account.epoch,
+                claim,
+                steps: self.steps.clone(),
+                notes,
+            }),
+            None => Err(self.fail(Refusal::UnknownUser, None)),
+        }
+    }
+
+    fn signed_in(&mut self, claimed: &Claimed) -> Effect {
+        self.set_recovery_left(claimed.recovery_left);
+        let used_recovery = self.steps.contains(&Step::RecoveryCode);
+        let Some(account) = self.account() else { return self.unexpected(Stage::Idle) };
+        let authenticated = Authenticated {
+            user: account.name.clone(),
+            account: account.id.clone(),
+            role: account.role,
+            epoch: account.epoch,
+        };
+        let mut notices = Vec::new();
+        if used_recovery {
+            notices.push(prompt::recovery_left(account.recovery_left));
+        }
+        if let Some(seconds) = account.drift {
+            notices.push(prompt::clock_drift(seconds));
+        }
+        if notices.is_empty() {
+            return self.accept(authenticated);
+        }
+        self.stage = Stage::AwaitNoticeRead(authenticated);
+        Effect::Reply(Reply::Ask(Question {
+            instruction: notices.join("\n"),
+            prompt: None,
+            slow: false,
+        }))
+    }
+
+    fn accept(&mut self, authenticated: Authenticated) -> Effect {
+        self.stage = Stage::Over;
+        self.old_password = None;
+        Effect::Reply(Reply::Accept(authenticated))
+    }
+
+    fn fail(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
+        self.stage = Stage::Idle;
+        let counts = reason.counts();
+        let account = self.account().map(|account| account.id.clone());
+        Effect::Fail { reason, counts, drift, account, notes: self.take_notes() }
+    }
+
+    fn refused(&mut self) -> Effect {
+        self.first = First::Missing;
+        self.old_password = None;
+        self.steps.clear();
+        self.found = None; // The next try reads the account, and its failures, anew.
+        if self.answers >= self.rules.max_answers {
+            return self.disconnect(Refusal::TooManyAttempts);
+        }
+        Effect::Reply(Reply::Refuse(self.rules.methods))
+    }
+
+    fn disconnect(&mut self, reason: Refusal) -> Effect {
+        self.stage = Stage::Over;
+        Effect::Reply(Reply::Disconnect(reason))
+    }
+
+    /// An answer nobody asked for, or an outcome of an effect nobody wanted.
+    fn unexpected(&mut self, _stage: Stage) -> Effect {
+        self.stage = Stage::Idle;
+        Effect::Reply(Reply::Refuse(self.rules.methods))
+    }
+
+    fn count_answer(&mut self) -> Option<Effect> {
+        self.answers += 1;
+        (self.answers > self.rules.max_answers).then(|| self.disconnect(Refusal::TooManyAttempts))
+    }
+
+    fn set_recovery_left(&mut self, left: u32) {
+        if let Some((Some(account), _)) = &mut self.found {
+            account.recovery_left = left;
+        }
+    }
+
+    fn account(&self) -> Option<&Account> {
+        self.found.as_ref()?.0.as_deref()
+    }
+
+    fn throttle(&self) -> Throttle {
+        self.found.as_ref().map_or_else(Throttle::default, |(_, throttle)| *throttle)
+    }
+
+    fn standing(&self, now: UnixTime) -> Standing {
+        let unknown = Standing::Closed(Refusal::UnknownUser);
+        self.account().map_or(unknown, |account| account.standing(&self.throttle(), now))
+    }
+}
+
+fn ask(prompt: &str, echo: bool) -> Effect {
+    Effect::Reply(Reply::Ask(Question {
+        instruction: String::new(),
+        prompt: Some((prompt.to_owned(), echo)),
+        slow: false,
+    }))
+}

@@ -1,0 +1,85 @@
+//! The second factor: a code or a recovery code of the authenticator.
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::super::account::Standing;
+use super::super::{recovery, totp};
+use super::{Claim, Claimed, Effect, First, Machine, Stage, ask, prompt};
+use crate::audit::{Event, Refusal, Step};
+use crate::domain::UnixTime;
+
+impl Machine {
+    /// Asks for what comes after the first factor. A wrong one leads to the same question as a right one.
+    pub(super) fn ask_second(&mut self, now: UnixTime) -> Effect {
+        let right = self.first == First::Password { right: true };
+        match self.standing(now) {
+            Standing::MayBind if right && self.account().is_some_and(|a| a.one_time) => {
+                self.ask_new_password(None, 0)
+            }
+            Standing::MayBind if right => Effect::MakeSecret,
+            Standing::MayBind | Standing::Bound | Standing::Closed(_) => {
+                self.stage = Stage::AwaitCode;
+                ask(prompt::CODE, false)
+            }
+        }
+    }
+
+    pub(super) fn check_code(&mut self, answer: &SecretString, now: UnixTime) -> Effect {
+        if let Some(end) = self.count_answer() {
+            return end;
+        }
+        if let Err(reason) = self.may_use_code(now) {
+            return self.fail(reason, None);
+        }
+        let Some(account) = self.account() else { return self.fail(Refusal::UnknownUser, None) };
+        let Some(otp) = &account.otp else { return self.fail(Refusal::BindingClosed, None) };
+        let text = answer.expose_secret();
+        if let Some(code) = recovery::normalize(text) {
+            let hash = recovery::hash(&account.id, &code);
+            return self.claim(Claim::RecoveryCode(hash));
+        }
+        match totp::check(&otp.secret, text, now, otp.last_step) {
+            totp::Check::Matches(step) => self.claim(Claim::Code(step)),
+            totp::Check::Replayed(_) => self.code_failed(Refusal::ReplayedCode, None),
+            totp::Check::Drifted { seconds } => self.code_failed(Refusal::WrongCode, Some(seconds)),
+            totp::Check::Wrong => self.code_failed(Refusal::WrongCode, None),
+        }
+    }
+
+    /// Whether a right code would be of any use.
+    fn may_use_code(&self, now: UnixTime) -> Result<(), Refusal> {
+        let Some(account) = self.account() else { return Err(Refusal::UnknownUser) };
+        match (account.standing(&self.throttle(), now), self.first) {
+            (Standing::Closed(reason), _) => Err(reason),
+            (_, First::Missing | First::Password { right: false }) => Err(Refusal::WrongPassword),
+            (Standing::MayBind, _) => Err(Refusal::BindingClosed),
+            (Standing::Bound, First::Password { right: true } | First::Key) => Ok(()),
+        }
+    }
+
+    fn code_failed(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
+        self.notes.push(Event::StepFailed { step: Step::Code, reason });
+        self.fail(reason, drift)
+    }
+
+    /// Uses the code up. A one-time password still has to be changed before the session opens.
+    fn claim(&mut self, claim: Claim) -> Effect {
+        let step = match claim {
+            Claim::RecoveryCode(_) => Step::RecoveryCode,
+            Claim::Code(_) | Claim::Nothing => Step::Code,
+        };
+        self.steps.push(step);
+        let must_change = self.first == First::Password { right: true }
+            && self.account().is_some_and(|account| account.one_time);
+        if must_change {
+            self.attempt(claim).map_or_else(|end| end, Effect::Claim)
+        } else {
+            self.sign_in(claim)
+        }
+    }
+
+    pub(super) fn claimed(&mut self, claimed: &Claimed) -> Effect {
+        self.set_recovery_left(claimed.recovery_left);
+        self.ask_new_password(None, 0)
+    }
+}

@@ -1,0 +1,759 @@
+//! What holds of every login, whatever a client sends: arbitrary dialogs against a model of the
+//! store that keeps its promises (a step, a recovery code and a binding once; the epoch checked).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, TestRunner};
+
+use secrecy::ExposeSecret as _;
+
+use super::super::account::Otp;
+use super::super::recovery;
+use super::first::MAX_OFFERS;
+use super::*;
+use crate::domain::{Factor, TimeStep};
+
+const MAX_ANSWERS: u32 = 6;
+const START: UnixTime = UnixTime(1_795_508_403_000);
+const NEVER: TimeStep = TimeStep(i64::MIN);
+const KEY: &str = "SHA256:alice";
+const NEW: [&str; 2] = ["gleaming cactus 91 violin", "an unusual teapot 7 harbour"];
+
+fn rules() -> Arc<Rules> {
+    Arc::new(Rules {
+        issuer: "Sallyport".into(),
+        methods: Methods { password: true, publickey: true, keyboard_interactive: true },
+        max_answers: MAX_ANSWERS,
+        password: password::Rules { min_length: 12, min_score: 0 },
+    })
+}
+
+fn code_at(secret: &totp::Secret, step: i64) -> String {
+    let bytes: [u8; 20] = secret.expose().try_into().unwrap();
+    let builder = totp_rs::Builder::new().with_secret(totp_rs::Secret::new_stack(bytes));
+    let step = u64::try_from(step).unwrap();
+    builder.build().unwrap().generate(step * TimeStep::SECONDS).to_string()
+}
+
+/// Whether a code that is taken at `now` for `step` is what was typed.
+fn is_code(typed: &str, secret: &totp::Secret, step: TimeStep, now: UnixTime) -> bool {
+    (step.0 - now.step().0).abs() <= 1 && code_at(secret, step.0) == typed.trim()
+}
+
+/// How an account stands when the dialog begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Unknown,
+    Disabled,
+    Locked,
+    Closed,
+    OtherFactor,
+    Open { one_time: bool },
+    Bound { one_time: bool },
+}
+
+impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Unknown,
+        Self::Disabled,
+        Self::Locked,
+        Self::Closed,
+        Self::OtherFactor,
+        Self::Open { one_time: true },
+        Self::Open { one_time: false },
+        Self::Bound { one_time: true },
+        Self::Bound { one_time: false },
+    ];
+
+    fn is_bound(self) -> bool {
+        !matches!(self, Self::Unknown | Self::Closed | Self::Open { .. })
+    }
+
+    fn is_one_time(self) -> bool {
+        matches!(self, Self::Open { one_time: true } | Self::Bound { one_time: true })
+    }
+}
+
+/// An account as the store has it.
+#[derive(Debug)]
+struct Row {
+    account: Account,
+    password: String,
+    locked_until: Option<UnixTime>,
+    recovery: Vec<SecretString>,
+    unused: BTreeSet<String>,
+}
+
+impl Row {
+    fn new(name: &str, kind: Kind, last_step: TimeStep) -> Self {
+        let id = Id::from_random([name.len() as u8; Id::LEN]);
+        let password = if kind.is_one_time() { "onetime12345" } else { "an old rusty bicycle" };
+        let secret = totp::Secret::from_bytes(&[name.len() as u8; 20]);
+        let recovery = if kind.is_bound() { recovery::generate().unwrap() } else { Vec::new() };
+        let unused = hashes(&id, &recovery);
+        let hour = |n: i64| UnixTime(START.0 + n * 3_600_000);
+        let account = Account {
+            name: name.parse().unwrap(),
+            role: Role::User,
+            factor: if kind == Kind::OtherFactor { Factor::Radius } else { Factor::Totp },
+            epoch: 1,
+            disabled: kind == Kind::Disabled,
+            password: hash(password),
+            one_time: kind.is_one_time(),
+            binding_until: match kind {
+                Kind::Open { .. } => Some(hour(1)),
+                Kind::Closed => Some(hour(-1)),
+                _ => None,
+            },
+            otp: kind.is_bound().then_some(Otp { secret, last_step }),
+            keys: vec![KEY.into()],
+            recovery_left: 10,
+            drift: None,
+            id,
+        };
+        let locked_until = (kind == Kind::Locked).then(|| hour(1));
+        Self { account, password: password.into(), locked_until, recovery, unused }
+    }
+
+    fn snapshot(&self) -> Account {
+        let recovery_left = u32::try_from(self.unused.len()).unwrap();
+        Account { recovery_left, ..self.account.clone() }
+    }
+
+    /// Uses a claim up once, as the store does.
+    fn claim(&mut self, attempt: &Attempt, now: UnixTime) -> Result<Claimed, Refusal> {
+        let same = self.account.epoch == attempt.epoch && !self.account.disabled;
+        let Some(otp) = self.account.otp.as_mut().filter(|_| same) else {
+            return Err(Refusal::Disabled);
+        };
+        if self.locked_until.is_some_and(|until| now < until) {
+            return Err(Refusal::Locked);
+        }
+        match &attempt.claim {
+            Claim::Nothing => {}
+            Claim::Code(step) if *step > otp.last_step => otp.last_step = *step,
+            Claim::Code(_) => return Err(Refusal::ReplayedCode),
+            Claim::RecoveryCode(hash) if self.unused.remove(hash) => {}
+            Claim::RecoveryCode(_) => return Err(Refusal::WrongRecoveryCode),
+        }
+        Ok(Claimed { recovery_left: u32::try_from(self.unused.len()).unwrap() })
+    }
+}
+
+fn hash(password: &str) -> String {
+    format!("hash of {password}")
+}
+
+fn hashes(user: &Id, codes: &[SecretString]) -> BTreeSet<String> {
+    let code = |code: &SecretString| recovery::normalize(code.expose_secret()).unwrap();
+    codes.iter().map(|c| recovery::hash(user, &code(c))).collect()
+}
+
+/// What a connection has truly shown so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Shown {
+    Nothing,
+    Password(String),
+    Key(String),
+}
+
+/// What works once and was used up by a connection's login.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Used {
+    Step(String, i64),
+    Recovery(String),
+    Binding(String, i64),
+}
+
+/// One connection, and what a bystander knows of it.
+struct Conn {
+    machine: Option<Machine>,
+    user: Option<String>,
+    shown: Shown,
+    /// Used up by this login and not yet spent on an open session.
+    used: Option<Used>,
+    session: Option<i64>,
+    asked: Option<Question>,
+    typed: String,
+    binding: Option<totp::Secret>,
+    over: bool,
+    evaluated: u32,
+    rounds: u32,
+    offers: u32,
+    /// What the client sees, and what it has to wait for.
+    transcript: Vec<String>,
+}
+
+impl Conn {
+    fn new() -> Self {
+        Self {
+            machine: Some(Machine::new(rules())),
+            user: None,
+            shown: Shown::Nothing,
+            used: None,
+            session: None,
+            asked: None,
+            typed: String::new(),
+            binding: None,
+            over: false,
+            evaluated: 0,
+            rounds: 0,
+            offers: 0,
+            transcript: Vec::new(),
+        }
+    }
+}
+
+struct World {
+    now: UnixTime,
+    rows: BTreeMap<String, Row>,
+    spent: BTreeSet<Used>,
+    accepted: u32,
+    bound: u32,
+    secrets: u8,
+}
+
+impl World {
+    fn new(kind: Kind) -> Self {
+        let mut rows = BTreeMap::new();
+        if kind != Kind::Unknown {
+            rows.insert("alice".to_owned(), Row::new("alice", kind, NEVER));
+        }
+        let bob = Row::new("bob", Kind::Bound { one_time: false }, NEVER);
+        rows.insert("bob".to_owned(), bob);
+        Self { now: START, rows, spent: BTreeSet::new(), accepted: 0, bound: 0, secrets: 100 }
+    }
+
+    /// Sends one request and does what the machine wants, as the server does.
+    fn send(&mut self, conn: &mut Conn, user: &str, request: Request) -> Reply {
+        let first = conn.user.get_or_insert_with(|| user.to_owned()).clone();
+        let (was_over, offer) = (conn.over, matches!(request, Request::KeyOffer(_)));
+        let key = match &request {
+            Request::Key(key) | Request::KeyOffer(key) => Some(key.clone()),
+            _ => None,
+        };
+        let asked = conn.asked.take();
+        let mut code_typed = false;
+        if let Request::Answers(answers) = &request {
+            conn.typed = match answers.as_slice() {
+                [one] => one.expose_secret().to_owned(),
+                _ => String::new(),
+            };
+            code_typed = prompt_of(asked.as_ref()) == prompt::CODE;
+        }
+        let mut input = Input::Client(user.to_owned(), request);
+        let reply = loop {
+            let (machine, effect) = conn.machine.take().unwrap().step(input, self.now);
+            conn.machine = Some(machine);
+            input = match self.perform(conn, effect) {
+                Ok(input) => input,
+                Err(reply) => break reply,
+            };
+        };
+        conn.transcript.push(match &reply {
+            Reply::Disconnect(_) => "Disconnect".into(), // The reason is for the audit log.
+            other => format!("{other:?}"),
+        });
+        if was_over {
+            assert!(matches!(reply, Reply::Disconnect(_)), "{reply:?} after the end");
+            return reply;
+        }
+        if user != first {
+            assert!(matches!(reply, Reply::Disconnect(Refusal::UserChanged)), "{reply:?}");
+        }
+        let row = self.rows.get(&first);
+        let has = |key: &str| row.is_some_and(|row| row.account.keys.iter().any(|k| k == key));
+        match &reply {
+            Reply::Disconnect(_) => conn.over = true,
+            Reply::KeyOk => assert!(has(&key.unwrap())),
+            Reply::Continue => {
+                if let Some(key) = key {
+                    assert!(has(&key));
+                    conn.shown = Shown::Key(key);
+                }
+            }
+            Reply::Ask(question) => conn.asked = Some(question.clone()),
+            Reply::Refuse(methods) => assert_eq!(*methods, rules().methods),
+            Reply::Accept(who) => {
+                let row = row.unwrap();
+                assert_eq!((who.user().as_str(), who.account()), (&*first, &row.account.id));
+                assert_eq!(conn.session, Some(who.epoch()), "no session was written down");
+                self.accepted += 1;
+                conn.over = true;
+            }
+        }
+        if !matches!(reply, Reply::Disconnect(_)) {
+            let count = if offer { &mut conn.offers } else { &mut conn.rounds };
+            *count += 1;
+            conn.evaluated += u32::from(code_typed);
+        }
+        assert!(conn.evaluated <= MAX_ANSWERS, "{} secrets tried", conn.evaluated);
+        assert!(conn.rounds <= MAX_ROUNDS && conn.offers <= MAX_OFFERS);
+        reply
+    }
+
+    fn perform(&mut self, conn: &mut Conn, effect: Effect) -> Result<Input, Reply> {
+        let first = conn.user.clone().unwrap();
+        let owner = self.rows.get_mut(&first);
+        let is_owner = |id: &Id| owner.as_ref().is_some_and(|row| row.account.id == *id);
+        Ok(match effect {
+            Effect::Reply(reply) => return Err(reply),
+            Effect::LookUp(name) => {
+                conn.transcript.push("looked up".into());
+                assert_eq!(name, first.parse().ok());
+                let locked_until = owner.as_ref().and_then(|row| row.locked_until);
+                let locked_until = locked_until.filter(|until| self.now < *until);
+                let throttle = Throttle { failures: 0, locked_until };
+                Input::Found(owner.map(|row| Box::new(row.snapshot())), throttle)
+            }
+            Effect::CheckPassword(password, hashed) => {
+                conn.transcript.push("checked a password".into());
+                conn.evaluated += 1;
+                let typed = password.expose_secret().to_owned();
+                let right = hashed == Some(hash(&typed));
+                conn.shown = Shown::Password(typed);
+                Input::PasswordChecked(right)
+            }
+            Effect::MakeSecret => {
+                self.secrets += 1;
+                let secret = totp::Secret::from_bytes(&[self.secrets; 20]);
+                conn.binding = Some(secret.clone());
+                Input::Secret(secret)
+            }
+            Effect::SetPassword { account, epoch, password, .. } => {
+                assert!(is_owner(&account));
+                let row = owner.unwrap();
+                if row.account.epoch != epoch || row.account.disabled {
+                    return Ok(Input::PasswordSet(Err(Refusal::AlreadyBound)));
+                }
+                // Only its owner replaces it: with the old one, and a code if there is a phone.
+                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                assert!(row.account.one_time);
+                assert!(row.account.otp.is_none() || conn.used.is_some());
+                row.account.epoch += 1;
+                row.account.one_time = false;
+                row.password = password.expose_secret().to_owned();
+                row.account.password = hash(&row.password);
+                conn.shown = Shown::Password(row.password.clone());
+                Input::PasswordSet(Ok(row.account.epoch))
+            }
+            Effect::Bind { account, epoch, secret, step, .. } => {
+                assert!(is_owner(&account));
+                assert!(is_code(&conn.typed, &secret, step, self.now), "{:?}", conn.typed);
+                let row = owner.unwrap();
+                let account = &mut row.account;
+                let may = account.epoch == epoch && !account.disabled && account.otp.is_none();
+                if !may || account.binding_until.is_none_or(|until| until <= self.now) {
+                    return Ok(Input::Bound(Err(Refusal::AlreadyBound)));
+                }
+                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                assert!(!account.one_time, "bound before the one-time password was changed");
+                account.epoch += 1;
+                account.binding_until = None;
+                account.otp = Some(Otp { secret, last_step: step });
+                row.recovery = recovery::generate().unwrap();
+                row.unused = hashes(&account.id, &row.recovery);
+                conn.used = Some(Used::Binding(first, account.epoch));
+                self.bound += 1;
+                Input::Bound(Ok((account.epoch, row.recovery.clone())))
+            }
+            Effect::Claim(attempt) => {
+                assert!(is_owner(&attempt.account));
+                Input::Claimed(self.claim(conn, &first, &attempt))
+            }
+            Effect::SignIn(attempt) => {
+                assert!(is_owner(&attempt.account));
+                Input::SignedIn(self.sign_in(conn, &first, &attempt))
+            }
+            Effect::Fail { account, .. } => {
+                conn.transcript.push("held back".into());
+                assert!(account.is_none_or(|id| is_owner(&id)));
+                conn.shown = Shown::Nothing;
+                conn.used = None;
+                Input::FailureRecorded
+            }
+        })
+    }
+
+    fn claim(
+        &mut self,
+        conn: &mut Conn,
+        user: &str,
+        attempt: &Attempt,
+    ) -> Result<Claimed, Refusal> {
+        let row = self.rows.get_mut(user).unwrap();
+        if let (Claim::Code(step), Some(otp)) = (&attempt.claim, &row.account.otp)
+            && attempt.epoch == row.account.epoch
+        {
+            assert!(is_code(&conn.typed, &otp.secret, *step, self.now), "{:?}", conn.typed);
+        }
+        if let Claim::RecoveryCode(hash) = &attempt.claim {
+            let typed = recovery::normalize(&conn.typed).unwrap();
+            assert_eq!(*hash, recovery::hash(&row.account.id, &typed));
+        }
+        let claimed = row.claim(attempt, self.now)?;
+        match &attempt.claim {
+            Claim::Nothing => {}
+            Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
+            Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
+        }
+        Ok(claimed)
+    }
+
+    /// Opens the session: the moment at which both factors must have been shown.
+    fn sign_in(
+        &mut self,
+        conn: &mut Conn,
+        user: &str,
+        attempt: &Attempt,
+    ) -> Result<Claimed, Refusal> {
+        if conn.session.is_some() {
+            return Err(Refusal::StoreFailed); // The session's id is taken.
+        }
+        let claimed = self.claim(conn, user, attempt)?;
+        let row = &self.rows[user];
+        match &conn.shown {
+            Shown::Nothing => panic!("no first factor"),
+            Shown::Password(typed) => {
+                assert_eq!(*typed, row.password);
+                assert!(!row.account.one_time, "let in with a one-time password");
+            }
+            Shown::Key(key) => assert!(row.account.keys.contains(key)),
+        }
+        let used = conn.used.take().expect("no second factor");
+        assert!(self.spent.insert(used), "a second factor was spent twice");
+        conn.session = Some(row.account.epoch);
+        Ok(claimed)
+    }
+
+    /// What a person who knows everything would send next.
+    fn proceed(&self, conn: &Conn, user: &str) -> Request {
+        let Some(question) = &conn.asked else { return Request::Interactive };
+        let row = self.rows.get(user);
+        let answer = match prompt_of(Some(question)) {
+            "" => return Request::Answers(Vec::new()),
+            prompt::PASSWORD => row.map_or_else(|| "whatever".into(), |row| row.password.clone()),
+            prompt::CODE => self.code(user, None),
+            text if text.ends_with(prompt::NEW_PASSWORD) || text == prompt::REPEAT => NEW[0].into(),
+            text if text.contains("Press Enter") => String::new(),
+            _ => code_at(conn.binding.as_ref().unwrap(), self.now.step().0),
+        };
+        answer_with(answer)
+    }
+
+    /// The code of a step near now: a fresh one if there is one in the window, or at `offset`.
+    fn code(&self, user: &str, offset: Option<i64>) -> String {
+        let now = self.now.step().0;
+        match self.rows.get(user).and_then(|row| row.account.otp.as_ref()) {
+            Some(otp) => {
+                let fresh = otp.last_step.0.saturating_add(1).clamp(now - 1, now + 1);
+                code_at(&otp.secret, offset.map_or(fresh, |offset| now + offset))
+            }
+            None => "123456".into(),
+        }
+    }
+
+    fn request(&self, conn: &Conn, user: &str, act: &Act) -> Option<Request> {
+        let row = self.rows.get("alice");
+        Some(match act {
+            Act::Proceed => self.proceed(conn, user),
+            Act::None => Request::None,
+            Act::Offer(key) => Request::KeyOffer((*key).into()),
+            Act::Key(key) => Request::Key((*key).into()),
+            Act::Interactive => Request::Interactive,
+            Act::Password(text) => Request::Password(text.to_string(row).into()),
+            Act::Answer(text) => answer_with(text.to_string(row)),
+            Act::Code(offset) => answer_with(self.code(user, Some(*offset))),
+            Act::BindingCode(offset) => {
+                let secret = conn.binding.as_ref()?;
+                answer_with(code_at(secret, self.now.step().0 + offset))
+            }
+            Act::Recovery(n) => {
+                let code = row?.recovery.get(*n)?;
+                answer_with(code.expose_secret().to_owned())
+            }
+            Act::Many(n) => Request::Answers(vec!["123456".into(); *n]),
+            Act::Wait(_) | Act::Disable | Act::Reset => return None,
+        })
+    }
+
+    /// What happens without this client.
+    fn happen(&mut self, act: &Act) {
+        match (act, self.rows.get_mut("alice")) {
+            (Act::Wait(seconds), _) => self.now = self.now.plus(Duration::from_secs(*seconds)),
+            (Act::Disable, Some(row)) => {
+                row.account.disabled = true;
+                row.account.epoch += 1;
+            }
+            (Act::Reset, Some(row)) => {
+                row.account.otp = None;
+                row.account.epoch += 1;
+                row.account.binding_until = Some(self.now.plus(Duration::from_secs(600)));
+                row.unused.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn prompt_of(question: Option<&Question>) -> &str {
+    question.and_then(|q| q.prompt.as_ref()).map_or("", |(text, _)| text)
+}
+
+fn answer_with(text: String) -> Request {
+    Request::Answers(vec![text.into()])
+}
+
+#[derive(Debug, Clone)]
+enum Text {
+    RightPassword,
+    Words(&'static str),
+    Oversized,
+}
+
+impl Text {
+    fn to_string(&self, row: Option<&Row>) -> String {
+        match self {
+            Self::RightPassword => row.map_or_else(|| "whatever".into(), |r| r.password.clone()),
+            Self::Words(words) => (*words).to_owned(),
+            Self::Oversized => "9".repeat(100_000),
+        }
+    }
+}
+
+/// What a client does next, or what happens around it.
+#[derive(Debug, Clone)]
+enum Act {
+    /// Goes on as somebody would who knows every secret.
+    Proceed,
+    None,
+    Offer(&'static str),
+    Key(&'static str),
+    Interactive,
+    Password(Text),
+    Answer(Text),
+    /// The code of so many steps from now.
+    Code(i64),
+    /// The same, of the secret on the screen.
+    BindingCode(i64),
+    Recovery(usize),
+    Many(usize),
+    /// Seconds go by.
+    Wait(u64),
+    Disable,
+    Reset,
+}
+
+fn text() -> impl Strategy<Value = Text> {
+    const WORDS: [&str; 8] =
+        ["", "wrong", "an old rusty bicycle", "000000", "i", "a", "r", "short"];
+    prop_oneof![
+        2 => Just(Text::RightPassword),
+        3 => select(&WORDS[..]).prop_map(Text::Words),
+        2 => select(&NEW[..]).prop_map(Text::Words),
+        1 => Just(Text::Oversized),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        24 => Just(Act::Proceed),
+        1 => Just(Act::None),
+        1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
+        2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
+        2 => Just(Act::Interactive),
+        3 => text().prop_map(Act::Password),
+        4 => text().prop_map(Act::Answer),
+        3 => (-3_i64..=3).prop_map(Act::Code),
+        2 => (-3_i64..=3).prop_map(Act::BindingCode),
+        3 => (0_usize..3).prop_map(Act::Recovery),
+        1 => select(&[0_usize, 2, 9][..]).prop_map(Act::Many),
+        3 => select(&[1_u64, 29, 30, 90, 4000][..]).prop_map(Act::Wait),
+        1 => Just(Act::Disable),
+        1 => Just(Act::Reset),
+    ]
+}
+
+/// A sequence of acts on two connections; rarely under another user name.
+fn dialog() -> impl Strategy<Value = Vec<(bool, bool, Act)>> {
+    let step = (prop::bool::weighted(0.3), prop::bool::weighted(0.01), act());
+    prop::collection::vec(step, 1..60)
+}
+
+#[test]
+fn nobody_is_accepted_without_both_factors_and_each_second_one_works_once() {
+    let mut runner = TestRunner::new(Config { cases: 1000, ..Config::default() });
+    let (accepted, bound) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    runner
+        .run(&(select(&Kind::ALL[..]), dialog()), |(kind, dialog)| {
+            let mut world = World::new(kind);
+            let mut conns = [Conn::new(), Conn::new()];
+            for (second, other, act) in dialog {
+                world.happen(&act);
+                let user = if other { "bob" } else { "alice" };
+                let conn = &mut conns[usize::from(second)];
+                if let Some(request) = world.request(conn, user, &act) {
+                    world.send(conn, user, request);
+                }
+            }
+            accepted.set(accepted.get() + world.accepted);
+            bound.set(bound.get() + world.bound);
+            Ok(())
+        })
+        .unwrap();
+    // The walks above do get where there is something to hold.
+    assert!(accepted.get() > 100 && bound.get() > 50, "{accepted:?} {bound:?}");
+}
+
+/// The transcript of one connection on which `acts` are sent, whoever the account is.
+fn transcript(kind: Kind, last_step: TimeStep, password: &str, acts: &[Act]) -> Vec<String> {
+    let mut world = World::new(kind);
+    if kind != Kind::Unknown {
+        let mut row = Row::new("alice", kind, last_step);
+        row.unused.clear();
+        row.account.keys.clear();
+        row.password = password.to_owned();
+        row.account.password = hash(password);
+        world.rows.insert("alice".into(), row);
+    }
+    // What is sent does not depend on whom it is sent to.
+    let mut sender = World::new(Kind::Bound { one_time: false });
+    let mut conn = Conn::new();
+    for act in acts {
+        world.happen(act);
+        sender.now = world.now;
+        if let Some(request) = sender.request(&conn, "alice", act) {
+            world.send(&mut conn, "alice", request);
+        }
+    }
+    assert_eq!((world.accepted, world.bound), (0, 0));
+    conn.transcript
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(128))]
+
+    /// Neither the replies nor what a client waits for tell why it is refused.
+    #[test]
+    fn refused_accounts_look_alike(acts in prop::collection::vec(act(), 1..50)) {
+        let acts: Vec<Act> =
+            acts.into_iter().filter(|act| !matches!(act, Act::Disable | Act::Reset)).collect();
+        let used_up = TimeStep(i64::MAX);
+        let right = "an old rusty bicycle";
+        let bound = Kind::Bound { one_time: false };
+        let unknown = transcript(Kind::Unknown, NEVER, right, &acts);
+        for (kind, last_step, password) in [
+            (Kind::Disabled, NEVER, right),
+            (Kind::Locked, used_up, right),
+            (Kind::Closed, NEVER, right),
+            (Kind::OtherFactor, NEVER, right),
+            // The right password with codes that were used; right codes with a wrong password.
+            (bound, used_up, right),
+            (bound, NEVER, "not what anybody types"),
+            (Kind::Bound { one_time: true }, NEVER, "not what anybody types"),
+            (Kind::Open { one_time: true }, NEVER, "not what anybody types"),
+            (Kind::Open { one_time: false }, NEVER, "not what anybody types"),
+        ] {
+            prop_assert_eq!(&transcript(kind, last_step, password, &acts), &unknown, "{:?}", kind);
+        }
+    }
+}
+
+/// Goes on as somebody who knows everything does, until the end.
+fn walk(world: &mut World, conn: &mut Conn) -> Vec<String> {
+    let mut prompts = Vec::new();
+    while !conn.over && prompts.len() < 20 {
+        let request = world.proceed(conn, "alice");
+        world.send(conn, "alice", request);
+        prompts.extend(conn.asked.as_ref().map(|q| prompt_of(Some(q)).to_owned()));
+    }
+    prompts
+}
+
+#[test]
+fn each_kind_of_account_has_its_way_in() {
+    for (kind, way) in [
+        (Kind::Bound { one_time: false }, &["Password: ", "6-digit"][..]),
+        (Kind::Bound { one_time: true }, &["Password: ", "6-digit", "Choose", "Repeat"]),
+        (Kind::Open { one_time: false }, &["Password: ", "Bind your", "Bound."]),
+        (Kind::Open { one_time: true }, &["Password: ", "Choose", "Repeat", "Bind your", "Bound."]),
+    ] {
+        let mut world = World::new(kind);
+        let mut conn = Conn::new();
+        let prompts = walk(&mut world, &mut conn);
+        assert_eq!(world.accepted, 1, "{kind:?}: {prompts:?}");
+        assert_eq!(prompts.len(), way.len(), "{kind:?}: {prompts:?}");
+        for (prompt, begins) in prompts.iter().zip(way) {
+            assert!(prompt.starts_with(begins), "{kind:?}: {prompts:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_does_not_stand_in_for_the_one_time_password() {
+    let mut world = World::new(Kind::Open { one_time: true });
+    let mut conn = Conn::new();
+    let reply = world.send(&mut conn, "alice", Request::Key(KEY.into()));
+    assert!(matches!(reply, Reply::Continue), "{reply:?}");
+    let prompts = walk(&mut world, &mut conn);
+    assert_eq!(prompts.first().map(String::as_str), Some(prompt::PASSWORD), "{prompts:?}");
+    assert_eq!((world.accepted, world.bound), (1, 1));
+}
+
+#[test]
+fn a_window_that_closes_in_the_middle_binds_nothing() {
+    let mut world = World::new(Kind::Open { one_time: true });
+    let mut conn = Conn::new();
+    world.send(&mut conn, "alice", Request::Interactive);
+    for _ in 0..2 {
+        let request = world.proceed(&conn, "alice");
+        world.send(&mut conn, "alice", request);
+    }
+    world.happen(&Act::Wait(3600)); // On the question to repeat the new password.
+    let request = world.proceed(&conn, "alice");
+    let reply = world.send(&mut conn, "alice", request);
+    assert!(matches!(reply, Reply::Refuse(_)), "{reply:?}");
+    assert_eq!(world.bound, 0);
+}
+
+#[test]
+fn agents_may_offer_many_keys_and_dialogs_still_end() {
+    let mut world = World::new(Kind::Bound { one_time: false });
+    let mut conn = Conn::new();
+    for n in 0..MAX_OFFERS {
+        let reply = world.send(&mut conn, "alice", Request::KeyOffer(format!("SHA256:{n}")));
+        assert!(matches!(reply, Reply::Refuse(_)), "{n}: {reply:?}");
+    }
+    for n in 0..MAX_ROUNDS {
+        let reply = world.send(&mut conn, "alice", Request::None);
+        assert!(matches!(reply, Reply::Refuse(_)), "{n}: {reply:?}");
+    }
+    let reply = world.send(&mut conn, "alice", Request::None);
+    assert!(matches!(reply, Reply::Disconnect(Refusal::TooManyAttempts)), "{reply:?}");
+}
+
+#[test]
+fn methods_that_are_switched_off_are_refused_unlooked_at() {
+    let off = Methods { password: false, publickey: false, keyboard_interactive: true };
+    let rules = Arc::new(Rules { methods: off, ..(*rules()).clone() });
+    for request in [
+        Request::Password("an old rusty bicycle".into()),
+        Request::Key(KEY.into()),
+        Request::KeyOffer(KEY.into()),
+    ] {
+        let machine = Machine::new(Arc::clone(&rules));
+        let (machine, effect) = machine.step(Input::Client("alice".into(), request), START);
+        assert!(matches!(effect, Effect::LookUp(Some(_))), "{effect:?}");
+        let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+        let found = Input::Found(Some(Box::new(row.snapshot())), Throttle::default());
+        let (_, effect) = machine.step(found, START);
+        assert!(
+            matches!(&effect, Effect::Reply(Reply::Refuse(methods)) if *methods == off),
+            "{effect:?}"
+        );
+    }
+}

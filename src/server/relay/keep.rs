@@ -1,0 +1,87 @@
+//! What happens to recordings apart from their sessions: those that a crash left are closed, and
+//! old ones go.
+//!
+//! Always holds: a recording's removal is in the audit log before its file goes.
+
+use std::path::Path;
+
+use crate::audit::{Actor, Context};
+use crate::domain::{Id, UnixTime};
+use crate::recording::retention::{self, Kept, Policy};
+use crate::recording::writer::close_interrupted;
+use crate::server::Bastion;
+use crate::store::{RecordingEnd, RecordingRow};
+
+/// Closes the recordings that this node left open when it died.
+pub(in crate::server) async fn close_left_open(bastion: &Bastion) {
+    let rows = match bastion.store.open_recordings().await {
+        Ok(rows) => rows,
+        Err(error) => return tracing::error!(%error, "failed to look for open recordings"),
+    };
+    for row in rows {
+        if let Err(error) = close(bastion, &row).await {
+            tracing::error!(%error, recording = row.id, "failed to close an interrupted recording");
+        }
+    }
+}
+
+async fn close(bastion: &Bastion, row: &RecordingRow) -> anyhow::Result<()> {
+    let folder = bastion.settings().record.folder.clone();
+    let closed = close_interrupted(&bastion.relay.writer, &folder.join(&row.path)).await;
+    let file = match &closed {
+        Ok(file) => {
+            let path = file.path.strip_prefix(&folder).unwrap_or(&file.path);
+            Some((path.display().to_string(), file.bytes, file.sha256.as_str()))
+        }
+        Err(failure) => {
+            tracing::error!(%failure, recording = row.id, "an interrupted recording is lost");
+            None
+        }
+    };
+    let end = RecordingEnd {
+        outcome: "interrupted: the bastion died",
+        bytes: (0, 0),
+        file: file.as_ref().map(|(path, bytes, sha256)| (path.as_str(), *bytes, *sha256)),
+    };
+    let context = Context { session: Some(row.session_id.parse()?), ..by_server() };
+    let id: Id = row.id.parse()?;
+    Ok(bastion.store.end_recording(&id, &end, &context, bastion.clock.now()).await?)
+}
+
+fn by_server() -> Context {
+    Context { actor: Some(Actor::Server), ..Context::default() }
+}
+
+/// Removes recordings that are older than, or more than, what is kept.
+pub(in crate::server) async fn apply_retention(bastion: &Bastion) -> anyhow::Result<()> {
+    let record = bastion.settings().record.clone();
+    let policy = Policy { max_age: record.keep_for, max_bytes: record.keep_bytes };
+    if policy.max_age.is_none() && policy.max_bytes.is_none() {
+        return Ok(());
+    }
+    let rows = bastion.store.recordings().await?;
+    let kept = rows.iter().map(|row| kept(row, &record.folder)).collect::<Result<Vec<_>, _>>()?;
+    let now = bastion.clock.now();
+    let going = retention::plan(kept, policy, now);
+    for recording in &going {
+        let old = policy
+            .max_age
+            .is_some_and(|most| recording.ended.is_some_and(|ended| now.since(ended) > most));
+        let reason = if old { "older than what is kept" } else { "more than what is kept" };
+        bastion.store.remove_recording(&recording.id, reason, &by_server(), now).await?;
+    }
+    let left = tokio::task::spawn_blocking(move || retention::remove(going)).await??;
+    for (recording, error) in left {
+        tracing::error!(%error, recording = %recording.id, "failed to remove a recording's file");
+    }
+    Ok(())
+}
+
+fn kept(row: &RecordingRow, folder: &Path) -> Result<Kept, crate::domain::NameError> {
+    Ok(Kept {
+        id: row.id.parse()?,
+        bytes: row.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+        ended: row.ended_at.map(UnixTime),
+        path: folder.join(&row.path),
+    })
+}

@@ -1,0 +1,84 @@
+//! Ways round the counting of failures, and round being ended, that must lead nowhere.
+
+use sallyport::audit::Context;
+
+use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::support::raw::{DISCONNECT, INFO_REQUEST, RawClient, USERAUTH_FAILURE};
+use crate::support::ssh::Client;
+use crate::support::{eventually, on_both_engines};
+
+on_both_engines!(a_password_without_a_code_counts_as_a_failure);
+
+async fn a_password_without_a_code_counts_as_a_failure(engine: Engine) {
+    let bastion = TestBastion::start_with(engine, "[login]\nlock_after = 4\n").await;
+    bastion.newcomer("alice").await;
+    for tries in 1..=4 {
+        let mut client = RawClient::connect(bastion.port).await;
+        client.send_password("alice", "a guess").await;
+        assert_eq!(client.reply().await, USERAUTH_FAILURE);
+        if tries == 2 {
+            client.start_interactive("alice", "").await; // Sees the question, and leaves.
+            assert_eq!(client.reply().await, INFO_REQUEST);
+        }
+        drop(client);
+        eventually("the failure is written down", async || {
+            let given_up = bastion.kinds("sign-in-refused").await;
+            let of = |event: &&serde_json::Value| {
+                event["reason"] == "given-up" && event["user"] == "alice"
+            };
+            (given_up.iter().filter(of).count() == tries).then_some(())
+        })
+        .await;
+    }
+    bastion.event("source-locked", &[("user", "alice")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_password_without_a_code_is_not_even_looked_at() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    for password in ["a guess", PASSWORD] {
+        client.send_password("alice", password).await;
+        assert_eq!(client.reply().await, USERAUTH_FAILURE);
+    }
+    bastion.event("sign-in-refused", &[("user", "alice"), ("reason", "given-up")]).await;
+    assert!(bastion.kinds("step-passed").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_a_notice_is_ended_as_if_let_in_already() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    client.send_password("alice", PASSWORD).await;
+    assert_eq!(client.reply().await, USERAUTH_FAILURE);
+    client.start_interactive("alice", "").await;
+    assert_eq!(client.reply().await, INFO_REQUEST);
+    client.answer(&alice.recovery_code(0)).await;
+    // How many recovery codes are left: the session is open, and nobody is let in yet.
+    assert_eq!(client.reply().await, INFO_REQUEST);
+    bastion.event("signed-in", &[("user", "alice")]).await;
+    let context = Context::default();
+    bastion.store().set_disabled(&alice.name, true, &context, bastion.now()).await.unwrap();
+    assert_eq!(client.reply().await, DISCONNECT);
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "revoked")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let forwards: Vec<String> = (1..400).map(|port| format!("-R{port}:localhost:1")).collect();
+    let mut args: Vec<&str> = forwards.iter().map(String::as_str).collect();
+    args.extend(["-N", "bastion"]);
+    client.ssh(&args).await.failed();
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "protocol-error")]).await;
+    assert!(bastion.kinds("request-refused").await.len() < 200);
+
+    let other = Client::new(&bastion, "bob");
+    other.answers(&[PASSWORD, &bastion.code(&bob)]);
+    other.ssh(&["bastion", "help"]).await.ok();
+}

@@ -1,0 +1,1078 @@
+//! The store on both engines: every change and its conflicts, what is used up once however many
+//! try at a time, and secrets that open only where they belong.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sallyport::audit::{Context, EndReason, Event, Refusal, Step};
+use sallyport::auth::account::{Throttle, ThrottleRules};
+use sallyport::auth::machine::{Attempt, Claim, Claimed};
+use sallyport::auth::{recovery, totp};
+use sallyport::domain::{
+    Destination, Factor, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, Source,
+    Target, TimeStep, UnixTime, UserName,
+};
+use sallyport::store::{
+    Error, EventFilter, FailureNote, NewAuthenticator, NewUser, Opening, SessionFilter, SignIn,
+    Store, Throttled,
+};
+
+use crate::support::bastion::{Engine, Person, TestBastion};
+use crate::support::on_both_engines;
+use crate::tampering::with_verbs;
+
+on_both_engines!(
+    users_change_and_conflicts_are_told,
+    what_must_end_sessions_moves_the_revision_and_the_epoch,
+    groups_targets_and_grants_change_and_conflicts_are_told,
+    a_second_factor_works_once_however_many_try,
+    one_of_many_binds_and_one_of_many_adds,
+    changes_of_the_same_thing_at_once_do_not_break_each_other,
+    failures_add_up_lock_and_are_forgotten,
+    a_login_stops_when_its_account_changed,
+    sessions_and_forwards_are_kept_and_closed,
+    what_is_dropped_in_the_middle_changed_all_or_nothing,
+    sealed_secrets_open_only_in_their_row,
+    rotation_under_logins_loses_no_secret,
+    events_are_found_by_what_they_are_about,
+);
+
+/// A store that nothing but the test uses: the server that came with it has stopped.
+async fn quiet(engine: Engine) -> TestBastion {
+    let mut bastion = TestBastion::start(engine).await;
+    bastion.stop().await;
+    bastion
+}
+
+fn source() -> Source {
+    Source("192.0.2.7:4022".parse().unwrap())
+}
+
+fn rules() -> ThrottleRules {
+    ThrottleRules {
+        lock_after: 3,
+        lock_for: Duration::from_secs(600),
+        backoff_first: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(2),
+    }
+}
+
+fn whose(name: &UserName) -> Throttled {
+    Throttled::new(name.as_str(), &source())
+}
+
+fn nobody() -> Context {
+    Context::default()
+}
+
+/// What a conflict says.
+fn conflict<T: Debug>(result: Result<T, Error>) -> String {
+    match result {
+        Err(Error::Conflict(said)) => said,
+        other => panic!("no conflict: {other:?}"),
+    }
+}
+
+fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
+    let steps = vec![Step::Password, Step::Code];
+    Attempt { account: person.id.clone(), epoch, claim, steps, notes: Vec::new() }
+}
+
+/// Signs in with `claim` in a session of its own.
+async fn sign_in(
+    store: &Store,
+    person: &Person,
+    epoch: i64,
+    claim: Claim,
+    now: UnixTime,
+) -> (Id, Result<Claimed, Refusal>) {
+    let session = Id::random().unwrap();
+    let source = source();
+    let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
+    let context =
+        Context { user: Some(person.name.to_string()), session: Some(session.clone()), ..nobody() };
+    let attempt = attempt(person, epoch, claim);
+    let whose = whose(&person.name);
+    let signed = store.claim(attempt, Some(&new), &whose, &rules(), &context, now).await.unwrap();
+    (session, signed)
+}
+
+async fn account(bastion: &TestBastion, name: &UserName) -> sallyport::auth::account::Account {
+    let (found, _) =
+        bastion.store().account(Some(name), &whose(name), &rules(), bastion.now()).await.unwrap();
+    *found.unwrap()
+}
+
+fn new_user<'a>(name: &'a UserName, keys: &[(&str, &str)]) -> NewUser<'a> {
+    NewUser {
+        name,
+        role: Role::User,
+        factor: Factor::Totp,
+        password_hash: "$argon2id$nobody",
+        one_time: true,
+        binding_until: UnixTime(i64::MAX),
+        keys: keys.iter().map(|(f, k)| ((*f).to_owned(), (*k).to_owned())).collect(),
+    }
+}
+
+fn target(name: &str, address: &str, labels: &[&str]) -> Target {
+    Target {
+        id: Id::random().unwrap(),
+        name: name.parse().unwrap(),
+        address: address.parse().unwrap(),
+        mode: Mode::Tunnel,
+        labels: labels.iter().map(|label| label.parse().unwrap()).collect(),
+        created_at: UnixTime(5),
+    }
+}
+
+fn grant(subject: GrantSubject, object: GrantObject) -> Grant {
+    Grant {
+        id: Id::random().unwrap(),
+        subject,
+        object,
+        accounts: vec!["root".parse().unwrap(), "postgres".parse().unwrap()],
+        allow: vec!["shell".parse().unwrap()],
+        hours: Some("Mon-Fri 08:00-18:00 Europe/Berlin".parse().unwrap()),
+        from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+        until: Some(UnixTime(9)),
+        created_at: UnixTime(7),
+    }
+}
+
+fn user_grant(user: &str, target: &str) -> Grant {
+    grant(GrantSubject::User(user.parse().unwrap()), GrantObject::Target(target.parse().unwrap()))
+}
+
+fn group_grant(group: &str, object: GrantObject) -> Grant {
+    grant(GrantSubject::Group(group.parse().unwrap()), object)
+}
+
+async fn users_change_and_conflicts_are_told(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let (alice, none): (UserName, UserName) = ("alice".parse().unwrap(), "none".parse().unwrap());
+    assert!(store.has_users().await.unwrap()); // The first administrator.
+    let new = new_user(&alice, &[("SHA256:a", "ssh-ed25519 A")]);
+    let id = store.add_user(&new, &context, now).await.unwrap();
+    assert_eq!(
+        conflict(store.add_user(&new, &context, now).await),
+        "there is a user alice already"
+    );
+    let names: Vec<String> =
+        store.users().await.unwrap().into_iter().map(|user| user.name).collect();
+    assert_eq!(names, ["admin", "alice"]);
+    let detail = store.user(&alice).await.unwrap();
+    assert_eq!(detail.user.id, id.as_str());
+    assert_eq!((detail.user.role.as_str(), detail.user.password_one_time), ("user", 1));
+    assert_eq!(detail.keys[0].fingerprint, "SHA256:a");
+    assert_eq!(detail.recovery_codes_left, 0);
+
+    // Keys.
+    store.add_key(&alice, "SHA256:b", "ssh-ed25519 B", &context, now).await.unwrap();
+    let again = store.add_key(&alice, "SHA256:b", "ssh-ed25519 B", &context, now).await;
+    assert_eq!(conflict(again), "alice has that key already");
+    store.remove_key(&alice, "SHA256:a", &context, now).await.unwrap();
+    let gone = conflict(store.remove_key(&alice, "SHA256:a", &context, now).await);
+    assert!(gone.starts_with("alice has no key with that fingerprint"), "{gone}");
+    assert_eq!(account(&bastion, &alice).await.keys, ["SHA256:b"]);
+
+    // Disabled and enabled, each once.
+    store.set_disabled(&alice, true, &context, now).await.unwrap();
+    assert!(account(&bastion, &alice).await.disabled);
+    let again = store.set_disabled(&alice, true, &context, now).await;
+    assert_eq!(conflict(again), "alice is disabled already");
+    store.set_disabled(&alice, false, &context, now).await.unwrap();
+    let again = store.set_disabled(&alice, false, &context, now).await;
+    assert_eq!(conflict(again), "alice is enabled already");
+
+    // A password, and its hash at another cost, only in the place of the one that was compared.
+    store.set_password(&alice, "hash 1", false, &context, now).await.unwrap();
+    store.rehash(&id, "another", "hash 2").await.unwrap();
+    assert_eq!(account(&bastion, &alice).await.password, "hash 1");
+    let epoch = account(&bastion, &alice).await.epoch;
+    store.rehash(&id, "hash 1", "hash 2").await.unwrap();
+    let changed = account(&bastion, &alice).await;
+    assert_eq!(
+        (changed.password.as_str(), changed.epoch, changed.one_time),
+        ("hash 2", epoch, false)
+    );
+
+    // An unbound account can be reset, too: it opens the window.
+    store.reset_otp(&alice, UnixTime(77), &context, now).await.unwrap();
+    assert_eq!(account(&bastion, &alice).await.binding_until, Some(UnixTime(77)));
+    assert!(bastion.kinds("authenticator-unbound").await.is_empty());
+    assert_eq!(store.unlock(&alice, &context, now).await.unwrap(), 0);
+
+    // Nobody of that name.
+    let said = "there is no user none: see 'sallyport user list'";
+    assert_eq!(conflict(store.user(&none).await), said);
+    assert_eq!(conflict(store.set_disabled(&none, true, &context, now).await), said);
+    assert_eq!(conflict(store.set_password(&none, "x", false, &context, now).await), said);
+    assert_eq!(conflict(store.reset_otp(&none, now, &context, now).await), said);
+    assert_eq!(conflict(store.add_key(&none, "f", "k", &context, now).await), said);
+    assert_eq!(conflict(store.remove_key(&none, "f", &context, now).await), said);
+    assert_eq!(conflict(store.unlock(&none, &context, now).await), said);
+    assert_eq!(conflict(store.remove_user(&none, &context, now).await), said);
+    let found = store.account(Some(&none), &whose(&none), &rules(), now).await.unwrap();
+    assert!(found.0.is_none() && found.1 == Throttle::default());
+
+    // A user goes with keys, groups and grants; the events stay.
+    store.add_group(&"dba".parse().unwrap(), &context, now).await.unwrap();
+    store.join_group(&"dba".parse().unwrap(), &alice, &context, now).await.unwrap();
+    store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
+    store.add_grant(&user_grant("alice", "db1"), &context, now).await.unwrap();
+    store.remove_user(&alice, &context, now).await.unwrap();
+    assert!(store.grants().await.unwrap().is_empty());
+    assert!(store.groups().await.unwrap()[0].members.is_empty());
+    assert_eq!(bastion.kinds("grant-removed").await.len(), 1);
+    assert_eq!(bastion.kinds("key-added").await.len(), 2);
+    for (kind, count) in [("user-added", 2), ("user-removed", 1), ("user-disabled", 1)] {
+        assert_eq!(bastion.kinds(kind).await.len(), count, "{kind}");
+    }
+    // Whoever comes after them under the name is somebody else.
+    let again = store.add_user(&new_user(&alice, &[]), &context, now).await.unwrap();
+    assert_ne!(again, id);
+    assert!(store.user(&alice).await.unwrap().keys.is_empty());
+}
+
+async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let name = &alice.name;
+    let epoch = account(&bastion, name).await.epoch;
+    let code = Claim::Code(now.step());
+    let (session, signed) = sign_in(store, &alice, epoch, code, now).await;
+    signed.unwrap();
+    let live = async || {
+        let live = store.live().await.unwrap();
+        assert_eq!(live.epochs.len(), 1);
+        assert_eq!(live.epochs[0].0, alice.id);
+        (store.revision().await.unwrap(), live.epochs[0].1, live.killed)
+    };
+    let mut before = live().await;
+    assert_eq!(before.1, Some(epoch));
+
+    // What ends sessions moves both numbers.
+    for change in ["password", "reset", "disable", "enable", "choose", "remove"] {
+        match change {
+            "password" => store.set_password(name, "h", false, &context, now).await.unwrap(),
+            "reset" => store.reset_otp(name, UnixTime(i64::MAX), &context, now).await.unwrap(),
+            "disable" => store.set_disabled(name, true, &context, now).await.unwrap(),
+            "enable" => store.set_disabled(name, false, &context, now).await.unwrap(),
+            "choose" => {
+                let epoch = account(&bastion, name).await.epoch;
+                let chosen = store.choose_password(&alice.id, epoch, "h", vec![], &context, now);
+                assert_eq!(chosen.await.unwrap(), Ok(epoch + 1));
+            }
+            _ => store.remove_user(name, &context, now).await.unwrap(),
+        }
+        let after = live().await;
+        assert!(after.0 > before.0, "{change} did not move the revision");
+        assert_ne!(after.1, before.1, "{change} did not move the epoch");
+        assert_ne!(after.1, Some(epoch), "{change} brought the session's epoch back");
+        let ends = matches!(change, "disable" | "remove");
+        assert_eq!(after.1.is_none(), ends, "{change}");
+        before = after;
+    }
+
+    // What forwards have to look at again moves the revision.
+    let bob = bastion.person("bob").await;
+    let group = "dba".parse().unwrap();
+    let db1 = target("db1", "10.0.0.5", &[]);
+    let granted = user_grant("bob", "db1");
+    let mut revision = store.revision().await.unwrap();
+    for change in
+        ["group", "join", "target", "grant", "ungrant", "leave", "ungroup", "untarget", "kill"]
+    {
+        match change {
+            "group" => store.add_group(&group, &context, now).await.unwrap(),
+            "join" => store.join_group(&group, &bob.name, &context, now).await.unwrap(),
+            "target" => store.add_target(&db1, &context, now).await.unwrap(),
+            "grant" => store.add_grant(&granted, &context, now).await.unwrap(),
+            "ungrant" => {
+                store.remove_grant(granted.id.as_str(), &context, now).await.unwrap();
+            }
+            "leave" => store.leave_group(&group, &bob.name, &context, now).await.unwrap(),
+            "ungroup" => store.remove_group(&group, &context, now).await.unwrap(),
+            "untarget" => store.remove_target(&db1.name, &context, now).await.unwrap(),
+            _ => assert!(store.request_kill(&session, &context, now).await.unwrap()),
+        }
+        let after = store.revision().await.unwrap();
+        assert!(after > revision, "{change}");
+        revision = after;
+    }
+    assert_eq!(store.live().await.unwrap().killed, std::slice::from_ref(&session));
+    // What ends nothing moves nothing.
+    store.forget_old_failures(UnixTime(0)).await.unwrap();
+    store.record(now, &context, Event::ServerStarted { version: "x".into() }).await.unwrap();
+    assert_eq!(store.revision().await.unwrap(), revision);
+}
+
+async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let bob = bastion.person("bob").await;
+    let (dba, web) = ("dba".parse().unwrap(), "web".parse().unwrap());
+    store.add_group(&dba, &context, now).await.unwrap();
+    let again = store.add_group(&dba, &context, now).await;
+    assert_eq!(conflict(again), "there is a group dba already");
+    store.join_group(&dba, &alice.name, &context, now).await.unwrap();
+    let again = store.join_group(&dba, &alice.name, &context, now).await;
+    assert_eq!(conflict(again), "alice is in the group dba already");
+    let said = "there is no group web: see 'sallyport group list'";
+    assert_eq!(conflict(store.join_group(&web, &alice.name, &context, now).await), said);
+    assert_eq!(conflict(store.remove_group(&web, &context, now).await), said);
+    let left = store.leave_group(&dba, &bob.name, &context, now).await;
+    assert_eq!(conflict(left), "bob is not in a group dba");
+    assert_eq!(store.groups().await.unwrap()[0].members, ["alice"]);
+
+    let db1 = target("db1", "10.0.0.5", &["env=prod", "tier=1"]);
+    store.add_target(&db1, &context, now).await.unwrap();
+    let again = store.add_target(&target("db1", "10.0.0.6", &[]), &context, now).await;
+    assert_eq!(conflict(again), "there is a target db1 already");
+    store.add_target(&target("web1", "web1.internal:8443", &[]), &context, now).await.unwrap();
+    let targets = store.targets().await.unwrap();
+    assert_eq!(targets.len(), 2);
+    let labels = |target: &Target| -> BTreeSet<String> {
+        target.labels.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(labels(&targets[0]), labels(&db1));
+    assert_eq!(
+        Target { labels: vec![], ..targets[0].clone() },
+        Target { labels: vec![], ..db1.clone() }
+    );
+
+    // Grants read back as they were written.
+    let by_name = user_grant("alice", "db1");
+    let by_label = group_grant("dba", GrantObject::Label("env=prod".parse().unwrap()));
+    let by_group = group_grant("dba", GrantObject::Target("web1".parse().unwrap()));
+    for granted in [&by_name, &by_label, &by_group] {
+        store.add_grant(granted, &context, now).await.unwrap();
+    }
+    let mut written = vec![by_name.clone(), by_label.clone(), by_group.clone()];
+    written.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!(store.grants().await.unwrap(), written);
+    let none = store.add_grant(&user_grant("none", "db1"), &context, now).await;
+    assert_eq!(conflict(none), "there is no user none: see 'sallyport user list'");
+    let none = store.add_grant(&user_grant("alice", "none"), &context, now).await;
+    assert_eq!(conflict(none), "there is no target none: see 'sallyport target list'");
+    let object = GrantObject::Target("db1".parse().unwrap());
+    let none = store.add_grant(&group_grant("web", object), &context, now).await;
+    assert_eq!(conflict(none), said);
+
+    // What the policy is given: of others, nothing.
+    let at = |text: &str, port| Destination::parse(text, port).unwrap();
+    let access = store.access_to(&alice.id, &at("10.0.0.5", 22)).await.unwrap();
+    assert_eq!((access.groups.len(), access.grants.len(), access.targets.len()), (1, 3, 1));
+    assert_eq!(labels(&access.targets[0]).len(), 2);
+    assert_eq!(store.access_to(&alice.id, &at("10.0.0.5", 23)).await.unwrap().targets.len(), 0);
+    assert_eq!(store.access_to(&alice.id, &at("db1", 23)).await.unwrap().targets.len(), 1);
+    assert_eq!(store.access_of(&alice.id).await.unwrap().targets.len(), 2);
+    let access = store.access_of(&bob.id).await.unwrap();
+    assert!(access.grants.is_empty() && access.targets.is_empty() && access.groups.is_empty());
+
+    // By the beginning of an id, if it is one's only.
+    let none = conflict(store.remove_grant("", &context, now).await);
+    assert!(none.starts_with("more than one grant begins with"), "{none}");
+    let none = conflict(store.remove_grant("not an id", &context, now).await);
+    assert!(none.starts_with("there is no grant not an id"), "{none}");
+    let removed = store.remove_grant(by_name.id.as_str(), &context, now).await.unwrap();
+    assert_eq!(removed, by_name);
+
+    // A target takes the grants for it alone along, a group those for it.
+    store.remove_target(&"web1".parse().unwrap(), &context, now).await.unwrap();
+    assert_eq!(store.grants().await.unwrap(), std::slice::from_ref(&by_label));
+    let none = store.remove_target(&"web1".parse().unwrap(), &context, now).await;
+    assert_eq!(conflict(none), "there is no target web1: see 'sallyport target list'");
+    store.remove_group(&dba, &context, now).await.unwrap();
+    assert!(store.grants().await.unwrap().is_empty() && store.groups().await.unwrap().is_empty());
+    assert_eq!(bastion.kinds("grant-removed").await.len(), 3);
+}
+
+async fn a_second_factor_works_once_however_many_try(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let code = recovery::normalize(&alice.recovery_code(0)).unwrap();
+    let hash = recovery::hash(&alice.id, &code);
+    for claim in [Claim::Code(now.step()), Claim::RecoveryCode(hash)] {
+        let tries = (0..10).map(async |n| {
+            let store = if n % 2 == 0 { store } else { &other };
+            if n % 3 == 0 {
+                let attempt = attempt(&alice, epoch, claim.clone());
+                let whose = whose(&alice.name);
+                store.claim(attempt, None, &whose, &rules(), &nobody(), now).await.unwrap()
+            } else {
+                sign_in(store, &alice, epoch, claim.clone(), now).await.1
+            }
+        });
+        let results = join_all(tries).await;
+        let taken = results.iter().filter(|result| result.is_ok()).count();
+        assert_eq!(taken, 1, "{claim:?}: {results:?}");
+        let reason = match claim {
+            Claim::Code(_) => Refusal::ReplayedCode,
+            _ => Refusal::WrongRecoveryCode,
+        };
+        assert!(results.iter().all(|r| r.is_ok() || *r == Err(reason)), "{results:?}");
+    }
+    // Nor does an older step work, or a recovery code of somebody else.
+    let older = Claim::Code(TimeStep(now.step().0 - 1));
+    assert_eq!(sign_in(store, &alice, epoch, older, now).await.1, Err(Refusal::ReplayedCode));
+    let bob = bastion.person("bob").await;
+    let code = recovery::normalize(&bob.recovery_code(0)).unwrap();
+    let hash = recovery::hash(&bob.id, &code);
+    let stolen = sign_in(store, &alice, epoch, Claim::RecoveryCode(hash), now).await.1;
+    assert_eq!(stolen, Err(Refusal::WrongRecoveryCode));
+    assert_eq!(store.user(&alice.name).await.unwrap().recovery_codes_left, 9);
+    assert_eq!(store.user(&bob.name).await.unwrap().recovery_codes_left, 10);
+    let used = bastion.kinds("recovery-code-used").await;
+    assert_eq!((used.len(), used[0]["left"].as_u64()), (1, Some(9)));
+}
+
+async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    let context = nobody();
+    let alice = "alice".parse().unwrap();
+    let new = new_user(&alice, &[("SHA256:a", "ssh-ed25519 A")]);
+    let stores = [store, &other, store, &other, store, &other];
+    let added = join_all(stores.iter().map(|s| s.add_user(&new, &context, now))).await;
+    assert_eq!(added.iter().filter(|result| result.is_ok()).count(), 1, "{added:?}");
+    let id = added.into_iter().fold(None, |id, result| match result {
+        Ok(added) => Some(added),
+        Err(Error::Conflict(_)) => id,
+        Err(error) => panic!("{error:?}"),
+    });
+    let id = id.unwrap();
+    assert_eq!(bastion.kinds("user-added").await.len(), 2); // With the first administrator.
+
+    let secrets: Vec<totp::Secret> = (0..6).map(|n| totp::Secret::from_bytes(&[n; 20])).collect();
+    let bound = join_all(stores.iter().zip(&secrets).map(async |(store, secret)| {
+        let new = NewAuthenticator { account: &id, epoch: 1, secret, step: TimeStep(9) };
+        store.bind(&new, Vec::new(), &context, now).await.unwrap()
+    }))
+    .await;
+    let winners: Vec<usize> =
+        (0..6).filter(|n| matches!(&bound[*n], Ok((2, codes)) if codes.len() == 10)).collect();
+    assert_eq!(winners.len(), 1, "{bound:?}");
+    assert!(
+        bound
+            .iter()
+            .enumerate()
+            .all(|(n, b)| n == winners[0] || matches!(b, Err(Refusal::AlreadyBound)))
+    );
+    let otp = account(&bastion, &alice).await.otp.unwrap();
+    assert_eq!(otp.secret.expose(), secrets[winners[0]].expose());
+    assert_eq!(otp.last_step, TimeStep(9));
+    assert_eq!(store.user(&alice).await.unwrap().recovery_codes_left, 10);
+    assert_eq!(bastion.kinds("authenticator-bound").await.len(), 1);
+
+    // The same for everything else that has a name.
+    let group = "dba".parse().unwrap();
+    let added = join_all(stores.iter().map(|s| s.add_group(&group, &context, now))).await;
+    one_did(added);
+    let targets: Vec<Target> = (0..6).map(|_| target("db1", "10.0.0.5", &["a=b"])).collect();
+    let added = stores.iter().zip(&targets).map(|(s, t)| s.add_target(t, &context, now));
+    one_did(join_all(added).await);
+    one_did(join_all(stores.iter().map(|s| s.join_group(&group, &alice, &context, now))).await);
+    let keys = stores.iter().map(|s| s.add_key(&alice, "SHA256:b", "k", &context, now));
+    one_did(join_all(keys).await);
+    // And for what takes it away.
+    let granted = user_grant("alice", "db1");
+    store.add_grant(&granted, &context, now).await.unwrap();
+    let id = granted.id.as_str();
+    let gone = stores.iter().map(async |s| s.remove_grant(id, &context, now).await.map(drop));
+    one_did(join_all(gone).await);
+    one_did(join_all(stores.iter().map(|s| s.leave_group(&group, &alice, &context, now))).await);
+    one_did(join_all(stores.iter().map(|s| s.remove_group(&group, &context, now))).await);
+    let name = "db1".parse().unwrap();
+    one_did(join_all(stores.iter().map(|s| s.remove_target(&name, &context, now))).await);
+    one_did(join_all(stores.iter().map(|s| s.set_disabled(&alice, true, &context, now))).await);
+    one_did(join_all(stores.iter().map(|s| s.remove_user(&alice, &context, now))).await);
+    for kind in [
+        "group-added",
+        "target-added",
+        "group-joined",
+        "grant-removed",
+        "group-left",
+        "group-removed",
+        "target-removed",
+        "user-disabled",
+        "user-removed",
+    ] {
+        assert_eq!(bastion.kinds(kind).await.len(), 1, "{kind}");
+    }
+}
+
+/// One of them succeeded, and the others were told of a conflict.
+#[track_caller]
+fn one_did(results: Vec<Result<(), Error>>) {
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1, "{results:?}");
+    assert!(results.iter().all(|r| matches!(r, Ok(()) | Err(Error::Conflict(_)))), "{results:?}");
+}
+
+async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    let context = nobody();
+    store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
+    let fine = |result: Result<(), Error>| {
+        assert!(matches!(result, Ok(()) | Err(Error::Conflict(_))), "{result:?}");
+    };
+    for n in 0..6 {
+        // A user with grants goes while they sign in and fail to, and others change them.
+        let alice = bastion.person(&format!("alice{n}")).await;
+        let name = alice.name.clone();
+        let granted = user_grant(name.as_str(), "db1");
+        store.add_grant(&granted, &context, now).await.unwrap();
+        let epoch = account(&bastion, &name).await.epoch;
+        let failure = || FailureNote {
+            account: Some(alice.id.clone()),
+            reason: Refusal::WrongCode,
+            counts: true,
+            drift: Some(60),
+        };
+        let whose = whose(&name);
+        let rules = rules();
+        let another = user_grant(name.as_str(), "db1");
+        let (removed, signed, failed, set, reset, granted) = tokio::join!(
+            store.remove_user(&name, &context, now),
+            sign_in(&other, &alice, epoch, Claim::Code(now.step()), now),
+            other.fail(failure(), Vec::new(), &whose, &rules, &context, now),
+            other.set_password(&name, "hash", false, &context, now),
+            store.reset_otp(&name, now, &context, now),
+            other.add_grant(&another, &context, now),
+        );
+        removed.unwrap();
+        failed.unwrap();
+        assert!(signed.1.is_ok() || signed.1 == Err(Refusal::Disabled), "{signed:?}");
+        fine(set);
+        fine(reset);
+        fine(granted);
+        assert!(store.grants().await.unwrap().is_empty());
+
+        // A group with grants goes while somebody is put into it and granted something by it.
+        let group = "dba".parse().unwrap();
+        let bob = bastion.person(&format!("bob{n}")).await;
+        store.add_group(&group, &context, now).await.unwrap();
+        let object = || GrantObject::Target("db1".parse().unwrap());
+        store.add_grant(&group_grant("dba", object()), &context, now).await.unwrap();
+        let another = group_grant("dba", object());
+        let (removed, joined, granted) = tokio::join!(
+            store.remove_group(&group, &context, now),
+            other.join_group(&group, &bob.name, &context, now),
+            other.add_grant(&another, &context, now),
+        );
+        removed.unwrap();
+        fine(joined);
+        fine(granted);
+        assert!(store.grants().await.unwrap().is_empty());
+    }
+    verify(&bastion).await;
+}
+
+/// Checks the audit log as `audit verify` does.
+async fn verify(bastion: &TestBastion) {
+    let (verified, _) = with_verbs(bastion.store(), async |verbs, out| {
+        sallyport::admin::verify_store(verbs, Vec::new(), out).await
+    })
+    .await;
+    verified.unwrap();
+}
+
+async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, context, rules) = (bastion.store(), nobody(), rules());
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let here = whose(&alice.name);
+    let there = Throttled::new("alice", &Source("198.51.100.1:1".parse().unwrap()));
+    let fail = async |whose: &Throttled, counts: bool, drift: Option<i64>| {
+        let reason = Refusal::WrongCode;
+        let note = FailureNote { account: Some(alice.id.clone()), reason, counts, drift };
+        store.fail(note, Vec::new(), whose, &rules, &context, bastion.now()).await.unwrap()
+    };
+    let state = async |whose: &Throttled| {
+        store.account(Some(&alice.name), whose, &rules, bastion.now()).await.unwrap().1
+    };
+    assert_eq!(fail(&here, true, None).await, 1);
+    assert_eq!(fail(&here, false, None).await, 1); // One that does not count.
+    assert_eq!(fail(&here, true, Some(-90)).await, 2);
+    assert_eq!(account(&bastion, &alice.name).await.drift, Some(-90));
+    assert_eq!(fail(&there, true, None).await, 1); // Each source by itself.
+    assert_eq!(fail(&here, true, None).await, 3);
+    let until = bastion.now().plus(rules.lock_for);
+    assert_eq!(state(&here).await, Throttle { failures: 3, locked_until: Some(until) });
+    assert_eq!(state(&there).await.locked_until, None);
+    assert_eq!(store.user(&alice.name).await.unwrap().locks.len(), 2);
+    assert_eq!(bastion.kinds("source-locked").await.len(), 1);
+    // While it is locked, failures do not put the end off, and a right code is refused and unused.
+    assert_eq!(fail(&here, true, None).await, 3);
+    assert_eq!(state(&here).await.locked_until, Some(until));
+    let code = Claim::Code(bastion.now().step());
+    let (_, signed) = sign_in(store, &alice, epoch, code.clone(), bastion.now()).await;
+    assert_eq!(signed, Err(Refusal::Locked));
+    assert_eq!(store.unlock(&alice.name, &context, bastion.now()).await.unwrap(), 2);
+    let (_, signed) = sign_in(store, &alice, epoch, code, bastion.now()).await;
+    assert!(signed.is_ok(), "{signed:?}");
+    assert_eq!(account(&bastion, &alice.name).await.drift, None); // The clock is right again.
+
+    // Signing in forgets the failures of its source; a lock that ran out wipes them.
+    for _ in 0..2 {
+        fail(&here, true, None).await;
+    }
+    bastion.clock.advance(Duration::from_secs(30));
+    let code = Claim::Code(bastion.now().step());
+    sign_in(store, &alice, epoch, code, bastion.now()).await.1.unwrap();
+    assert_eq!(state(&here).await, Throttle::default());
+    for _ in 0..3 {
+        fail(&here, true, None).await;
+    }
+    bastion.clock.advance(rules.lock_for);
+    assert_eq!(state(&here).await, Throttle::default());
+    assert_eq!(fail(&here, true, None).await, 1);
+    // Failures of long ago do not count, and are dropped.
+    bastion.clock.advance(rules.lock_for);
+    assert_eq!(fail(&here, true, None).await, 1);
+    bastion.clock.advance(Duration::from_secs(1));
+    assert_eq!(store.forget_old_failures(UnixTime(bastion.now().0 - 2000)).await.unwrap(), 0);
+    assert_eq!(store.forget_old_failures(bastion.now()).await.unwrap(), 1);
+    assert!(store.user(&alice.name).await.unwrap().locks.is_empty());
+    // A name that is nobody's is counted like one that is.
+    let nobodys = Throttled::new("no\x1bbody", &source());
+    for n in 1..=3 {
+        let note =
+            FailureNote { account: None, reason: Refusal::UnknownUser, counts: true, drift: None };
+        let failed = store.fail(note, Vec::new(), &nobodys, &rules, &context, bastion.now()).await;
+        assert_eq!(failed.unwrap(), n);
+    }
+    let (found, throttle) = store.account(None, &nobodys, &rules, bastion.now()).await.unwrap();
+    assert!(found.is_none() && throttle.locked_until.is_some());
+
+    // Many failures at once are all counted.
+    let at_once = Throttled::new("bob", &source());
+    let wide = ThrottleRules { lock_after: 100, ..rules };
+    let fails = (0..8).map(async |_| {
+        let note =
+            FailureNote { account: None, reason: Refusal::UnknownUser, counts: true, drift: None };
+        store.fail(note, Vec::new(), &at_once, &wide, &context, bastion.now()).await.unwrap()
+    });
+    let mut counted = join_all(fails).await;
+    counted.sort_unstable();
+    assert_eq!(counted, [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+async fn a_login_stops_when_its_account_changed(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let name = &alice.name;
+    let begun = account(&bastion, name).await.epoch;
+    let code = || Claim::Code(now.step());
+    store.set_password(name, "another", true, &context, now).await.unwrap();
+    let (session, signed) = sign_in(store, &alice, begun, code(), now).await;
+    assert_eq!(signed, Err(Refusal::AccountChanged));
+    let chosen = store.choose_password(&alice.id, begun, "mine", vec![], &context, now).await;
+    assert_eq!(chosen.unwrap(), Err(Refusal::AccountChanged));
+    let (mine, limits) = (whose(name), rules());
+    let tried = attempt(&alice, begun, code());
+    let claimed = store.claim(tried, None, &mine, &limits, &context, now).await;
+    assert_eq!(claimed.unwrap(), Err(Refusal::AccountChanged));
+    // None of it was written down or used up.
+    assert!(store.sessions(&SessionFilter::default(), 9).await.unwrap().is_empty());
+    assert!(store.sessions_by_prefix(&prefix(&session)).await.unwrap().is_empty());
+    assert!(bastion.kinds("step-passed").await.is_empty());
+    let then = account(&bastion, name).await;
+    assert_eq!((then.password.as_str(), then.one_time), ("another", true));
+    let chosen = store.choose_password(&alice.id, then.epoch, "mine", vec![], &context, now).await;
+    assert_eq!(chosen.unwrap(), Ok(then.epoch + 1));
+    let then = account(&bastion, name).await;
+    assert_eq!((then.password.as_str(), then.one_time), ("mine", false));
+
+    // Disabled: the epoch is right and still nothing goes.
+    store.set_disabled(name, true, &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    assert_eq!(sign_in(store, &alice, epoch, code(), now).await.1, Err(Refusal::AccountChanged));
+    let chosen = store.choose_password(&alice.id, epoch, "x", vec![], &context, now).await;
+    assert!(chosen.unwrap().is_err());
+    store.set_disabled(name, false, &context, now).await.unwrap();
+
+    // Unbound: an old code is of no use, and neither is what was claimed before.
+    store.reset_otp(name, UnixTime(now.0 + 1), &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    for claim in [code(), Claim::Nothing] {
+        assert_eq!(sign_in(store, &alice, epoch, claim, now).await.1, Err(Refusal::AccountChanged));
+    }
+    // Binding: only with the right epoch, and while the window is open.
+    let secret = totp::Secret::from_bytes(&[7; 20]);
+    let bind = async |epoch: i64, now: UnixTime| {
+        let new = NewAuthenticator { account: &alice.id, epoch, secret: &secret, step: now.step() };
+        store.bind(&new, Vec::new(), &context, now).await.unwrap()
+    };
+    assert!(matches!(bind(begun, now).await, Err(Refusal::AlreadyBound)));
+    assert!(bind(epoch, UnixTime(now.0 + 1)).await.is_err());
+    assert_eq!(store.user(name).await.unwrap().recovery_codes_left, 0);
+    assert!(bind(epoch, now).await.is_ok());
+    // The code that bound it is used up.
+    assert_eq!(sign_in(store, &alice, epoch + 1, code(), now).await.1, Err(Refusal::ReplayedCode));
+    let (_, signed) = sign_in(store, &alice, epoch + 1, Claim::Nothing, now).await;
+    assert!(signed.is_ok(), "{signed:?}");
+}
+
+fn prefix(id: &Id) -> IdPrefix {
+    id.as_str().parse().unwrap()
+}
+
+async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let bob = bastion.person("bob").await;
+    let mut open = Vec::new();
+    for (n, person) in [&alice, &bob, &alice, &alice].into_iter().enumerate() {
+        let at = UnixTime(now.0 + 30_000 * n as i64);
+        let epoch = account(&bastion, &person.name).await.epoch;
+        let (session, signed) = sign_in(store, person, epoch, Claim::Code(at.step()), at).await;
+        signed.unwrap();
+        open.push(session);
+    }
+    let list = async |live: bool, user: Option<&str>, limit: i64| -> Vec<String> {
+        let filter = SessionFilter { live, user: user.map(str::to_owned) };
+        let rows = store.sessions(&filter, limit).await.unwrap();
+        rows.into_iter().map(|row| row.id).collect()
+    };
+    let ids: Vec<String> = open.iter().map(ToString::to_string).collect();
+    let newest_first: Vec<String> = ids.iter().rev().cloned().collect();
+    assert_eq!(list(false, None, 99).await, newest_first);
+    assert_eq!(list(false, None, 2).await, newest_first[..2]);
+    assert_eq!(list(true, Some("bob"), 99).await, [ids[1].clone()]);
+    assert_eq!(store.sessions_by_prefix(&prefix(&open[0])).await.unwrap()[0].user, "alice");
+
+    // Forwards.
+    let within = |session: &Id| Context { session: Some(session.clone()), ..nobody() };
+    let (first, second) = (Id::random().unwrap(), Id::random().unwrap());
+    let destination = Destination::parse("db1", 22).unwrap();
+    let (name, rule) = ("db1".parse().unwrap(), Id::random().unwrap());
+    for (forward, at) in [(&first, 1), (&second, 2)] {
+        let context = within(&open[0]);
+        let at = UnixTime(at);
+        store.open_forward(forward, (&destination, &name, &rule), &context, at).await.unwrap();
+    }
+    // One that belongs to no session is not opened.
+    let lost = Id::random().unwrap();
+    let none = store.open_forward(&lost, (&destination, &name, &rule), &nobody(), now).await;
+    assert!(none.is_err());
+    let event = Event::ForwardClosed {
+        forward: first.clone(),
+        address: None,
+        up: 5,
+        down: 6,
+        reason: "done".into(),
+    };
+    let ended = (Some("127.0.0.1:22".parse().unwrap()), "done");
+    store.close_forward(&first, (5, u64::MAX), ended, event, &within(&open[0]), now).await.unwrap();
+    let forwards = store.forwards_of(ids[0].as_str()).await.unwrap();
+    assert_eq!(forwards.len(), 2);
+    assert_eq!((forwards[0].bytes_up, forwards[0].bytes_down), (5, i64::MAX));
+    assert_eq!(forwards[0].address.as_deref(), Some("127.0.0.1:22"));
+    assert_eq!((forwards[1].closed_at, forwards[1].end_reason.as_deref()), (None, None));
+    assert!(store.forwards_of(ids[1].as_str()).await.unwrap().is_empty());
+
+    // A session ends once; it takes its forwards along.
+    let close = async |reason, sums| {
+        store.close_session(&open[1], reason, sums, &within(&open[1]), now).await.unwrap();
+    };
+    close(EndReason::ClientClosed, (1, 2)).await;
+    close(EndReason::Killed, (3, 4)).await;
+    let row = &store.sessions_by_prefix(&prefix(&open[1])).await.unwrap()[0];
+    assert_eq!((row.bytes_up, row.end_reason.as_deref()), (1, Some("client-closed")));
+    assert_eq!(bastion.kinds("session-ended").await.len(), 1);
+    // One that ended cannot be killed, and neither can one that never was.
+    assert!(!store.request_kill(&open[1], &nobody(), now).await.unwrap());
+    assert!(!store.request_kill(&lost, &nobody(), now).await.unwrap());
+    assert!(bastion.kinds("kill-requested").await.is_empty());
+    assert!(store.request_kill(&open[2], &nobody(), now).await.unwrap());
+    assert_eq!(store.live().await.unwrap().killed, [open[2].clone()]);
+
+    // After a crash this node closes its own, not another's.
+    bastion.tamper(&format!("UPDATE sessions SET node = 'other' WHERE id = '{}'", open[3])).await;
+    assert_eq!(store.live().await.unwrap().epochs.len(), 2);
+    assert_eq!(store.close_interrupted(now).await.unwrap(), 2);
+    assert_eq!(store.close_interrupted(now).await.unwrap(), 0);
+    assert_eq!(list(true, None, 99).await, [ids[3].clone()]);
+    let ended = bastion.kinds("session-ended").await;
+    let of = |id: &Id| {
+        let found = ended.iter().find(|event| event["session"] == id.as_str());
+        found.unwrap_or_else(|| panic!("{ended:?}")).clone()
+    };
+    // What its forwards had carried, as far as it was written down.
+    let first = of(&open[0]);
+    assert_eq!((first["up"].as_u64(), first["user"].as_str()), (Some(5), Some("alice")));
+    assert_eq!(of(&open[2])["reason"], "interrupted");
+    let forwards = store.forwards_of(ids[0].as_str()).await.unwrap();
+    assert_eq!(forwards[0].end_reason.as_deref(), Some("done"));
+    assert_eq!(forwards[1].end_reason.as_deref(), Some("interrupted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_opened_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = crate::support::free_port();
+    for (url, said) in [
+        ("mysql://x", "use \"sqlite:PATH\" or \"postgres://USER@HOST/DATABASE\""),
+        ("sqlite:", "needs a path after it"),
+        ("postgres://u@127.0.0.1:notaport/d", "failed to read the store's URL"),
+        (&format!("postgres://u@127.0.0.1:{closed}/d"), "failed to reach the PostgreSQL server"),
+        ("sqlite:/nonexistent/folder/file.db", "failed to open the store"),
+    ] {
+        let error = open(dir.path(), url, "secret").await.unwrap_err().to_string();
+        assert!(error.contains(said) && error.lines().count() == 1, "{url}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    // A file that is no database is not taken for an empty one.
+    std::fs::write(dir.path().join("file.db"), "nonsense ".repeat(1000)).unwrap();
+    let url = format!("sqlite:{}", dir.path().join("file.db").display());
+    let error = open(dir.path(), &url, "secret").await.unwrap_err().to_string();
+    assert!(error.contains("not a database"), "{error}");
+
+    let postgres = crate::support::postgres::Postgres::start().await;
+    let error = open(dir.path(), &postgres.url(), "secret").await.unwrap_err().to_string();
+    assert!(
+        error.contains("password authentication failed") && !error.contains("secret"),
+        "{error}"
+    );
+    let right = crate::support::postgres::PASSWORD;
+    // Nodes that start together bring the schema up to date once.
+    let nodes: Vec<_> = (0..4)
+        .map(|_| {
+            let (dir, url) = (dir.path().to_owned(), postgres.url());
+            let opening = async move { open(&dir, &url, right).await };
+            #[allow(clippy::disallowed_methods)]
+            // Opening blocks its task: each has one of its own.
+            tokio::spawn(opening)
+        })
+        .collect();
+    for opened in join_all(nodes).await {
+        assert!(!opened.unwrap().unwrap().has_users().await.unwrap());
+    }
+}
+
+async fn open(dir: &std::path::Path, url: &str, password: &str) -> Result<Store, Error> {
+    use sallyport::keys::{AuditKey, load_or_create};
+    let keyring = sallyport::store::seal::Keyring::load_or_create(&dir.join("sealing")).unwrap();
+    let settings = sallyport::store::Settings {
+        url: url.to_owned(),
+        password: Some(password.into()),
+        tls_ca_file: None,
+        connections: 2,
+        node: "test".into(),
+    };
+    let key = AuditKey::new(load_or_create(&dir.join("audit"), "audit").unwrap());
+    Store::open(&settings, keyring, key, Opening::Prepare).await
+}
+
+/// Polls `future` to its end, or drops it after `polls` times.
+async fn drop_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = Box::pin(future);
+    let mut left = polls;
+    std::future::poll_fn(move |cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+async fn what_is_dropped_in_the_middle_changed_all_or_nothing(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let mut dropped = 0;
+    for polls in 1..=20 {
+        let name = format!("db{polls}");
+        let new = target(&name, "10.0.0.5", &["env=prod", "tier=1"]);
+        let revision = store.revision().await.unwrap();
+        let outcome = drop_after(polls, store.add_target(&new, &context, now)).await;
+        // A commit may be under way yet: what is written now comes behind it.
+        store.record(now, &context, Event::ClockDrift { seconds: 0 }).await.unwrap();
+        let there = store.targets().await.unwrap().iter().any(|target| target.name == new.name);
+        let written = bastion.kinds("target-added").await;
+        let written = written.iter().any(|event| event["target"] == name.as_str());
+        let moved = store.revision().await.unwrap() > revision;
+        assert_eq!((there, there), (written, moved), "dropped after {polls} polls");
+        match outcome {
+            Some(result) => assert!(result.is_ok() && there, "{result:?}"),
+            None => dropped += 1,
+        }
+    }
+    assert!(dropped > 0, "it never waited");
+    // An error in the middle leaves nothing behind, either.
+    let before = store.audit_head().await.unwrap();
+    let alice = "alice".parse().unwrap();
+    let twice = new_user(&alice, &[("SHA256:a", "k"), ("SHA256:a", "k")]);
+    conflict(store.add_user(&twice, &context, now).await);
+    assert_eq!(store.audit_head().await.unwrap(), before);
+    conflict(store.user(&alice).await);
+    verify(&bastion).await;
+}
+
+async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let bob = bastion.person("bob").await;
+    let secret = async |person: &Person| {
+        store.account(Some(&person.name), &whose(&person.name), &rules(), now).await
+    };
+    let swap = "CREATE TEMP TABLE swapped AS SELECT name, otp_secret FROM users;
+        UPDATE users SET otp_secret = (SELECT s.otp_secret FROM swapped s
+            WHERE s.name = CASE users.name WHEN 'alice' THEN 'bob' ELSE 'alice' END)
+        WHERE name IN ('alice', 'bob');";
+    bastion.tamper(swap).await;
+    for person in [&alice, &bob] {
+        let error = secret(person).await.unwrap_err().to_string();
+        assert!(error.contains("changed or belongs to another row (users.otp_secret)"), "{error}");
+    }
+    bastion.tamper(swap).await; // Back again.
+    for person in [&alice, &bob] {
+        let opened = secret(person).await.unwrap().0.unwrap().otp.unwrap();
+        assert_eq!(opened.secret.expose(), person.secret.expose());
+    }
+    // Neither is a row with the secret of another taken for a login by the bastion.
+    bastion.tamper("UPDATE users SET otp_secret = 's1.plain' WHERE name = 'alice'").await;
+    assert!(secret(&alice).await.is_err());
+    assert!(store.reseal(&nobody(), now).await.is_err());
+}
+
+async fn rotation_under_logins_loses_no_secret(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let mut people = Vec::new();
+    for n in 0..4 {
+        people.push(bastion.person(&format!("person{n}")).await);
+    }
+    let old = store.keyring().primary();
+    // `key rotate` is another process: this one learns of the new key by itself.
+    let rotating = bastion.other_store().await;
+    let newcomers: Vec<UserName> = (0..6).map(|n| format!("new{n}").parse().unwrap()).collect();
+    let fresh = totp::Secret::from_bytes(&[9; 20]);
+    let logins = join_all(people.iter().map(async |person| {
+        for step in 0..5 {
+            let account = account(&bastion, &person.name).await;
+            assert_eq!(account.otp.unwrap().secret.expose(), person.secret.expose());
+            let claim = Claim::Code(TimeStep(now.step().0 + step));
+            sign_in(store, person, account.epoch, claim, now).await.1.unwrap();
+        }
+    }));
+    let bindings = async {
+        for name in &newcomers {
+            let id = store.add_user(&new_user(name, &[]), &nobody(), now).await.unwrap();
+            let step = now.step();
+            let new = NewAuthenticator { account: &id, epoch: 1, secret: &fresh, step };
+            let bound = store.bind(&new, Vec::new(), &nobody(), now).await.unwrap();
+            assert!(bound.is_ok());
+        }
+    };
+    let rotations = async {
+        for _ in 0..3 {
+            rotating.keyring().add_key().unwrap();
+            rotating.reseal(&nobody(), now).await.unwrap();
+        }
+    };
+    tokio::join!(logins, bindings, rotations);
+    rotating.reseal(&nobody(), now).await.unwrap();
+    assert_eq!(rotating.reseal(&nobody(), now).await.unwrap(), 0);
+    let key = rotating.keyring().primary();
+    assert_ne!(key, old);
+    bastion.event("key-rotated", &[("key", &key)]).await;
+
+    // With the newest key alone every secret opens, also one that is bound from now on.
+    let late: UserName = "late".parse().unwrap();
+    let id = store.add_user(&new_user(&late, &[]), &nobody(), now).await.unwrap();
+    let new = NewAuthenticator { account: &id, epoch: 1, secret: &fresh, step: now.step() };
+    store.bind(&new, Vec::new(), &nobody(), now).await.unwrap().unwrap();
+    let file = bastion.path("data/sealing_key");
+    let all = std::fs::read_to_string(&file).unwrap();
+    let newest = all.lines().next().unwrap();
+    sallyport::keys::replace_secret(&file, format!("{newest}\n").as_bytes()).unwrap();
+    let restarted = bastion.other_store().await;
+    let names = people.iter().map(|person| &person.name).chain(&newcomers).chain([&late]);
+    for name in names {
+        let found = restarted.account(Some(name), &whose(name), &rules(), now).await;
+        let otp = found.unwrap_or_else(|error| panic!("{name}: {error}")).0.unwrap().otp.unwrap();
+        let person = people.iter().find(|person| person.name == *name);
+        let expected = person.map_or(&fresh, |person| &person.secret);
+        assert_eq!(otp.secret.expose(), expected.expose(), "{name}");
+    }
+    // Without it the loss is told by the key's name.
+    let others: Vec<&str> = all.lines().skip(1).collect();
+    let others = others.join("\n") + "\n";
+    sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
+    let name = &people[0].name;
+    let lost = bastion.other_store().await.account(Some(name), &whose(name), &rules(), now).await;
+    let said = lost.unwrap_err().to_string();
+    let expected =
+        format!("a secret is sealed under key {key}, which is not in the sealing key file");
+    assert_eq!(said, expected);
+}
+
+async fn events_are_found_by_what_they_are_about(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let store = bastion.store();
+    let head = store.audit_head().await.unwrap();
+    let session = Id::random().unwrap();
+    let about = |user: &str, session: Option<&Id>| Context {
+        user: Some(user.to_owned()),
+        session: session.cloned(),
+        ..nobody()
+    };
+    let event = |reason| Event::SignInRefused { reason };
+    for (at, context, event) in [
+        (1, about("alice", None), event(Refusal::WrongCode)),
+        (2, about("bob", Some(&session)), event(Refusal::Locked)),
+        (3, about("alice", Some(&session)), Event::ClockDrift { seconds: -30 }),
+    ] {
+        store.record(UnixTime(at), &context, event).await.unwrap();
+    }
+    let find = async |filter: EventFilter| -> Vec<i64> {
+        let rows = store.events(&filter, 100).await.unwrap();
+        rows.into_iter().map(|row| row.seq - head.seq).collect()
+    };
+    let filter = EventFilter::default;
+    let kind = Some("sign-in-refused".to_owned());
+    assert_eq!(find(EventFilter { kind, ..filter() }).await, [2, 1]);
+    assert_eq!(find(EventFilter { user: Some("alice".into()), ..filter() }).await, [3, 1]);
+    let of = Some(session.as_str()[..6].parse::<IdPrefix>().unwrap());
+    assert_eq!(find(EventFilter { session: of.clone(), ..filter() }).await, [3, 2]);
+    let until = Some(UnixTime(3));
+    assert_eq!(find(EventFilter { until, since: Some(UnixTime(2)), ..filter() }).await, [2]);
+    let user = Some("alice".to_owned());
+    assert_eq!(find(EventFilter { user, session: of, ..filter() }).await, [3]);
+    assert_eq!(store.events(&filter(), 2).await.unwrap().len(), 2);
+
+    // Pages, oldest first, end where the log does.
+    let page = store.events_after(head.seq, 2).await.unwrap();
+    assert_eq!(page.iter().map(|row| row.seq - head.seq).collect::<Vec<_>>(), [1, 2]);
+    let end = store.audit_head().await.unwrap();
+    assert_eq!(end.seq, head.seq + 3);
+    assert_eq!(store.events_after(end.seq - 1, 9).await.unwrap()[0].hash, end.hash);
+    assert!(store.events_after(end.seq, 9).await.unwrap().is_empty());
+    // Writers of all nodes stand in a line: no number is left out or given twice.
+    let other = bastion.other_store().await;
+    let writes = (0..20).map(async |n| {
+        let store = if n % 2 == 0 { store } else { &other };
+        store.record(UnixTime(9), &nobody(), event(Refusal::Busy)).await.unwrap();
+    });
+    join_all(writes).await;
+    assert_eq!(store.audit_head().await.unwrap().seq, end.seq + 20);
+    assert_eq!(store.node(), "test");
+    verify(&bastion).await;
+}
