@@ -304,9 +304,9 @@ pub struct Explain {
     /// As this account of the target
     #[arg(long, value_name = "A")]
     pub account: Option<AccountName>,
-    /// From this address
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub from: IpAddr,
+    /// From this address; from where does not matter if not said
+    #[arg(long, value_name = "IP")]
+    pub from: Option<IpAddr>,
     /// At this time [default: now]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub at: Option<When>,

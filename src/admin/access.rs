@@ -1,6 +1,7 @@
 //! Groups, grants, and why they lead where they lead.
 
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::bail;
 
@@ -117,12 +118,17 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     let account: Id = detail.user.id.parse()?;
     let port = asked.target.port;
     let destination = Destination::parse(asked.target.host.as_str(), u32::from(port))?;
-    let access = verbs.store.access_to(&account, &destination).await?;
+    let mut access = verbs.store.access_to(&account, &destination).await?;
+    let limited: Vec<Grant> =
+        access.grants.iter().filter(|grant| !grant.from.is_empty()).cloned().collect();
+    if asked.from.is_none() {
+        access.grants.iter_mut().for_each(|grant| grant.from.clear());
+    }
     let zone = jiff::tz::TimeZone::system();
     let at = asked.at.map_or(Ok(verbs.now), |when| when.resolve(verbs.now, &zone))?;
-    let source = asked.from.to_canonical();
+    let source = asked.from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical();
     let subject = Subject { user: &asked.user, groups: &access.groups, source };
-    let explained = policy::explain(
+    let mut explained = policy::explain(
         &subject,
         &access.targets,
         &access.grants,
@@ -130,16 +136,26 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
         asked.account.as_ref(),
         at,
     );
+    // As they were added, whatever of them was looked at.
+    for grant in &limited {
+        let id = grant.id.to_string();
+        let mut mine = explained.grants.iter_mut().filter(|verdict| verdict.grant == id);
+        mine.by_ref().for_each(|verdict| verdict.rule = grant.to_string());
+    }
+    if detail.user.disabled_at.is_some() {
+        explained.permitted = false;
+        explained.decision = format!("refused: {} is disabled and cannot sign in", asked.user);
+    }
     match verbs.format {
         Format::Json => json_line(out, &explained)?,
         Format::Table { .. } => {
             write!(out, "{explained}")?;
-            if detail.user.disabled_at.is_some() {
-                writeln!(out, "  {} is disabled and cannot sign in at all", asked.user)?;
+            if !limited.is_empty() && asked.from.is_none() {
+                writeln!(out, "  from where they come was not looked at: give it with --from")?;
             }
         }
     }
-    Ok(explained.permitted && detail.user.disabled_at.is_none())
+    Ok(explained.permitted)
 }
 
 impl Row for Grant {

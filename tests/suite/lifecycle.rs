@@ -100,6 +100,8 @@ async fn commands_change_list_and_explain() {
     ] {
         cli(dir.path(), args).await.ok();
     }
+    let open = cli(dir.path(), &["explain", "alice", "db1"]).await.ok();
+    assert!(open.out.contains("not looked at: give it with --from"), "{open:?}");
     let why = cli(dir.path(), &["explain", "alice", "db1", "--from", "192.0.2.7"]).await.failed();
     assert!(why.out.contains("refused: your address 192.0.2.7"), "{why:?}");
     for args in [
