@@ -136,4 +136,16 @@ async fn a_bastion_that_is_killed_leaves_a_readable_recording() {
     bastion.kill().await.unwrap();
     assert!(!ended(&mut ssh).await.success());
     assert!(read(&file).1.contains(&up));
+
+    // The next start closes it: packed, hashed, and said to be what it is.
+    let mut again = serve.spawn().unwrap();
+    let id = row.id.as_str();
+    let end = hop.bastion.event("recording-ended", &[("recording", id)]).await;
+    assert_eq!(end["outcome"], "interrupted: the bastion died");
+    let row = hop.recordings().await.into_iter().find(|row| row.id == id).unwrap();
+    let file = folder.join(&row.path);
+    assert!(row.path.ends_with(".cast.zst") && row.ended_at.is_some(), "{row:?}");
+    assert_eq!(digest(&file), end["sha256"].as_str().unwrap());
+    assert!(read(&file).1.contains(&up));
+    again.kill().await.unwrap();
 }

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin};
 
 use crate::support::hop::{Hop, Ran, fed};
+use crate::support::sshd::Sshd;
 use crate::support::{PATIENCE, ended, free_port, listening, present_user};
 
 /// A grant of these rights alone.
@@ -28,10 +29,10 @@ fn refused(ran: &Ran, right: &str) {
     assert_eq!(ran.err, said(right));
 }
 
-/// Whether `-L` to the target's own loopback leads there.
-async fn forwards(hop: &Hop) -> bool {
+/// Whether `-L` to a port of the target's own loopback leads there.
+async fn forwards(hop: &Hop, port: u16) -> bool {
     let local = free_port();
-    let forward = format!("{local}:127.0.0.1:{}", hop.sshd.port);
+    let forward = format!("{local}:127.0.0.1:{port}");
     let mut ssh = hop.command(&["-N", "-L", &forward, "via"]).spawn().unwrap();
     listening(local).await;
     let mut stream = TcpStream::connect(("127.0.0.1", local)).await.unwrap();
@@ -122,10 +123,15 @@ async fn each_right_allows_what_it_says_and_nothing_else() {
             file_event(&hop, "download", &there.display().to_string()).await;
         }
 
-        assert_eq!(forwards(&hop).await, right == "forward");
+        // Some other service of the target; that it greets like sshd only helps to know it.
+        let service = Sshd::start().await;
+        assert_eq!(forwards(&hop, service.port).await, right == "forward");
         if right != "forward" {
-            hop.refused(&format!("direct-tcpip 127.0.0.1:{}", hop.sshd.port)).await;
+            hop.refused(&format!("direct-tcpip 127.0.0.1:{}", service.port)).await;
         }
+        // Sessions on the target are recorded: its own sshd is reached in no other way.
+        assert!(!forwards(&hop, hop.sshd.port).await);
+        hop.refused(&format!("direct-tcpip 127.0.0.1:{}", hop.sshd.port)).await;
     }
 }
 
