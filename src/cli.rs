@@ -15,12 +15,11 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::admin::when::When;
 use crate::audit::chain::Anchor;
 use crate::audit::kinds;
 use crate::domain::{
     AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Role, TargetAddress,
-    TargetName, UserName, printable,
+    TargetName, UserName, When, printable,
 };
 
 /// An SSH bastion with a one-time-code second factor.
@@ -30,7 +29,7 @@ pub struct Cli {
     /// The configuration file [default: $SALLYPORT_CONFIG, ./sallyport.toml, /etc/sallyport/sallyport.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Show lists and details as JSON
+    /// Show JSON: what is listed, shown, explained or verified, a new password, a new grant
     #[arg(long, global = true)]
     pub json: bool,
     /// What to do

@@ -4,9 +4,8 @@
 //! state machine), [`policy`] (who may go where), [`sftp`] (which file requests pass), then the shell
 //! around them: [`recording`], [`store`], [`server`], [`console`], [`admin`], [`cli`].
 //!
-//! Imports point down only: `main -> serve -> server -> console -> admin -> cli (types) -> {store,
-//! recording} -> {auth, policy, audit, sftp} -> domain`. The core (`domain`, `auth`, `policy`, `audit`,
-//! `sftp`) knows no tokio, russh, diesel or clock; `tests/suite/architecture.rs` checks that.
+//! Imports point down only, in the order that `tests/suite/architecture.rs` states and checks. The core
+//! (`domain`, `auth`, `policy`, `audit`, `sftp`) knows no tokio, russh, diesel or clock.
 
 pub mod admin;
 pub mod audit;
@@ -23,5 +22,6 @@ pub mod policy;
 pub mod recording;
 pub mod serve;
 pub mod server;
+pub mod setup;
 pub mod sftp;
 pub mod store;

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use secrecy::SecretString;
+use tokio::io::AsyncWrite;
 
 use sallyport::admin::output::{Format, reader_is_gone};
 use sallyport::admin::replay::{self, Keys};
-use sallyport::admin::{self, AccessCommand, NewPassword, Out, TargetInput, Verbs};
+use sallyport::admin::{self, NewPassword, Out, TargetInput, Verbs};
 use sallyport::audit::chain::{Anchor, GENESIS};
 use sallyport::audit::{Actor, Context};
 use sallyport::cli::{
@@ -17,15 +18,16 @@ use sallyport::cli::{
 };
 use sallyport::clock::Clock;
 use sallyport::config::{self, Config, KeyFile, Loaded};
+use sallyport::domain::When;
 use sallyport::keys::{self, AuditPublicKey};
 use sallyport::recording::player::Key;
 use sallyport::server::relay;
 use sallyport::store::{EventFilter, Store};
-use sallyport::{harden, logging, serve};
+use sallyport::{harden, logging, serve, setup};
 
-/// Exit codes: sysexits(3)'s EX_USAGE and EX_CONFIG, and 1 for the rest.
+/// What the process exits with for a wrong command line: EX_USAGE of sysexits(3). A wrong
+/// configuration has its own code, and the rest is 1.
 const USAGE: u8 = 64;
-const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("sallyport: {}", sallyport::domain::printable(&logging::whole(&error)));
             let configuration = error.chain().any(|cause| cause.is::<config::Error>());
-            ExitCode::from(if configuration { CONFIGURATION } else { 1 })
+            ExitCode::from(if configuration { config::Error::EXIT_CODE } else { 1 })
         }
     }
 }
@@ -95,10 +97,10 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
             if let Some(dir) = data_dir {
                 loaded.config.data_dir = dir;
             }
-            let (_store, one_time) = serve::init(&loaded.config, &Clock::System).await?;
+            let (_store, one_time) = setup::init(&loaded.config, &Clock::System).await?;
             match one_time {
                 Some(one_time) => {
-                    serve::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?
+                    setup::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?
                 }
                 None => {
                     println!("{} is in order; nothing was made", loaded.config.data_dir.display())
@@ -140,7 +142,7 @@ async fn check(loaded: &Loaded) -> anyhow::Result<()> {
         .as_ref()
         .map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
     println!("configuration  {source}");
-    let store = serve::open(config).await?;
+    let store = setup::open(config).await?;
     println!(
         "store          {}",
         if config.store_url().starts_with("sqlite:") {
@@ -190,38 +192,32 @@ fn verify_file(
 /// Runs a verb of an administrator at the host's shell.
 async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<bool> {
     let config = &loaded.config;
-    let store = serve::open(config).await?;
+    let store = setup::open(config).await?;
     let context = Context { actor: Some(Actor::Host(who())), ..Context::default() };
-    let rules = serve::password_rules(config);
+    let rules = setup::password_rules(config);
     let recordings = config.recordings();
     let verbs = Verbs {
         store: &store,
         context: &context,
         now: Clock::System.now(),
         format: if json { Format::Json } else { Format::Table { width: terminal_width() } },
-        cost: serve::cost(config),
+        cost: setup::cost(config),
         rules: &rules,
         binding_window: config.login.binding_window.0,
         recordings: &recordings,
     };
-    let mut stdout = tokio::io::stdout();
-    let mut file;
-    let to_file = match &command {
-        Command::Audit(cli::AuditCommand::Export { output: Some(path) }) => {
-            file = tokio::fs::OpenOptions::new()
+    let mut sink: Box<dyn AsyncWrite + Unpin + Send> = match &command {
+        Command::Audit(cli::AuditCommand::Export { output: Some(path) }) => Box::new(
+            tokio::fs::OpenOptions::new()
                 .write(true)
                 .create_new(true)
                 .open(path)
                 .await
-                .with_context(|| format!("failed to make {}", path.display()))?;
-            true
-        }
-        _ => {
-            file = tokio::fs::File::open("/dev/null").await?;
-            false
-        }
+                .with_context(|| format!("failed to make {}", path.display()))?,
+        ),
+        _ => Box::new(tokio::io::stdout()),
     };
-    let mut out = if to_file { Out::new(&mut file) } else { Out::new(&mut stdout) };
+    let mut out = Out::new(&mut sink);
     let mut answer = true;
     match command {
         Command::User(command) => {
@@ -229,16 +225,12 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
             admin::users(&verbs, command, password, keys, &mut out).await?;
         }
         Command::Otp(command) => admin::otp(&verbs, command, &mut out).await?,
-        Command::Group(command) => {
-            admin::access(&verbs, AccessCommand::Group(command), &mut out).await?
-        }
+        Command::Group(command) => admin::groups(&verbs, command, &mut out).await?,
         Command::Target(command) => {
             let input = target_input(&store, &command).await?;
             admin::targets(&verbs, command, input, &mut out).await?;
         }
-        Command::Grant(command) => {
-            admin::access(&verbs, AccessCommand::Grant(command), &mut out).await?
-        }
+        Command::Grant(command) => admin::grants(&verbs, command, &mut out).await?,
         Command::Explain(asked) => answer = admin::explain(&verbs, asked, &mut out).await?,
         Command::Session(command) => {
             let keys = terminal_keys(&command)?;
@@ -272,9 +264,7 @@ async fn audit(
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
     let zone = jiff::tz::TimeZone::system();
-    let time = |when: Option<admin::when::When>| {
-        when.map(|when| when.resolve(verbs.now, &zone)).transpose()
-    };
+    let time = |when: Option<When>| when.map(|when| when.resolve(verbs.now, &zone)).transpose();
     match command {
         cli::AuditCommand::List { kind, user, session, since, until, limit } => {
             let filter =

@@ -12,31 +12,15 @@ use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime}
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
 
-/// What is granted, to whom, and on what.
-#[derive(Debug)]
-pub enum AccessCommand {
-    /// `group ...`
-    Group(GroupCommand),
-    /// `grant ...`
-    Grant(GrantCommand),
-}
-
-/// Runs `group ...` and `grant ...`.
+/// Runs `group ...`.
 ///
 /// # Errors
 /// What the store says.
-pub async fn access(
+pub async fn groups(
     verbs: &Verbs<'_>,
-    command: AccessCommand,
+    command: GroupCommand,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
-    match command {
-        AccessCommand::Group(command) => groups(verbs, command, out).await,
-        AccessCommand::Grant(command) => grants(verbs, command, out).await,
-    }
-}
-
-async fn groups(verbs: &Verbs<'_>, command: GroupCommand, out: &mut Out<'_>) -> anyhow::Result<()> {
     let (store, context, now) = (verbs.store, verbs.context, verbs.now);
     match command {
         GroupCommand::Add { group } => {
@@ -60,7 +44,15 @@ async fn groups(verbs: &Verbs<'_>, command: GroupCommand, out: &mut Out<'_>) -> 
     Ok(())
 }
 
-async fn grants(verbs: &Verbs<'_>, command: GrantCommand, out: &mut Out<'_>) -> anyhow::Result<()> {
+/// Runs `grant ...`.
+///
+/// # Errors
+/// What the store says, or that it would never hold.
+pub async fn grants(
+    verbs: &Verbs<'_>,
+    command: GrantCommand,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
     let (store, context, now) = (verbs.store, verbs.context, verbs.now);
     match command {
         GrantCommand::Add(add) => {

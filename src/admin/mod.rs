@@ -12,11 +12,10 @@ pub mod replay;
 mod session;
 mod target;
 mod user;
-pub mod when;
 
 use std::time::Duration;
 
-pub use access::{AccessCommand, access, explain};
+pub use access::{explain, grants, groups};
 pub use audit::{export, list_events, verify_file, verify_store};
 pub use out::Out;
 pub use session::{list_sessions, sessions};

@@ -4,6 +4,7 @@
 //! client version or a command contains, in a table and in JSON alike.
 
 use std::io::{self, ErrorKind, Write};
+use std::time::Duration;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -121,15 +122,24 @@ fn printable_cells(cells: &[String]) -> Vec<String> {
 /// How long `then` lies before or after `now`, in the largest unit that counts at least 1.
 pub fn age(now: UnixTime, then: UnixTime) -> String {
     let ago = then <= now;
-    let seconds = if ago { now.since(then) } else { then.since(now) }.as_secs();
+    let between = if ago { now.since(then) } else { then.since(now) };
+    match length(between) {
+        _ if between.as_secs() == 0 => "now".to_owned(),
+        length if ago => format!("{length} ago"),
+        length => format!("in {length}"),
+    }
+}
+
+/// A length of time, in the largest unit that counts at least 1.
+pub fn length(of: Duration) -> String {
+    let seconds = of.as_secs();
     let (count, unit) = match seconds {
-        0 => return "now".to_owned(),
-        1..=59 => (seconds, "s"),
+        0..=59 => (seconds, "s"),
         60..=3_599 => (seconds / 60, "m"),
         3_600..=86_399 => (seconds / 3_600, "h"),
         _ => (seconds / 86_400, "d"),
     };
-    if ago { format!("{count} {unit} ago") } else { format!("in {count} {unit}") }
+    format!("{count} {unit}")
 }
 
 /// Nobody reads the output any more.
@@ -156,8 +166,6 @@ pub fn reader_is_gone(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use anyhow::Context as _;
     use proptest::prelude::*;
 
@@ -240,6 +248,7 @@ mod tests {
             assert_eq!(age(now, at(offset)), shown);
         }
         assert_eq!(age(now, now.plus(Duration::from_secs(7_200))), "in 2 h");
+        assert_eq!(length(Duration::from_millis(900)), "0 s");
     }
 
     #[test]

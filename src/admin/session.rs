@@ -6,9 +6,8 @@ use std::io::Write as _;
 use anyhow::bail;
 use serde::Serialize;
 
-use super::output::{Row, list, show};
+use super::output::{Row, length, list, show};
 use super::replay::{self, Keys};
-use super::user::ago;
 use super::{Out, Verbs};
 use crate::cli::SessionCommand;
 use crate::domain::{Id, IdPrefix, UnixTime};
@@ -115,7 +114,7 @@ impl Row for Listed {
             row.source.clone(),
             self.targets.join(" "),
             UnixTime(row.started_at).to_string(),
-            ago(UnixTime(until), row.started_at).replace(" ago", ""),
+            length(UnixTime(until).since(UnixTime(row.started_at))),
             bytes(row.bytes_up),
             bytes(row.bytes_down),
             row.end_reason.clone().unwrap_or_else(|| "live".to_owned()),

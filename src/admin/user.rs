@@ -1,4 +1,4 @@
-//! Users, groups' members' passwords and keys, authenticators.
+//! Users, their passwords and keys, their authenticators.
 
 use std::io::{self, Write as _};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
-use super::output::{Format, Row, age, json_line, list, show};
+use super::output::{Format, Row, json_line, list, show};
 use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{OtpCommand, UserCommand, UserKeyCommand};
@@ -79,8 +79,14 @@ pub async fn users(
             store.set_password(&name, &hash, shown.is_some(), context, now).await?;
             added(verbs, &name, shown, None, out)?;
         }
-        UserCommand::List => list(out, verbs.format, &store.users().await?)?,
-        UserCommand::Show { name } => show(out, verbs.format, &store.user(&name).await?)?,
+        UserCommand::List => {
+            let users = store.users().await?;
+            let rows: Vec<_> = users.into_iter().map(|row| Listed { row, now }).collect();
+            list(out, verbs.format, &rows)?;
+        }
+        UserCommand::Show { name } => {
+            show(out, verbs.format, &Shown { detail: store.user(&name).await?, now })?;
+        }
         UserCommand::Disable { name } => {
             store.set_disabled(&name, true, context, now).await?;
             writeln!(out, "{name} is disabled; their sessions end")?;
@@ -232,22 +238,45 @@ fn time(at: Option<UnixTime>) -> String {
     at.map(|at| at.to_string()).unwrap_or_default()
 }
 
-impl Row for UserRow {
+/// A user as they stand at `now`.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    row: UserRow,
+    #[serde(skip)]
+    now: UnixTime,
+}
+
+impl Row for Listed {
     const HEADINGS: &'static [&'static str] =
         &["USER", "ROLE", "STATE", "PASSWORD", "AUTHENTICATOR"];
     fn cells(&self) -> Vec<String> {
-        let state = if self.disabled_at.is_some() { "disabled" } else { "enabled" };
-        let password = if self.password_one_time != 0 { "one-time" } else { "own" };
-        let bound = match (self.otp_bound_at, self.binding_until) {
-            (Some(at), _) => format!("bound {}", UnixTime(at)),
-            (None, Some(until)) => format!("may bind until {}", UnixTime(until)),
-            (None, None) => "none".to_owned(),
-        };
-        vec![self.name.clone(), self.role.clone(), state.into(), password.into(), bound]
+        user_cells(&self.row, self.now)
     }
 }
 
-impl Row for UserDetail {
+fn user_cells(row: &UserRow, now: UnixTime) -> Vec<String> {
+    let state = if row.disabled_at.is_some() { "disabled" } else { "enabled" };
+    let password = if row.password_one_time != 0 { "one-time" } else { "own" };
+    let authenticator = match (row.otp_bound_at, row.binding_until.map(UnixTime)) {
+        (Some(at), _) => format!("bound {}", UnixTime(at)),
+        (None, Some(until)) if now < until => format!("may bind until {until}"),
+        (None, Some(until)) => format!("none, time to bind was over {until}: 'otp reset'"),
+        (None, None) => "none".to_owned(),
+    };
+    vec![row.name.clone(), row.role.clone(), state.into(), password.into(), authenticator]
+}
+
+/// Everything of a user as they stand at `now`.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    detail: UserDetail,
+    #[serde(skip)]
+    now: UnixTime,
+}
+
+impl Row for Shown {
     const HEADINGS: &'static [&'static str] = &[
         "USER",
         "ROLE",
@@ -261,9 +290,10 @@ impl Row for UserDetail {
         "FAILURES",
     ];
     fn cells(&self) -> Vec<String> {
-        let mut cells = self.user.cells();
-        let keys: Vec<&str> = self.keys.iter().map(|key| key.fingerprint.as_str()).collect();
-        let failures: Vec<String> = self
+        let detail = &self.detail;
+        let mut cells = user_cells(&detail.user, self.now);
+        let keys: Vec<&str> = detail.keys.iter().map(|key| key.fingerprint.as_str()).collect();
+        let failures: Vec<String> = detail
             .locks
             .iter()
             .map(|lock| match lock.locked_until {
@@ -277,10 +307,10 @@ impl Row for UserDetail {
             })
             .collect();
         cells.extend([
-            UnixTime(self.user.created_at).to_string(),
-            self.groups.join(" "),
+            UnixTime(detail.user.created_at).to_string(),
+            detail.groups.join(" "),
             keys.join(" "),
-            format!("{} left", self.recovery_codes_left),
+            format!("{} left", detail.recovery_codes_left),
             failures.join("; "),
         ]);
         cells
@@ -294,7 +324,30 @@ impl Row for KeyRow {
     }
 }
 
-/// "3 m ago", for tables.
-pub(super) fn ago(now: UnixTime, at: i64) -> String {
-    age(now, UnixTime(at))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binding_window_that_is_over_is_said_to_be() {
+        let row = UserRow {
+            id: "0123456789ab".into(),
+            name: "alice".into(),
+            role: "user".into(),
+            factor: "totp".into(),
+            created_at: 0,
+            disabled_at: None,
+            password_one_time: 1,
+            password_set_at: 0,
+            binding_until: Some(60_000),
+            otp_bound_at: None,
+            otp_last_used_at: None,
+            otp_drift_seconds: None,
+        };
+        let at = |now| user_cells(&row, UnixTime(now)).pop().unwrap();
+        assert_eq!(at(0), "may bind until 1970-01-01T00:01:00Z");
+        assert_eq!(at(60_000), "none, time to bind was over 1970-01-01T00:01:00Z: 'otp reset'");
+        let json = serde_json::to_value(Listed { row, now: UnixTime(0) }).unwrap();
+        assert_eq!(json["password_one_time"], true);
+    }
 }

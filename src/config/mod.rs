@@ -183,7 +183,7 @@ pub struct Keys {
 pub struct Login {
     /// The name that authenticator apps show beside the code.
     pub issuer: String,
-    /// Methods offered to clients, in this order.
+    /// Methods offered to clients; the order is the program's.
     pub methods: Vec<Method>,
     /// The least number of characters of a new password.
     pub password_min_length: usize,

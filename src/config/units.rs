@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::printable;
+use crate::domain::{as_text, printable};
 
 /// Text that is no length of time or no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,23 +113,8 @@ impl fmt::Display for Size {
     }
 }
 
-macro_rules! text_in_toml {
-    ($($name:ident),+) => { $(
-        impl TryFrom<String> for $name {
-            type Error = UnitError;
-            fn try_from(s: String) -> Result<Self, UnitError> {
-                s.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.to_string()
-            }
-        }
-    )+ };
-}
-text_in_toml!(Span, Size);
+as_text!(Span, UnitError);
+as_text!(Size, UnitError);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::name::NameError;
+use super::name::{NameError, name};
 use super::{
     Capability, GroupName, Hours, Id, Label, Mode, TargetAddress, TargetName, UnixTime, UserName,
 };
@@ -27,50 +27,16 @@ pub struct Target {
     pub created_at: UnixTime,
 }
 
-/// The name of an account on a target.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct AccountName(String);
-
-impl AccountName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+name! {
+    /// The name of an account on a target.
+    AccountName, "account name", is_account,
+    "1 to 64 printable ASCII characters without spaces or , + : / @ and quotes"
 }
 
-impl FromStr for AccountName {
-    type Err = NameError;
-    fn from_str(s: &str) -> Result<Self, NameError> {
-        let plain = |c: char| {
-            c.is_ascii_graphic() && !matches!(c, ',' | '+' | ':' | '/' | '@' | '"' | '\'')
-        };
-        if !s.is_empty() && s.len() <= 64 && !s.starts_with('-') && s.chars().all(plain) {
-            Ok(Self(s.to_owned()))
-        } else {
-            let rule = "1 to 64 printable ASCII characters without spaces or , + : / @ and quotes";
-            Err(NameError::new("account name", s, rule))
-        }
-    }
-}
-
-impl TryFrom<String> for AccountName {
-    type Error = NameError;
-    fn try_from(s: String) -> Result<Self, NameError> {
-        s.parse()
-    }
-}
-
-impl From<AccountName> for String {
-    fn from(name: AccountName) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for AccountName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
+fn is_account(s: &str) -> bool {
+    let plain =
+        |c: char| c.is_ascii_graphic() && !matches!(c, ',' | '+' | ':' | '/' | '@' | '"' | '\'');
+    !s.is_empty() && s.len() <= 64 && !s.starts_with('-') && s.chars().all(plain)
 }
 
 /// Whom a grant is for.

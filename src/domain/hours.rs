@@ -9,7 +9,7 @@ use std::str::FromStr;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{UnixTime, printable};
+use super::{UnixTime, as_text, printable};
 
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 /// Minutes in a day.
@@ -177,18 +177,7 @@ fn days_text(days: u8) -> String {
     runs.join(",")
 }
 
-impl TryFrom<String> for Hours {
-    type Error = HoursError;
-    fn try_from(s: String) -> Result<Self, HoursError> {
-        s.parse()
-    }
-}
-
-impl From<Hours> for String {
-    fn from(hours: Hours) -> String {
-        hours.to_string()
-    }
-}
+as_text!(Hours, HoursError);
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,8 @@
 //! The vocabulary: names, addresses and times that every other module speaks in.
 //!
 //! Always holds: a value of one of these types is well formed, because its
-//! constructor parsed it. Nothing here reads a clock, a file or a socket.
+//! constructor parsed it. Nothing here reads a clock or a socket, nor any file but the system's time
+//! zones: hours in a zone that a host does not have cannot be read there.
 
 mod grant;
 mod hours;
@@ -9,6 +10,7 @@ mod name;
 mod target;
 mod text;
 mod time;
+mod when;
 
 pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
 pub use hours::{Hours, HoursError};
@@ -20,6 +22,7 @@ pub use target::{
 pub(crate) use text::is_unsafe;
 pub use text::{noted, printable, printable_json};
 pub use time::{TimeStep, UnixTime};
+pub use when::{When, WhenError};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -80,6 +83,26 @@ macro_rules! words {
     };
 }
 pub(crate) use words;
+
+/// Lets a type that has a text (`Display`, `FromStr`) stand for it in JSON and TOML, with
+/// `#[serde(try_from = "String", into = "String")]`.
+macro_rules! as_text {
+    ($name:ident, $error:ty) => {
+        impl ::std::convert::TryFrom<String> for $name {
+            type Error = $error;
+            fn try_from(s: String) -> Result<Self, $error> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+pub(crate) use as_text;
 
 /// A word that is none of those an option takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

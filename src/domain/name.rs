@@ -34,8 +34,9 @@ pub(super) fn is_name(s: &str, max: usize) -> bool {
     !s.is_empty() && s.len() <= max && !s.starts_with(['.', '-']) && s.bytes().all(plain)
 }
 
+/// A name is text that keeps to a rule, which is given as a function and in words.
 macro_rules! name {
-    ($(#[$meta:meta])* $name:ident, $what:literal, $max:literal, $rule:literal) => {
+    ($(#[$meta:meta])* $name:ident, $what:literal, $is_one:expr, $rule:literal) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -51,7 +52,8 @@ macro_rules! name {
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(s: &str) -> Result<Self, NameError> {
-                if $crate::domain::name::is_name(s, $max) {
+                let is_one: fn(&str) -> bool = $is_one;
+                if is_one(s) {
                     Ok(Self(s.to_owned()))
                 } else {
                     Err(NameError::new($what, s, $rule))
@@ -59,18 +61,7 @@ macro_rules! name {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(s: String) -> Result<Self, NameError> {
-                s.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
+        $crate::domain::as_text!($name, NameError);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,12 +74,12 @@ pub(super) use name;
 
 name! {
     /// The name somebody signs in with.
-    UserName, "user name", 32, "1 to 32 of a-z 0-9 . _ - and no . or - in front"
+    UserName, "user name", |s| is_name(s, 32), "1 to 32 of a-z 0-9 . _ - and no . or - in front"
 }
 
 name! {
     /// The name of a group of users.
-    GroupName, "group name", 32, "1 to 32 of a-z 0-9 . _ - and no . or - in front"
+    GroupName, "group name", |s| is_name(s, 32), "1 to 32 of a-z 0-9 . _ - and no . or - in front"
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::name::{NameError, name};
-use super::{printable, words};
+use super::name::{NameError, is_name, name};
+use super::{as_text, printable, words};
 
 name! {
     /// The name under which a target is registered, as people type it after `ssh -J bastion`.
-    TargetName, "target name", 63, "1 to 63 of a-z 0-9 . _ - and no . or - in front"
+    TargetName, "target name", |s| is_name(s, 63), "1 to 63 of a-z 0-9 . _ - and no . or - in front"
 }
 
 words! {
@@ -98,7 +98,7 @@ impl FromStr for Host {
         // ("127.1", "2130706433"), which resolvers turn into addresses nobody wrote.
         let last = name.rsplit('.').next().unwrap_or("");
         let numeric = last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x");
-        if super::name::is_name(&name, 253) && !numeric && !name.contains("..") {
+        if is_name(&name, 253) && !numeric && !name.contains("..") {
             Ok(Self(name))
         } else {
             Err(NameError::new("host", s, "a DNS name or an IP address"))
@@ -106,18 +106,7 @@ impl FromStr for Host {
     }
 }
 
-impl TryFrom<String> for Host {
-    type Error = NameError;
-    fn try_from(s: String) -> Result<Self, NameError> {
-        s.parse()
-    }
-}
-
-impl From<Host> for String {
-    fn from(host: Host) -> String {
-        host.0
-    }
-}
+as_text!(Host, NameError);
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,7 +207,7 @@ pub struct Label {
 impl FromStr for Label {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
-        let part = |p: &str| super::name::is_name(&p.to_ascii_lowercase(), 63);
+        let part = |p: &str| is_name(&p.to_ascii_lowercase(), 63);
         match s.split_once('=') {
             Some((k, v)) if part(k) && part(v) => {
                 Ok(Self { key: k.to_owned(), value: v.to_owned() })
@@ -228,18 +217,7 @@ impl FromStr for Label {
     }
 }
 
-impl TryFrom<String> for Label {
-    type Error = NameError;
-    fn try_from(s: String) -> Result<Self, NameError> {
-        s.parse()
-    }
-}
-
-impl From<Label> for String {
-    fn from(label: Label) -> String {
-        label.to_string()
-    }
-}
+as_text!(Label, NameError);
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

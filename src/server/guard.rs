@@ -110,8 +110,9 @@ impl std::fmt::Debug for Guard {
 #[derive(Debug)]
 pub struct Admission {
     guard: Arc<Guard>,
-    /// The source it counts for, until somebody signs in.
+    /// Until somebody signs in.
     unauthenticated: bool,
+    /// The source it counts for, until then.
     by_source: Option<IpNet>,
 }
 
@@ -136,10 +137,15 @@ impl Guard {
         })
     }
 
-    /// Puts other limits in force, for connections to come.
+    /// Puts other limits in force, for connections to come. Attempts are counted anew only if their
+    /// limit is another one.
     pub fn set_limits(&self, limits: Limits) {
-        *self.attempts.lock().unwrap_or_else(PoisonError::into_inner) = limiter(&limits);
-        self.state().limits = limits;
+        let rate = |limits: &Limits| (limits.attempts_per_minute, limits.attempts_burst);
+        let mut state = self.state();
+        if rate(&state.limits) != rate(&limits) {
+            *self.attempts.lock().unwrap_or_else(PoisonError::into_inner) = limiter(&limits);
+        }
+        state.limits = limits;
     }
 
     /// Gives a new connection a place, whoever it is from, or says why not.
@@ -358,6 +364,11 @@ mod tests {
         let guard = Guard::new(limits());
         assert_eq!((0..9).filter(|_| guard.attempt(&source(1))).count(), 4);
         assert!(guard.attempt(&source(2)));
+        // A reload that leaves the limit alone does not begin to count anew.
+        guard.set_limits(Limits { connections: 9, ..limits() });
+        assert!(!guard.attempt(&source(1)));
+        guard.set_limits(Limits { attempts_burst: NonZeroU32::new(5).unwrap(), ..limits() });
+        assert!(guard.attempt(&source(1)));
     }
 
     #[test]

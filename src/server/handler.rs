@@ -1,7 +1,8 @@
 //! russh's callbacks, kept thin: turn what comes over the wire into our types, answer, hand on.
 //!
 //! Always holds: after somebody signed in no callback waits for a dial, the store or a slow peer
-//! (one task serves a connection: whoever waits here stops all its channels); every request gets an
+//! (one task serves a connection: whoever waits here stops all its channels), but for 2 ms after data
+//! for a target that is far behind (`forward::flow`); every request gets an
 //! answer, what is not offered a refusal; see RFC 4252 to 4254 and 4256.
 
 use std::borrow::Cow;

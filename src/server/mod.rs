@@ -300,3 +300,16 @@ async fn housekeep(bastion: Arc<Bastion>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_to_type_is_the_configured_one_or_that_of_the_first_socket() {
+        let listening = ["127.0.0.1:2022".parse().unwrap(), "[::1]:2023".parse().unwrap()];
+        assert_eq!(port_to_type(0, &listening), 2022);
+        assert_eq!(port_to_type(443, &listening), 443);
+        assert_eq!(port_to_type(0, &[]), 22);
+    }
+}

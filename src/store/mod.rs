@@ -172,42 +172,32 @@ impl Store {
 
     /// Begins to change the store. Writers wait for each other here.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, Error> {
-        match self.try_begin().await {
-            // A connection that the server closed since it was last used: once more with new ones.
-            Err(Error::Query(_)) => {
-                self.0.pool.forget_idle();
-                self.try_begin().await
-            }
-            other => other,
-        }
-    }
-
-    async fn try_begin(&self) -> Result<Tx<'_>, Error> {
-        let mut lease = self.0.pool.lend(true).await?;
-        let sql = match lease.engine {
-            pool::Engine::Sqlite(_) => "BEGIN IMMEDIATE",
-            pool::Engine::Postgres(_) => "BEGIN",
-        };
-        lease.run_sql(sql).await?;
-        Ok(Tx { lease, store: &self.0 })
+        self.start(true).await
     }
 
     /// Begins to read the store, as it is at one moment.
     pub(crate) async fn read(&self) -> Result<Tx<'_>, Error> {
-        match self.try_read().await {
+        self.start(false).await
+    }
+
+    async fn start(&self, write: bool) -> Result<Tx<'_>, Error> {
+        match self.try_start(write).await {
+            // A connection that the server closed since it was last used: once more with new ones.
             Err(Error::Query(_)) => {
                 self.0.pool.forget_idle();
-                self.try_read().await
+                self.try_start(write).await
             }
             other => other,
         }
     }
 
-    async fn try_read(&self) -> Result<Tx<'_>, Error> {
-        let mut lease = self.0.pool.lend(false).await?;
-        let sql = match lease.engine {
-            pool::Engine::Sqlite(_) => "BEGIN DEFERRED",
-            pool::Engine::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    async fn try_start(&self, write: bool) -> Result<Tx<'_>, Error> {
+        let mut lease = self.0.pool.lend(write).await?;
+        let sql = match (&lease.engine, write) {
+            (pool::Engine::Sqlite(_), true) => "BEGIN IMMEDIATE",
+            (pool::Engine::Sqlite(_), false) => "BEGIN DEFERRED",
+            (pool::Engine::Postgres(_), true) => "BEGIN",
+            (pool::Engine::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         lease.run_sql(sql).await?;
         Ok(Tx { lease, store: &self.0 })
@@ -242,6 +232,11 @@ impl Tx<'_> {
     pub(crate) fn engine(&mut self) -> &mut pool::Engine {
         &mut self.lease.engine
     }
+}
+
+/// Shows a column of 0 or 1 as what it means.
+fn as_bool<S: serde::Serializer>(value: &i64, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_bool(*value != 0)
 }
 
 /// Parses what a column holds; a value of ours that does not read back is a damaged row.

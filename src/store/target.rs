@@ -33,6 +33,7 @@ pub struct TrustedKey {
     /// "ALGORITHM BASE64".
     pub key: String,
     /// 1 if it is an authority that signs host certificates.
+    #[serde(serialize_with = "super::as_bool")]
     pub authority: i64,
     /// When it was pinned.
     pub pinned_at: i64,

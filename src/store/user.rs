@@ -23,6 +23,7 @@ pub struct UserRow {
     pub factor: String,
     pub created_at: i64,
     pub disabled_at: Option<i64>,
+    #[serde(serialize_with = "super::as_bool")]
     pub password_one_time: i64,
     pub password_set_at: i64,
     pub binding_until: Option<i64>,

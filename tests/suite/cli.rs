@@ -171,7 +171,7 @@ async fn every_change_is_made_and_can_be_taken_back() {
     let added: Value = serde_json::from_str(&added.ok().out).unwrap();
     assert_eq!(added["one_time_password"], Value::Null);
     with_input(dir, &["user", "passwd", "alice", "--password-stdin"], strong).await.ok();
-    assert_eq!(json(dir, &["user", "show", "alice"]).await["password_one_time"], 0);
+    assert_eq!(json(dir, &["user", "show", "alice"]).await["password_one_time"], false);
 
     for (args, said) in [
         (&["user", "disable", "alice"][..], "alice is disabled; their sessions end"),

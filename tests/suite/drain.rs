@@ -189,6 +189,8 @@ async fn a_reload_is_for_new_connections() {
     );
     server.signal(Signal::HUP);
     server.logged("message", "the configuration is in force").await;
+    let applied = server.logged("key", "server.max_channels").await;
+    assert_eq!(applied["level"], "INFO", "{applied}");
     let warned = server.logged("key", "node").await;
     assert!(warned["message"].as_str().unwrap().contains("takes a restart"), "{warned}");
     let restarts = |line: &serde_json::Value| line["message"] == warned["message"];

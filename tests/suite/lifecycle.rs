@@ -62,6 +62,26 @@ async fn the_first_start_tells_the_password_once() {
     assert_eq!(rest, "");
 }
 
+/// What people type is not where it listens: systemd or a load balancer stands in between.
+#[tokio::test]
+async fn the_port_that_people_type_can_be_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "[server]\npublic_host = \"bastion.example.org\"\npublic_port = 22\n";
+    std::fs::write(dir.path().join("sallyport.toml"), config).unwrap();
+    let ran = cli(dir.path(), &["init"]).await.ok();
+    assert!(ran.out.contains("ssh -p 22 admin@bastion.example.org"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn an_error_names_its_cause_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = cli(dir.path(), &["--config", "nofile", "check"]).await.failed();
+    assert_eq!(ran.err.matches("No such file").count(), 1, "{ran:?}");
+    let ran = cli(dir.path(), &["ca", "show", "none"]).await.failed();
+    assert!(!ran.err.contains("For more information"), "{ran:?}");
+    assert!(ran.err.contains("host, user") && ran.err.ends_with("(see --help)\n"), "{ran:?}");
+}
+
 #[tokio::test]
 async fn commands_change_list_and_explain() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,6 +231,15 @@ async fn an_export_verifies_and_damage_is_named() {
     }
     cli(dir.path(), &["audit", "export", "--output", "a.jsonl"]).await.ok();
     cli(dir.path(), &["audit", "verify", "a.jsonl"]).await.ok();
+    // With the key's public half, which is printed for that; the key itself is refused.
+    let key = cli(dir.path(), &["audit", "key"]).await.ok().out;
+    std::fs::write(dir.path().join("audit_key.pub"), key).unwrap();
+    let with_key = ["audit", "verify", "a.jsonl", "--key-file", "audit_key.pub"];
+    let ran = cli(dir.path(), &with_key).await.ok();
+    assert!(ran.out.contains("as given"), "{ran:?}");
+    let private = ["audit", "verify", "a.jsonl", "--key-file", "sallyport-data/audit_key"];
+    let ran = cli(dir.path(), &private).await.failed();
+    assert!(ran.err.contains("'sallyport audit key' prints"), "{ran:?}");
     let text = std::fs::read_to_string(dir.path().join("a.jsonl")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let damaged = |lines: Vec<String>| {

@@ -193,12 +193,16 @@ async fn a_recovery_code_works_once(engine: Engine) {
     let bastion = TestBastion::start(engine).await;
     let alice = bastion.person("alice").await;
     let client = Client::new(&bastion, "alice");
+    bastion.clock.advance(std::time::Duration::from_secs(60));
+    let signing_in = bastion.now();
     client.answers(&[PASSWORD, &alice.recovery_code(3)]);
     let ran = client.ssh(&["bastion"]).await.ok();
     assert!(ran.err.contains("9 recovery codes are left"), "{ran:?}");
     client.answers(&[PASSWORD, &alice.recovery_code(3)]);
     client.ssh(&["-o", "NumberOfPasswordPrompts=1", "bastion"]).await.failed();
     bastion.event("recovery-code-used", &[("user", "alice")]).await;
+    let used = bastion.store().user(&alice.name).await.unwrap().user.otp_last_used_at;
+    assert!(used.unwrap() < signing_in.0, "a recovery code is no use of the authenticator");
     bastion.event("sign-in-refused", &[("reason", "wrong-recovery-code")]).await;
     client.answers(&[PASSWORD, &alice.recovery_code(4).to_uppercase().replace('-', " ")]);
     client.ssh(&["bastion"]).await.ok();

@@ -1016,7 +1016,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     let others: Vec<&str> = all.lines().skip(1).collect();
     let others = others.join("\n") + "\n";
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
-    let said = sallyport::serve::open(&bastion.config).await.unwrap_err().to_string();
+    let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
 }
 

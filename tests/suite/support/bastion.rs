@@ -12,7 +12,7 @@ use sallyport::domain::{AccountAuth, Grant, Id, Mode, Role, Target, UnixTime};
 use sallyport::keys;
 use sallyport::server::{self, Bastion};
 use sallyport::store::{EventFilter, Store};
-use sallyport::{serve, server::socket};
+use sallyport::{serve, server::socket, setup};
 use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +93,7 @@ impl TestBastion {
         let url = postgres.as_ref().map_or_else(String::new, Postgres::url);
         let config = test_config(dir.path(), &url, extra);
         let clock = TestClock::at(now);
-        let (store, _) = serve::init(&config, &Clock::Test(clock.clone())).await.unwrap();
+        let (store, _) = setup::init(&config, &Clock::Test(clock.clone())).await.unwrap();
         let bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
         let bastion = Arc::new(bastion);
         let listeners = socket::listeners(&config.server.listen).unwrap();
@@ -123,7 +123,7 @@ impl TestBastion {
 
     /// The same store as another process opens it.
     pub async fn other_store(&self) -> Store {
-        serve::open(&self.config).await.unwrap()
+        setup::open(&self.config).await.unwrap()
     }
 
     /// Runs SQL behind the store's back.

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use sallyport::clock::Clock;
 use sallyport::config::Config;
-use sallyport::serve;
+use sallyport::setup;
 use sallyport::store::{EventFilter, SessionRow, Store};
 use tokio::process::{Child, Command};
 
@@ -38,7 +38,7 @@ impl Server {
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = configure(dir.path(), extra);
-        let (store, _) = serve::init(&config, &Clock::System).await.unwrap();
+        let (store, _) = setup::init(&config, &Clock::System).await.unwrap();
         prepare(Registry { store: &store, now: Clock::System.now() }).await;
         let mut command = launch(dir.path(), 1);
         change(&mut command);
@@ -68,7 +68,7 @@ impl Server {
     pub async fn open_store(&mut self) {
         let path = config_path(self.dir.path());
         let config = Config::load(Some(&path), std::iter::empty()).unwrap().config;
-        self.store = Some(serve::open(&config).await.unwrap());
+        self.store = Some(setup::open(&config).await.unwrap());
     }
 
     async fn listens(&self) -> u16 {

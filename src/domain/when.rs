@@ -10,7 +10,7 @@ use jiff::fmt::temporal::Pieces;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan as _, ZonedDateTime};
 
-use crate::domain::{UnixTime, printable};
+use super::{UnixTime, printable};
 
 /// A moment, perhaps one that depends on now or on the zone.
 #[derive(Debug, Clone)]

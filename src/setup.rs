@@ -1,0 +1,208 @@
+//! What has to be there before anything can be done: folder, keys, store, a first administrator.
+//!
+//! Always holds: only [`init`] makes anything, and no keys for a store that has users already; the
+//! first administrator's password is shown once, and never to a log.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::audit::{Actor, Context};
+use crate::auth::password::{self, Cost};
+use crate::clock::Clock;
+use crate::config::{Config, KeyFile};
+use crate::domain::{Factor, Role, UserName};
+use crate::keys::{self, AuditKey};
+use crate::store::seal::Keyring;
+use crate::store::{NewUser, Opening, Settings as StoreSettings, Store};
+use crate::{logging, server};
+
+/// What a hash costs by the configuration.
+pub fn cost(config: &Config) -> Cost {
+    let memory_kib = u32::try_from(config.login.argon2_memory.bytes() / 1024).unwrap_or(u32::MAX);
+    Cost { memory_kib, passes: config.login.argon2_passes, lanes: 1 }
+}
+
+/// What a new password must keep to.
+pub fn password_rules(config: &Config) -> password::Rules {
+    password::Rules {
+        min_length: config.login.password_min_length,
+        min_score: config.login.password_min_score,
+    }
+}
+
+/// Makes `dir`, for the owner only, if it is not there; refuses one that others can enter.
+pub(crate) fn private_folder(dir: &Path) -> anyhow::Result<()> {
+    let name = dir.display();
+    if !dir.exists() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("failed to make {name}"))?;
+    }
+    let mode = fs::metadata(dir)
+        .with_context(|| format!("failed to look at {name}"))?
+        .permissions()
+        .mode();
+    if mode & 0o077 != 0 {
+        bail!("others can enter the data folder {name}: run chmod 700 {name}");
+    }
+    Ok(())
+}
+
+/// Opens the store as it is; what is missing or too old is an error that says what to do.
+///
+/// # Errors
+/// When keys or store cannot be used.
+pub async fn open(config: &Config) -> anyhow::Result<Store> {
+    let sealing = config.key_path(KeyFile::SealingKey);
+    if !is_there(&sealing)? {
+        bail!(
+            "there is no sealing key at {}: run 'sallyport serve' or 'sallyport init' first, name \
+             the configuration with --config, or, if the service has its keys as credentials, pass \
+             them on as its unit says",
+            sealing.display()
+        );
+    }
+    let keyring = Keyring::load(&sealing)?;
+    let audit = AuditKey::new(keys::load(&config.key_path(KeyFile::AuditKey))?);
+    Ok(Store::open(&store_settings(config)?, keyring, audit, Opening::AsItIs).await?)
+}
+
+/// Opens the store, making folder, keys and the store itself if they are missing.
+async fn prepare(config: &Config) -> anyhow::Result<Store> {
+    private_folder(&config.data_dir)?;
+    let settings = store_settings(config)?;
+    for key in KeyFile::ALL {
+        let path = config.key_path(key);
+        // New keys would neither open what is sealed in a store nor go on signing its log.
+        if !is_there(&path)? && Store::is_used(&settings).await? {
+            bail!(
+                "there is no {} at {}, but the store has users already: put the key file that \
+                 belongs to it there, or pass the credential",
+                key.shown(),
+                path.display()
+            );
+        }
+    }
+    let keyring = Keyring::load_or_create(&config.key_path(KeyFile::SealingKey))?;
+    for key in [KeyFile::AuditKey, KeyFile::HostKey, KeyFile::HostCa, KeyFile::UserCa] {
+        keys::load_or_create(&config.key_path(key), &format!("sallyport {}", key.shown()))?;
+    }
+    let audit = AuditKey::new(keys::load(&config.key_path(KeyFile::AuditKey))?);
+    Ok(Store::open(&settings, keyring, audit, Opening::Prepare).await?)
+}
+
+fn is_there(path: &Path) -> anyhow::Result<bool> {
+    path.try_exists().with_context(|| format!("failed to look for {}", path.display()))
+}
+
+fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
+    Ok(StoreSettings {
+        url: config.store_url(),
+        password: password_file(config.store_password_path().as_deref())?,
+        tls_ca_file: some_path(&config.store.tls_ca_file),
+        connections: config.store.connections,
+        node: node(config),
+    })
+}
+
+fn password_file(path: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
+    let Some(path) = path else { return Ok(None) };
+    let bytes = keys::read_secret(path)?;
+    let text =
+        std::str::from_utf8(&bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(Some(SecretString::from(text.trim_end_matches(['\r', '\n']))))
+}
+
+fn some_path(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
+}
+
+/// The name that the host gives itself.
+pub(crate) fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    if name.is_empty() { "localhost".to_owned() } else { name }
+}
+
+fn node(config: &Config) -> String {
+    if config.node.is_empty() { host_name() } else { config.node.clone() }
+}
+
+/// Makes everything that a first start makes: folder, keys, store, administrator. Gives the store
+/// and, if the administrator is new, their one-time password.
+///
+/// # Errors
+/// When something of it cannot be made or used.
+pub async fn init(config: &Config, clock: &Clock) -> anyhow::Result<(Store, Option<SecretString>)> {
+    let store = prepare(config).await?;
+    let admin =
+        if store.has_users().await? { None } else { first_admin(config, &store, clock).await? };
+    Ok((store, admin))
+}
+
+async fn first_admin(
+    config: &Config,
+    store: &Store,
+    clock: &Clock,
+) -> anyhow::Result<Option<SecretString>> {
+    let name: UserName = "admin".parse()?;
+    let one_time = password::one_time()?;
+    let now = clock.now();
+    let new = NewUser {
+        name: &name,
+        role: Role::Admin,
+        factor: Factor::Totp,
+        password_hash: &password::hash(&one_time, cost(config))?,
+        one_time: true,
+        binding_until: now.plus(config.login.binding_window.0),
+        keys: Vec::new(),
+    };
+    let context = Context { actor: Some(Actor::Server), ..Context::default() };
+    match store.add_user(&new, &context, now).await {
+        Ok(_) => Ok(Some(one_time)),
+        // Another node was first.
+        Err(crate::store::Error::Conflict(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells whoever started it for the first time how to go on.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn welcome(
+    config: &Config,
+    listening: &[SocketAddr],
+    one_time: &SecretString,
+) -> anyhow::Result<()> {
+    let port = server::port_to_type(config.server.public_port, listening);
+    let host = match config.server.public_host.as_str() {
+        "" => "localhost",
+        host => host,
+    };
+    // The journal is no place for a password. The variable alone says nothing: terminals of a desktop
+    // inherit it from the session's manager.
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let password = if logging::is_journal(journal.as_deref(), &std::io::stdout()) {
+        let path = config.data_dir.join("first-password");
+        keys::replace_secret(&path, one_time.expose_secret().as_bytes())?;
+        format!("in the file {}: delete it afterwards", path.display())
+    } else {
+        one_time.expose_secret().to_owned()
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "This is the first start: made keys, a store and an administrator.\n")?;
+    writeln!(out, "  administrator       admin")?;
+    writeln!(out, "  one-time password   {password}")?;
+    writeln!(out, "  sign in with        ssh -p {port} admin@{host}\n")?;
+    writeln!(out, "The first login sets a password and binds an authenticator app.")?;
+    out.flush()?;
+    Ok(())
+}
