@@ -194,6 +194,9 @@ impl Menu {
         if let Some(name) = selected {
             self.list.select_name(&name);
         }
+        if matches!(&self.view, View::Account(question) if !self.list.has(&question.target)) {
+            self.view = View::List;
+        }
     }
 
     /// Other facts about the user.
@@ -256,7 +259,7 @@ impl Menu {
             Key::Ctrl('o') => return Outcome::Show(Page::Authenticator),
             Key::Ctrl('s') => return Outcome::Show(Page::Sessions),
             Key::Enter => return self.enter(),
-            Key::Up | Key::BackTab | Key::Ctrl('p' | 'k') => self.list.up(1),
+            Key::Up | Key::BackTab | Key::Ctrl('p') => self.list.up(1),
             Key::Down | Key::Tab | Key::Ctrl('n') => self.list.down(1),
             Key::PageUp | Key::Ctrl('b') => self.list.up(self.list.page()),
             Key::PageDown | Key::Ctrl('f') => self.list.down(self.list.page()),
@@ -367,7 +370,7 @@ impl Menu {
                 question.typed.pop();
             }
             Key::Ctrl('u' | 'w') => question.typed.clear(),
-            Key::Up | Key::BackTab | Key::Ctrl('p' | 'k') => question.choose(false),
+            Key::Up | Key::BackTab | Key::Ctrl('p') => question.choose(false),
             Key::Down | Key::Tab | Key::Ctrl('n') => question.choose(true),
             Key::Esc | Key::Ctrl('c' | 'g') => self.view = View::List,
             Key::Ctrl('d') if question.typed.is_empty() => self.view = View::List,
@@ -392,7 +395,7 @@ impl Menu {
         let page = Layout::of(self.size).page().saturating_sub(1).max(1);
         let View::Text(text) = &mut self.view else { return };
         match key {
-            Key::Up | Key::BackTab | Key::Ctrl('p' | 'k') => text.top = text.top.saturating_sub(1),
+            Key::Up | Key::BackTab | Key::Ctrl('p') => text.top = text.top.saturating_sub(1),
             Key::Down | Key::Tab | Key::Ctrl('n') => text.top = text.top.saturating_add(1),
             Key::PageUp | Key::Ctrl('b') => text.top = text.top.saturating_sub(page),
             Key::PageDown | Key::Ctrl('f') | Key::Char(' ') => {
@@ -460,10 +463,15 @@ impl Question {
 }
 
 /// `text` as it may be shown: [`printable`], of bounded length, and without what makes the
-/// width of a character depend on the terminal.
+/// width of a character depend on the terminal (variation selectors, half-width sound marks).
 fn shown(text: &str) -> String {
-    let varying = |c: &char| !matches!(c, '\u{FE00}'..='\u{FE0F}');
-    printable(&text.chars().filter(varying).take(MAX_TEXT).collect::<String>())
+    let steady = |c| match c {
+        '\u{FE00}'..='\u{FE0F}' => None,
+        '\u{FF9E}' => Some('\u{309B}'),
+        '\u{FF9F}' => Some('\u{309C}'),
+        c => Some(c),
+    };
+    printable(&text.chars().filter_map(steady).take(MAX_TEXT).collect::<String>())
 }
 
 /// Drops the last word and what is after it.

@@ -18,16 +18,16 @@ pub(super) const HELP: &str = "\
 Type to filter: what is left has every word you typed in its name, address or labels. A name \
 that begins with a word comes first.
 
-  Up, Down, PageUp, PageDown, Home, End   select
-  Enter                                   connects
-  Backspace, Ctrl-W, Ctrl-U               delete a letter, a word, everything
-  Esc, Ctrl-C                             one step back: clears the filter, then leaves
-  Ctrl-D                                  leaves, while nothing is typed
-  o or Ctrl-O                             my authenticator
-  s or Ctrl-S                             my sessions
-  q                                       leaves, pressed twice
-  ? or F1                                 this page
-  Ctrl-L                                  draws the screen anew
+  Up Down PgUp PgDn Home End   select
+  Enter                        connects
+  Backspace, Ctrl-W, Ctrl-U    delete a letter, a word, everything
+  Esc, Ctrl-C                  one step back: clears the filter, then leaves
+  Ctrl-D                       leaves, while nothing is typed
+  o or Ctrl-O                  my authenticator
+  s or Ctrl-S                  my sessions
+  q                            leaves, pressed twice
+  ? or F1                      this page
+  Ctrl-L                       draws the screen anew
 
 o, s and q are commands only as the first letter. A name that begins with one of them is simply \
 typed on, or begun with a slash.
@@ -195,7 +195,7 @@ impl Canvas<'_> {
     /// gives the column of the cursor.
     fn typed(&mut self, row: u16, labels: &[&str], typed: &str) -> u16 {
         let fits = |label: &&&str| width(label) + 12 <= self.width;
-        let label = labels.iter().find(fits).copied().unwrap_or(&">");
+        let label = labels.iter().find(fits).copied().unwrap_or(">");
         self.clear(row);
         let start = self.put(0, row, label, usize::MAX, Style::new().bold());
         let start = if start == 0 { 0 } else { start + 1 };

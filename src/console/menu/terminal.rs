@@ -260,7 +260,7 @@ mod tests {
         screen.draw(size, |_| {});
         let written = text(screen.draw(size, |frame| {
             let buffer = frame.buffer_mut();
-            buffer[(0, 0)].set_char('\u{1b}').set_fg(Color::Rgb(1, 2, 3));
+            buffer[(0, 0)].set_symbol("\x1b\u{301}").set_fg(Color::Rgb(1, 2, 3));
             buffer[(1, 0)].set_char('\u{9b}').set_fg(Color::Indexed(200));
             buffer[(2, 0)].set_char('\u{202e}');
             buffer[(3, 0)].set_char('\u{e9}');
