@@ -4,6 +4,8 @@
 //! Always holds: what a caller may do is decided here, by the role they signed in with, before a
 //! verb runs; auditors read and change nothing; every refusal is audited.
 
+pub mod menu;
+
 use std::io::Write as _;
 
 use anyhow::bail;

@@ -31,6 +31,7 @@ fn crates_are_named_only_where_they_belong() {
     for (krate, places) in [
         ("russh::", &["server", "keys.rs"][..]),
         ("diesel", &["store"]),
+        ("ratatui", &["console"]),
         ("clap", &["cli.rs", "cli", "main.rs"]),
     ] {
         for (path, text) in sources() {
