@@ -107,9 +107,11 @@ async fn run(
     let status = match status {
         Ok(status) => status,
         Err(error) => {
-            let error = printable(&crate::logging::whole(&error));
-            tracing::debug!(error, "a console command failed");
-            let line = format!("sallyport: {error}\n");
+            let text = printable(&crate::logging::whole(&error));
+            if is_fault(&error) {
+                tracing::warn!(error = text, "a console command failed");
+            }
+            let line = format!("sallyport: {text}\n");
             if let Err(error) = stderr.write_all(line.as_bytes()).await {
                 tracing::debug!(%error, "the client left before it was told so");
             }
@@ -124,6 +126,13 @@ async fn run(
     if end.await.is_err() {
         tracing::debug!("the client left before a command's end");
     }
+}
+
+/// Whether the store failed a command; what was not allowed or not there is for its caller only.
+fn is_fault(error: &anyhow::Error) -> bool {
+    use crate::store::Error;
+    let store = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    store.is_some_and(|error| !matches!(error, Error::Conflict(_)))
 }
 
 /// A writer that ends lines as a terminal in raw mode needs it: `\n` becomes `\r\n`.

@@ -28,6 +28,7 @@ async fn hops_and_is_written_down(engine: Engine) {
     assert!(ran.err.ends_with("err\n"), "{ran:?}");
     let ended = bastion.event("session-ended", &[("user", "alice")]).await;
     let closed = bastion.event("forward-closed", &[("user", "alice")]).await;
+    assert_eq!(closed["address"], format!("127.0.0.1:{}", sshd.port).as_str(), "{closed}");
     assert_eq!(ended["up"], closed["up"]);
     assert!(closed["up"].as_u64().unwrap() > 1000 && closed["down"].as_u64().unwrap() > 1000);
     let kinds: Vec<String> = bastion
