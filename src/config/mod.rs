@@ -100,7 +100,7 @@ pub struct Server {
     pub login_grace: Span,
     /// From the first sight of the QR code to the sign-in.
     pub binding_grace: Span,
-    /// TCP keepalive's interval; a peer that misses three is gone; 0: off.
+    /// TCP keepalive's interval for clients; one that misses three is gone; 0: off.
     pub keepalive: Span,
     /// How long sessions may go on after SIGTERM.
     pub drain: Span,

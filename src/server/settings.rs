@@ -38,7 +38,7 @@ pub struct Settings {
     pub host_name: String,
     /// The bastion's port as people type it; of a running bastion, never 0.
     pub public_port: u16,
-    /// TCP keepalive's interval.
+    /// TCP keepalive's interval for clients.
     pub keepalive: Duration,
     /// How long sessions may go on after SIGTERM.
     pub drain: Duration,
