@@ -42,24 +42,21 @@ async fn a_recording_grows_with_its_session_and_is_sealed_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_typed_is_recorded_only_where_that_was_chosen() {
-    let line = "read -s word; echo got ${#word} letters";
+    let line = "stty -echo; echo ready; read word; echo got ${#word} letters";
     for (config, recorded) in [("", false), ("[record]\ninput = true\n", true)] {
         let hop = Hop::start_with(config, "", |_| {}).await;
         let mut screen =
             Screen::run(&hop.command(&["-t", "via", "bash", "-c", &format!("'{line}'")]));
         screen.expect("recorded").await;
-        // Typed ahead, it would be echoed: the prompt is not there to wait for.
-        hop.bastion.event("target-signed-in", &[("target", "db1")]).await;
+        // From here on neither side echoes, and the client's terminal is in raw mode.
+        screen.expect("ready").await;
         screen.type_line("hunter-sesame").await;
         screen.expect("got 13 letters").await;
         assert_eq!(screen.end().await.0, Some(0));
         let command = hop.recordings().await.remove(0).command.unwrap();
         let cast = hop.recorded(&command).await;
         assert!(cast.output().contains("got 13 letters"));
-        // Enter is a line feed while the client's terminal is not in raw mode yet.
-        let typed = cast.input();
-        let typed = typed.trim_end_matches(['\r', '\n']);
-        assert_eq!(typed, if recorded { "hunter-sesame" } else { "" });
+        assert_eq!(cast.input(), if recorded { "hunter-sesame\r" } else { "" });
     }
 }
 

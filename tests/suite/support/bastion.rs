@@ -230,14 +230,14 @@ impl TestBastion {
 
     /// Waits until an event of `kind` with these fields is written.
     pub async fn event(&self, kind: &str, fields: &[(&str, &str)]) -> serde_json::Value {
+        let fits =
+            |event: &serde_json::Value| fields.iter().all(|(key, value)| event[*key] == *value);
         let what = format!("there is an event {kind} {fields:?}");
-        eventually(&what, async || {
-            self.kinds(kind)
-                .await
-                .into_iter()
-                .find(|event| fields.iter().all(|(k, v)| event[*k] == *v))
-        })
-        .await
+        let looked = super::eventually_or(&what, async || {
+            let events = self.kinds(kind).await;
+            events.iter().find(|event| fits(event)).cloned().ok_or(events)
+        });
+        looked.await
     }
 
     /// The code of a step that was not used yet: moves the clock to it.

@@ -86,12 +86,21 @@ pub fn free_port() -> u16 {
 
 /// Waits until `check` gives something; what it waits for has no event of its own.
 pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_or(what, async || check().await.ok_or("nothing else is known")).await
+}
+
+/// As [`eventually`]; what `check` sees instead is told if it was in vain.
+pub async fn eventually_or<T, E: std::fmt::Debug>(
+    what: &str,
+    mut check: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(found) = check().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        let seen = match check().await {
+            Ok(found) => return found,
+            Err(seen) => seen,
+        };
+        assert!(Instant::now() < deadline, "waited in vain until {what}; there is {seen:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
