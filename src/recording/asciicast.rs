@@ -204,8 +204,7 @@ fn escape(text: &str, to: &mut Vec<u8>) {
             Some('\\') => to.extend_from_slice(b"\\\\"),
             Some(c) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a Vec cannot fail.
-                    write!(to, "\\u{unit:04x}").unwrap_or_default();
+                    to.extend_from_slice(&escaped_unit(*unit));
                 }
             }
             None => {}
@@ -213,6 +212,15 @@ fn escape(text: &str, to: &mut Vec<u8>) {
         rest = tail.as_str();
     }
     to.extend_from_slice(rest.as_bytes());
+}
+
+/// `\uXXXX`. A command's output may be nothing else, byte for byte: formatting is too slow for that.
+fn escaped_unit(unit: u16) -> [u8; 6] {
+    let digit = |shift: u16| match (unit >> shift) & 0xf {
+        digit @ 0..=9 => b'0' + digit as u8,
+        digit => b'a' - 10 + digit as u8,
+    };
+    [b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]
 }
 
 /// Decodes UTF-8 that comes in chunks; what is none becomes U+FFFD.

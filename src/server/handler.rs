@@ -16,7 +16,9 @@ use russh::server::{
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodSet, Pty, Sig};
 use secrecy::SecretString;
 
+use super::answers::{Answering, answers};
 use super::connection::Connection;
+use super::forward::ConnectionFlow;
 use super::login::Login;
 use super::relay::{self, selector, selector::Entrance};
 use super::ssh::method_set;
@@ -88,22 +90,6 @@ impl Handler {
             }
             Some(first) if first == user => login,
             Some(_) => user,
-        }
-    }
-
-    /// The relay to the target that was chosen, once a channel was opened.
-    fn relay(&self) -> Option<&Arc<relay::Relay>> {
-        self.entrance.as_ref()?.known()
-    }
-
-    /// Whether the target that was chosen may be asked for `right`.
-    fn allowed(&self, right: Capability, request: &str) -> bool {
-        match self.relay() {
-            Some(relay) => relay.check(right, request).is_ok(),
-            None => {
-                self.refuse(request);
-                false
-            }
         }
     }
 
@@ -193,8 +179,30 @@ fn fingerprint(key: &PublicKey, algorithm: &Algorithm) -> Option<String> {
     strong.then(|| key.fingerprint(HashAlg::Sha256).to_string())
 }
 
+impl Answering for Handler {
+    fn flow(&self) -> &ConnectionFlow {
+        &self.conn.flow
+    }
+
+    fn relay(&self) -> Option<&Arc<relay::Relay>> {
+        self.entrance.as_ref()?.known()
+    }
+
+    fn allowed(&self, right: Capability, request: &str) -> bool {
+        match self.relay() {
+            Some(relay) => relay.check(right, request).is_ok(),
+            None => {
+                self.refuse(request);
+                false
+            }
+        }
+    }
+}
+
 impl russh::server::Handler for Handler {
     type Error = Ended;
+
+    answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
         let banner = &self.conn.settings.banner;
@@ -354,49 +362,6 @@ impl russh::server::Handler for Handler {
         Ok(())
     }
 
-    async fn channel_close(
-        &mut self,
-        channel: ChannelId,
-        _session: &mut Session,
-    ) -> Result<(), Ended> {
-        self.conn.flow.closed(channel);
-        Ok(())
-    }
-
-    async fn data(
-        &mut self,
-        channel: ChannelId,
-        _data: &[u8],
-        _session: &mut Session,
-    ) -> Result<(), Ended> {
-        // Only while a target does not read; see `forward::flow` and RUSSH's flow control.
-        if let Some(delay) = self.conn.flow.trickle_delay(channel) {
-            tokio::time::sleep(delay).await;
-        }
-        Ok(())
-    }
-
-    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
-        self.conn.flow.adjust_window(channel, current)
-    }
-
-    // Requests on a session channel. `shell` reads them from the channel, in order; what is said
-    // here is only the answer.
-
-    async fn pty_request(
-        &mut self,
-        channel: ChannelId,
-        _term: &str,
-        _columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _modes: &[(Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
     async fn env_request(
         &mut self,
         channel: ChannelId,
@@ -412,23 +377,6 @@ impl russh::server::Handler for Handler {
         Ok(())
     }
 
-    async fn shell_request(
-        &mut self,
-        channel: ChannelId,
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
-    async fn exec_request(
-        &mut self,
-        channel: ChannelId,
-        _command: &[u8],
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
     async fn subsystem_request(
         &mut self,
         channel: ChannelId,
@@ -440,82 +388,6 @@ impl russh::server::Handler for Handler {
         }
         self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
-    }
-
-    async fn x11_request(
-        &mut self,
-        channel: ChannelId,
-        _single_connection: bool,
-        _protocol: &str,
-        _cookie: &str,
-        _screen: u32,
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        if self.allowed(Capability::X11, "x11-req") {
-            session.channel_success(channel)?;
-        } else {
-            session.channel_failure(channel)?;
-        }
-        Ok(())
-    }
-
-    async fn agent_request(
-        &mut self,
-        _channel: ChannelId,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        Ok(self.allowed(Capability::Agent, "auth-agent-req"))
-    }
-
-    async fn window_change_request(
-        &mut self,
-        _channel: ChannelId,
-        _columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(()) // Never wants a reply (RFC 4254 section 6.7).
-    }
-
-    async fn signal(
-        &mut self,
-        _channel: ChannelId,
-        _signal: Sig,
-        _session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(()) // Never wants a reply (RFC 4254 section 6.9).
-    }
-
-    async fn tcpip_forward(
-        &mut self,
-        address: &str,
-        port: &mut u32,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        let what = format!("tcpip-forward {address}:{port}");
-        if !self.allowed(Capability::RemoteForward, &what) {
-            return Ok(false);
-        }
-        let Some(relay) = self.relay() else { return Ok(false) };
-        Ok(match relay::listen(relay, address, *port).await {
-            Some(bound) if *port == 0 => {
-                *port = bound;
-                true
-            }
-            bound => bound.is_some(),
-        })
-    }
-
-    async fn cancel_tcpip_forward(
-        &mut self,
-        address: &str,
-        port: u32,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        let Some(relay) = self.relay() else { return Ok(false) };
-        Ok(relay::unlisten(relay, address, port).await)
     }
 
     async fn streamlocal_forward(

@@ -5,6 +5,7 @@
 //!
 //! Reading order: [`run`], `connection::serve`, `handler`, `login`, `direct`, `forward`.
 
+mod answers;
 mod connection;
 mod direct;
 pub mod forward;

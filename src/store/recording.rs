@@ -181,17 +181,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn recordings_of(&self, session: &str) -> Result<Vec<RecordingRow>, Error> {
-        let mut tx = self.read().await?;
-        let rows = on!(tx.engine(), conn => {
-            recordings::table
-                .filter(recordings::session_id.eq(session))
-                .order((recordings::started_at, recordings::id))
-                .select(RecordingRow::as_select())
-                .load(conn)
-                .await
-        })?;
-        tx.commit().await?;
-        Ok(rows)
+        self.recordings_of_all(&[session.to_owned()]).await
     }
 
     /// The recordings whose id begins with `prefix`: at most two, which is enough to know whether it

@@ -333,18 +333,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn forwards_of(&self, session: &str) -> Result<Vec<ForwardRow>, Error> {
-        use forwards::dsl;
-        let mut tx = self.read().await?;
-        let rows = on!(tx.engine(), conn => {
-            dsl::forwards
-                .filter(dsl::session_id.eq(session))
-                .order((dsl::opened_at.asc(), dsl::id.asc()))
-                .select(ForwardRow::as_select())
-                .load(conn)
-                .await
-        })?;
-        tx.commit().await?;
-        Ok(rows)
+        self.forwards_of_all(&[session.to_owned()]).await
     }
 }
 

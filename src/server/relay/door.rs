@@ -23,6 +23,7 @@ use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target, printable};
 use crate::policy::Checked;
 use crate::policy::Refused;
+use crate::server::answers::{Answering, answers};
 use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
 use crate::server::forward::ConnectionFlow;
@@ -315,10 +316,6 @@ impl Handler {
         ask(&Questions { instruction, prompts: Vec::new() })
     }
 
-    fn relay(&self) -> Option<&Arc<Relay>> {
-        self.door.relay.get()
-    }
-
     fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
         if let Some(relay) = self.relay() {
             let serve = super::serve_onward(Arc::clone(relay), channel, onward, reply);
@@ -327,8 +324,24 @@ impl Handler {
     }
 }
 
+impl Answering for Handler {
+    fn flow(&self) -> &ConnectionFlow {
+        &self.door.flow
+    }
+
+    fn relay(&self) -> Option<&Arc<Relay>> {
+        self.door.relay.get()
+    }
+
+    fn allowed(&self, right: Capability, request: &str) -> bool {
+        self.relay().is_some_and(|relay| relay.check(right, request).is_ok())
+    }
+}
+
 impl russh::server::Handler for Handler {
     type Error = Ended;
+
+    answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
         let notice = &self.door.conn.settings.record.notice;
@@ -457,61 +470,11 @@ impl russh::server::Handler for Handler {
         Ok(())
     }
 
-    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Ended> {
-        self.door.flow.closed(channel);
-        Ok(())
-    }
-
-    async fn data(&mut self, channel: ChannelId, _: &[u8], _: &mut Session) -> Result<(), Ended> {
-        if let Some(delay) = self.door.flow.trickle_delay(channel) {
-            tokio::time::sleep(delay).await;
-        }
-        Ok(())
-    }
-
-    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
-        self.door.flow.adjust_window(channel, current)
-    }
-
-    // Requests on a session channel: `session` reads them in order; what is said here is only the
-    // answer, at once, since russh loses one that comes after the next request.
-
-    async fn pty_request(
-        &mut self,
-        channel: ChannelId,
-        _term: &str,
-        _columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _modes: &[(Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
     async fn env_request(
         &mut self,
         channel: ChannelId,
         _name: &str,
         _value: &str,
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
-    async fn shell_request(
-        &mut self,
-        channel: ChannelId,
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
-    async fn exec_request(
-        &mut self,
-        channel: ChannelId,
-        _command: &[u8],
         session: &mut Session,
     ) -> Result<(), Ended> {
         Ok(session.channel_success(channel)?)
@@ -524,75 +487,6 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         Ok(session.channel_success(channel)?)
-    }
-
-    async fn x11_request(
-        &mut self,
-        channel: ChannelId,
-        _single_connection: bool,
-        _protocol: &str,
-        _cookie: &str,
-        _screen: u32,
-        session: &mut Session,
-    ) -> Result<(), Ended> {
-        let allowed = self.relay().is_some_and(|r| r.check(Capability::X11, "x11-req").is_ok());
-        if allowed {
-            session.channel_success(channel)?;
-        } else {
-            session.channel_failure(channel)?;
-        }
-        Ok(())
-    }
-
-    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Ended> {
-        Ok(self.relay().is_some_and(|r| r.check(Capability::Agent, "auth-agent-req").is_ok()))
-    }
-
-    async fn window_change_request(
-        &mut self,
-        _channel: ChannelId,
-        _columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _session: &mut Session,
-    ) -> Result<(), Ended> {
-        Ok(()) // Never wants a reply (RFC 4254 section 6.7).
-    }
-
-    async fn signal(&mut self, _: ChannelId, _: Sig, _: &mut Session) -> Result<(), Ended> {
-        Ok(()) // Never wants a reply (RFC 4254 section 6.9).
-    }
-
-    async fn tcpip_forward(
-        &mut self,
-        address: &str,
-        port: &mut u32,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        let what = format!("tcpip-forward {}:{port}", printable(address));
-        let Some(relay) = self.relay() else { return Ok(false) };
-        if relay.check(Capability::RemoteForward, &what).is_err() {
-            return Ok(false);
-        }
-        // The answer is the target's, and has to wait for it: at most a few seconds.
-        Ok(match super::listen(relay, address, *port).await {
-            Some(bound) if *port == 0 => {
-                *port = bound;
-                true
-            }
-            bound => bound.is_some(),
-        })
-    }
-
-    async fn cancel_tcpip_forward(
-        &mut self,
-        address: &str,
-        port: u32,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        let Some(relay) = self.relay() else { return Ok(false) };
-        Ok(super::unlisten(relay, address, port).await)
     }
 
     async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {

@@ -1,0 +1,168 @@
+//! What both SSH servers answer alike: the outer one (`handler`) and the one in it (`relay::door`).
+//!
+//! Always holds: every request on a session channel is answered here, at once, and acted on
+//! elsewhere: `shell` and `relay::session` read the requests from the channel, in their order.
+//! russh loses an answer that comes after the next request.
+
+use std::sync::Arc;
+
+use super::forward::ConnectionFlow;
+use super::relay::Relay;
+use crate::domain::Capability;
+
+/// What the answers depend on.
+pub(super) trait Answering {
+    /// The flow of the connection's channels.
+    fn flow(&self) -> &ConnectionFlow;
+    /// The relay that the channels lead to, once there is one.
+    fn relay(&self) -> Option<&Arc<Relay>>;
+    /// Whether `right` is granted; if not, that is written down.
+    fn allowed(&self, right: Capability, request: &str) -> bool;
+}
+
+/// Asks the target to listen for the user (`-R`); `port` 0 becomes the one that it chose. The answer
+/// is the target's, and waits for it: at most a few seconds.
+pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: &mut u32) -> bool {
+    match super::relay::listen(relay, address, *port).await {
+        Some(bound) if *port == 0 => {
+            *port = bound;
+            true
+        }
+        bound => bound.is_some(),
+    }
+}
+
+/// The callbacks of a `russh::server::Handler` that is [`Answering`].
+macro_rules! answers {
+    () => {
+        async fn channel_close(
+            &mut self,
+            channel: ChannelId,
+            _session: &mut Session,
+        ) -> Result<(), Ended> {
+            self.flow().closed(channel);
+            Ok(())
+        }
+
+        async fn data(
+            &mut self,
+            channel: ChannelId,
+            _data: &[u8],
+            _session: &mut Session,
+        ) -> Result<(), Ended> {
+            // Only while what a channel leads to does not read; see `forward::flow`.
+            if let Some(delay) = self.flow().trickle_delay(channel) {
+                tokio::time::sleep(delay).await;
+            }
+            Ok(())
+        }
+
+        fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+            self.flow().adjust_window(channel, current)
+        }
+
+        async fn pty_request(
+            &mut self,
+            channel: ChannelId,
+            _term: &str,
+            _columns: u32,
+            _rows: u32,
+            _width: u32,
+            _height: u32,
+            _modes: &[(Pty, u32)],
+            session: &mut Session,
+        ) -> Result<(), Ended> {
+            Ok(session.channel_success(channel)?)
+        }
+
+        async fn shell_request(
+            &mut self,
+            channel: ChannelId,
+            session: &mut Session,
+        ) -> Result<(), Ended> {
+            Ok(session.channel_success(channel)?)
+        }
+
+        async fn exec_request(
+            &mut self,
+            channel: ChannelId,
+            _command: &[u8],
+            session: &mut Session,
+        ) -> Result<(), Ended> {
+            Ok(session.channel_success(channel)?)
+        }
+
+        async fn x11_request(
+            &mut self,
+            channel: ChannelId,
+            _single_connection: bool,
+            _protocol: &str,
+            _cookie: &str,
+            _screen: u32,
+            session: &mut Session,
+        ) -> Result<(), Ended> {
+            if self.allowed(Capability::X11, "x11-req") {
+                session.channel_success(channel)?;
+            } else {
+                session.channel_failure(channel)?;
+            }
+            Ok(())
+        }
+
+        async fn agent_request(
+            &mut self,
+            _channel: ChannelId,
+            _session: &mut Session,
+        ) -> Result<bool, Ended> {
+            Ok(self.allowed(Capability::Agent, "auth-agent-req"))
+        }
+
+        async fn window_change_request(
+            &mut self,
+            _channel: ChannelId,
+            _columns: u32,
+            _rows: u32,
+            _width: u32,
+            _height: u32,
+            _session: &mut Session,
+        ) -> Result<(), Ended> {
+            Ok(()) // Never wants a reply (RFC 4254 section 6.7).
+        }
+
+        async fn signal(
+            &mut self,
+            _channel: ChannelId,
+            _signal: Sig,
+            _session: &mut Session,
+        ) -> Result<(), Ended> {
+            Ok(()) // Never wants a reply (RFC 4254 section 6.9).
+        }
+
+        async fn tcpip_forward(
+            &mut self,
+            address: &str,
+            port: &mut u32,
+            _session: &mut Session,
+        ) -> Result<bool, Ended> {
+            let allowed =
+                self.allowed(Capability::RemoteForward, &format!("tcpip-forward {address}:{port}"));
+            match self.relay().filter(|_| allowed) {
+                Some(relay) => Ok($crate::server::answers::listen(relay, address, port).await),
+                None => Ok(false),
+            }
+        }
+
+        async fn cancel_tcpip_forward(
+            &mut self,
+            address: &str,
+            port: u32,
+            _session: &mut Session,
+        ) -> Result<bool, Ended> {
+            match self.relay() {
+                Some(relay) => Ok($crate::server::relay::unlisten(relay, address, port).await),
+                None => Ok(false),
+            }
+        }
+    };
+}
+pub(super) use answers;
