@@ -2,8 +2,9 @@
 //!
 //! Always holds: key exchange is curve25519, with ML-KEM where the client has it (russh computes
 //! the large groups inline, which is a way to stop a server before signing in); ciphers are AES
-//! with GCM first, so that a default OpenSSH client does not fall on a cipher twice as slow; no
-//! compression before or after signing in.
+//! with GCM first, and ChaCha20 only where the processor has no AES; no compression before or after
+//! signing in. Of what both have the client's order decides (RFC 4253 section 7.1): an OpenSSH that
+//! puts AES-CTR before AES-GCM, as up to 9.9, gets AES-CTR.
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -1,9 +1,8 @@
 //! The recordings themselves: there while a session goes on, whole after it, and never without one.
 
-use std::time::Duration;
-
 use sallyport::clock::Clock;
 use sallyport::recording::asciicast::Kind;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::support::bastion::{PASSWORD, code_at};
 use crate::support::hop::{Hop, read};
@@ -76,16 +75,15 @@ async fn without_room_for_a_recording_nothing_runs() {
     let flags = rustix::fs::FallocateFlags::empty();
     rustix::fs::fallocate(&filler, flags, 0, 512 << 20).unwrap();
     // What is said from now on cannot be recorded.
-    let mut said = Box::pin(async {
-        while tokio::io::AsyncWriteExt::write_all(&mut stdin, b"more\n").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    let (_, done) = tokio::join!(
-        async { tokio::time::timeout(crate::support::PATIENCE, &mut said).await.unwrap() },
-        child.wait_with_output()
-    );
-    let done = done.unwrap();
+    let mut echoed = BufReader::new(child.stdout.take().unwrap()).lines();
+    let until_the_end = async {
+        // Said again when the last one came back; none comes back when the session is over.
+        while stdin.write_all(b"more\n").await.is_ok()
+            && echoed.next_line().await.unwrap().is_some()
+        {}
+    };
+    tokio::time::timeout(crate::support::PATIENCE, until_the_end).await.unwrap();
+    let done = child.wait_with_output().await.unwrap();
     let err = String::from_utf8_lossy(&done.stderr);
     let why = "this session ends, since it can no longer be recorded: tell your administrator";
     assert_eq!(done.status.code(), Some(255));

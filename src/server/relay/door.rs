@@ -17,10 +17,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::sign_in::{Asking, Questions, Stage};
 use super::stream::{ChannelStream, Counts};
-use super::target::{Questions, Stage};
 use super::{Onward, Relay, host_key};
-use crate::domain::{Capability, Destination, Target, printable};
+use crate::domain::{Capability, Destination, Target};
 use crate::policy::Checked;
 use crate::policy::Refused;
 use crate::server::answers::{Answering, answers};
@@ -160,7 +160,7 @@ fn config(
 enum State {
     New,
     /// The target asks.
-    Asking(Arc<Relay>, Box<super::target::Asking>),
+    Asking(Arc<Relay>, Box<Asking>),
     /// Nobody is let in; the reason is told once.
     Refused(String),
     In,

@@ -6,17 +6,22 @@
 //! for one reader stops all its channels (accounts that ask the user share one: nobody wants to be
 //! asked per channel).
 //!
-//! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and
-//! the menu. Reading order: [`Relay`], `door`, `target`, `session`, `bridge`.
+//! Two entrances, one relay: `door` (`ssh -J`) and the selector (`ssh alice+root@db1@bastion`).
+//! Reading order: [`Relay`], `door`, `target` (with `sign_in` and `callbacks`), `session`,
+//! `carry`, then `onward` and `bridge` for what is beside the sessions.
 
 mod bridge;
+mod callbacks;
+mod carry;
 mod door;
 mod host_key;
 pub(super) mod keep;
+mod onward;
 pub mod probe;
 mod recorder;
 pub(super) mod selector;
 mod session;
+mod sign_in;
 mod stream;
 mod target;
 
@@ -28,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(super) use door::serve as serve_door;
-pub(super) use session::{Onward, listen, serve as serve_session, serve_onward, unlisten};
+pub(super) use onward::{Onward, listen, serve_onward, unlisten};
+pub(super) use session::serve as serve_session;
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};

@@ -12,24 +12,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::server::{ChannelOpenHandle, Handle};
 use russh::{
-    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Pty,
-    client, server,
+    Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, client, server,
 };
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Relay;
-use super::bridge::{self, Piece, Uplink};
+use super::bridge::{Piece, Uplink};
+use super::carry::Both;
 use super::recorder::{Recording, Subject, USUAL, cells};
+use super::sign_in::{Questions, Stage};
 use super::stream::Counts;
-use super::target::{Stage, TargetConnection};
+use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
-use crate::domain::{Capability, noted, printable};
+use crate::domain::{Capability, printable};
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
 
-/// How long a target may take to open a channel, or to answer a request.
-const STEP: Duration = Duration::from_secs(15);
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
 /// The longest of them, name and value.
@@ -66,36 +65,36 @@ pub(in crate::server) async fn serve(
 }
 
 /// The user's side of a channel.
-struct User {
-    id: ChannelId,
-    handle: Handle,
-    out: ChannelWriteHalf<server::Msg>,
+pub(super) struct User {
+    pub(super) id: ChannelId,
+    pub(super) handle: Handle,
+    pub(super) out: ChannelWriteHalf<server::Msg>,
 }
 
 /// What the requests before the start asked for.
 #[derive(Default)]
-struct Setup {
-    terminal: Option<Terminal>,
+pub(super) struct Setup {
+    pub(super) terminal: Option<Terminal>,
     env: Vec<(String, String)>,
     agent: bool,
     x11: Option<(bool, String, String, u32)>,
 }
 
-struct Terminal {
+pub(super) struct Terminal {
     kind: String,
     size: (u32, u32, u32, u32),
     modes: Vec<(Pty, u32)>,
 }
 
 /// What the channel is for.
-enum Start {
+pub(super) enum Start {
     Shell,
     Exec(Vec<u8>),
     Subsystem(String),
 }
 
 /// How a channel ended.
-enum End {
+pub(super) enum End {
     /// With what the target said, if it said anything.
     Target(Option<String>),
     /// The user closed it.
@@ -107,13 +106,13 @@ enum End {
 }
 
 /// What may overtake data on its way to the target.
-enum Control {
+pub(super) enum Control {
     Resize(u32, u32, u32, u32),
     Signal(russh::Sig),
 }
 
 #[derive(Default)]
-struct Controls {
+pub(super) struct Controls {
     waiting: Mutex<VecDeque<Control>>,
     ready: Notify,
 }
@@ -131,7 +130,7 @@ impl Controls {
         self.ready.notify_one();
     }
 
-    async fn next(&self) -> Control {
+    pub(super) async fn next(&self) -> Control {
         loop {
             let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match next {
@@ -186,7 +185,7 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
 
 impl User {
     /// A line of the bastion's own, on standard error.
-    async fn say(&self, text: &str) -> Result<(), russh::Error> {
+    pub(super) async fn say(&self, text: &str) -> Result<(), russh::Error> {
         let line = format!("sallyport: {}\r\n", printable(text));
         self.out.extended_data_bytes(1, line).await
     }
@@ -267,16 +266,16 @@ async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink, controls: &Con
 }
 
 /// A channel between gathering and its end.
-struct Carried<'a> {
-    relay: &'a Arc<Relay>,
-    setup: &'a Setup,
-    start: &'a Start,
-    user: &'a User,
-    uplink: &'a Uplink,
+pub(super) struct Carried<'a> {
+    pub(super) relay: &'a Arc<Relay>,
+    pub(super) setup: &'a Setup,
+    pub(super) start: &'a Start,
+    pub(super) user: &'a User,
+    pub(super) uplink: &'a Uplink,
 }
 
 impl Start {
-    fn what(&self) -> &str {
+    pub(super) fn what(&self) -> &str {
         match self {
             Self::Shell => "shell",
             Self::Exec(_) => "exec",
@@ -445,10 +444,7 @@ impl Carried<'_> {
     }
 
     /// Asks the user in the terminal of this channel.
-    async fn ask(
-        &self,
-        questions: &super::target::Questions,
-    ) -> Result<Vec<zeroize::Zeroizing<String>>, String> {
+    async fn ask(&self, questions: &Questions) -> Result<Vec<zeroize::Zeroizing<String>>, String> {
         let gone = |_| "you left".to_owned();
         let out = &self.user.out;
         if self.setup.terminal.is_none() {
@@ -493,377 +489,4 @@ impl Carried<'_> {
             }
         }
     }
-}
-
-/// Both directions of a channel whose target is reached.
-struct Both<'a> {
-    channel: &'a Carried<'a>,
-    recording: &'a Recording,
-    /// For the sftp subsystem. Held while what it lets through is sent, which keeps its order.
-    files: Option<&'a tokio::sync::Mutex<sftp::Filter>>,
-    /// For a command that may be the old scp: it only looks.
-    scp: Option<&'a Mutex<scp::Observer>>,
-    counts: &'a Counts,
-}
-
-impl Both<'_> {
-    /// From the user to the target.
-    async fn up(&self, to_target: &ChannelWriteHalf<client::Msg>) -> End {
-        let uplink = self.channel.uplink;
-        loop {
-            let data = match uplink.next().await {
-                Piece::Data(data) => data,
-                Piece::Eof => match to_target.eof().await {
-                    Ok(()) => continue,
-                    Err(_) => return std::future::pending().await, // `down` knows why.
-                },
-                Piece::Close => return End::User,
-            };
-            let len = data.len();
-            if let Err(why) = self.recording.input(&data).await {
-                return End::Failed(why);
-            }
-            if let Err(why) = self.look(|scp, seen| scp.from_client(&data, seen)).await {
-                return End::Failed(why);
-            }
-            let sent = match self.files {
-                None => to_target.data_bytes(data).await.map_err(|_| None),
-                Some(files) => {
-                    self.filter(files, to_target, |f, out| f.from_client(data, out)).await
-                }
-            };
-            uplink.done(len);
-            self.counts.up.fetch_add(len as u64, Relaxed);
-            match sent {
-                Ok(()) => {}
-                Err(Some(why)) => return End::Failed(why),
-                Err(None) => return std::future::pending().await, // `down` knows why.
-            }
-        }
-    }
-
-    /// Window changes and signals, which do not wait behind data.
-    async fn control(&self, controls: &Controls, to_target: &ChannelWriteHalf<client::Msg>) -> End {
-        loop {
-            let sent = match controls.next().await {
-                Control::Resize(columns, rows, width, height) => {
-                    if let Err(why) = self.recording.resize(columns, rows).await {
-                        return End::Failed(why);
-                    }
-                    to_target.window_change(columns, rows, width, height).await
-                }
-                Control::Signal(signal) => to_target.signal(signal).await,
-            };
-            if sent.is_err() {
-                return std::future::pending().await; // `down` knows why.
-            }
-        }
-    }
-
-    /// From the target to the user.
-    async fn down(
-        &self,
-        mut from_target: ChannelReadHalf,
-        to_target: &ChannelWriteHalf<client::Msg>,
-    ) -> End {
-        let user = self.channel.user;
-        let mut replies = Replies::new(self.channel.setup.terminal.is_some());
-        let (mut outcome, mut finished) = (None, false);
-        while let Some(message) = from_target.wait().await {
-            let sent = match message {
-                ChannelMsg::Data { data } => match self.data(data, to_target).await {
-                    Ok(()) => Ok(()),
-                    Err(Some(why)) => return End::Failed(why),
-                    Err(None) => return End::User,
-                },
-                ChannelMsg::ExtendedData { data, ext } => {
-                    self.counts.down.fetch_add(data.len() as u64, Relaxed);
-                    if let Err(why) = self.recording.output(data.clone()).await {
-                        return End::Failed(why);
-                    }
-                    user.out.extended_data_bytes(ext, data).await
-                }
-                ChannelMsg::ExitStatus { exit_status } => {
-                    outcome = Some(format!("exit status {exit_status}"));
-                    let told = user.out.exit_status(exit_status).await;
-                    if finished && told.is_ok() { user.out.eof().await } else { told }
-                }
-                ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
-                    outcome = Some(format!("signal {signal_name:?}"));
-                    let (id, handle, error_message) =
-                        (user.id, &user.handle, noted(&error_message));
-                    handle
-                        .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
-                        .await
-                        .map_err(|()| russh::Error::SendError)
-                }
-                ChannelMsg::XonXoff { client_can_do } => user
-                    .handle
-                    .xon_xoff_request(user.id, client_can_do)
-                    .await
-                    .map_err(|()| russh::Error::SendError),
-                // Told after the status: a client whose own input has ended closes the channel at
-                // once, and then could be told nothing more.
-                ChannelMsg::Eof if outcome.is_none() => {
-                    finished = true;
-                    Ok(())
-                }
-                ChannelMsg::Eof => user.out.eof().await,
-                ChannelMsg::Success => {
-                    replies.next();
-                    Ok(())
-                }
-                ChannelMsg::Failure => match replies.next() {
-                    Reply::Terminal => user.say("the target gave no terminal").await,
-                    Reply::Start => {
-                        let what = self.channel.start.what();
-                        return End::Failed(format!("the target refused the {what} request"));
-                    }
-                    Reply::Other => Ok(()),
-                },
-                ChannelMsg::Close => return self.finish(outcome).await,
-                _ => Ok(()),
-            };
-            if sent.is_err() {
-                return End::User;
-            }
-        }
-        let name = &self.channel.relay.target().name;
-        match outcome {
-            Some(_) => self.finish(outcome).await,
-            None => End::Failed(format!("{name} closed the connection")),
-        }
-    }
-
-    /// The channel's end as the target sees it; files that were still open are told.
-    async fn finish(&self, outcome: Option<String>) -> End {
-        if let Some(files) = self.files {
-            let mut actions = Vec::new();
-            files.lock().await.finish(&mut actions);
-            for action in actions {
-                if let sftp::Action::Event(event) = action
-                    && let Err(why) = self.recording.file(&event).await
-                {
-                    return End::Failed(why);
-                }
-            }
-        }
-        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
-            return End::Failed(why);
-        }
-        End::Target(outcome)
-    }
-
-    /// Lets the observer of scp look, and writes down what it saw.
-    async fn look(
-        &self,
-        look: impl FnOnce(&mut scp::Observer, &mut Vec<scp::Seen>),
-    ) -> Result<(), String> {
-        let Some(scp) = self.scp else { return Ok(()) };
-        let mut seen = Vec::new();
-        look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
-        for seen in seen {
-            match seen {
-                scp::Seen::Event(event) => self.recording.file(&event).await?,
-                scp::Seen::NotScp => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn data(
-        &self,
-        data: Bytes,
-        to_target: &ChannelWriteHalf<client::Msg>,
-    ) -> Result<(), Option<String>> {
-        self.counts.down.fetch_add(data.len() as u64, Relaxed);
-        match self.files {
-            None => {
-                self.look(|scp, seen| scp.from_server(&data, seen)).await.map_err(Some)?;
-                self.recording.output(data.clone()).await.map_err(Some)?;
-                self.channel.user.out.data_bytes(data).await.map_err(|_| None)
-            }
-            Some(files) => self.filter(files, to_target, |f, out| f.from_server(data, out)).await,
-        }
-    }
-
-    /// Passes data through the filter of file requests and sends what comes out, in its order.
-    async fn filter(
-        &self,
-        files: &tokio::sync::Mutex<sftp::Filter>,
-        to_target: &ChannelWriteHalf<client::Msg>,
-        pass: impl FnOnce(&mut sftp::Filter, &mut Vec<sftp::Action>) -> Result<(), sftp::Error>,
-    ) -> Result<(), Option<String>> {
-        let mut actions = Vec::new();
-        let mut filter = files.lock().await;
-        let passed = pass(&mut filter, &mut actions);
-        for action in actions {
-            match action {
-                sftp::Action::ToServer(data) => {
-                    to_target.data_bytes(data).await.map_err(|_| None)?;
-                }
-                sftp::Action::ToClient(data) => {
-                    self.channel.user.out.data_bytes(data).await.map_err(|_| None)?;
-                }
-                sftp::Action::Event(event) => self.recording.file(&event).await.map_err(Some)?,
-            }
-        }
-        passed.map_err(|error| {
-            Some(format!("the file transfer is not SFTP as it should be: {error}"))
-        })
-    }
-}
-
-/// Which request the target's next answer is to: they come in the order of the requests.
-struct Replies {
-    terminal: bool,
-    start: bool,
-}
-
-enum Reply {
-    Terminal,
-    Start,
-    Other,
-}
-
-impl Replies {
-    fn new(terminal: bool) -> Self {
-        Self { terminal, start: true }
-    }
-
-    fn next(&mut self) -> Reply {
-        if std::mem::take(&mut self.terminal) {
-            Reply::Terminal
-        } else if std::mem::take(&mut self.start) {
-            Reply::Start
-        } else {
-            Reply::Other
-        }
-    }
-}
-
-/// Where a connection from the target on leads.
-pub(in crate::server) enum Onward {
-    /// `-L`, `-D` (RFC 4254 section 7.2).
-    Tcp { host: String, port: u32, originator: String, originator_port: u32 },
-    /// A socket file (OpenSSH's PROTOCOL section 2.4).
-    Socket(String),
-}
-
-impl std::fmt::Display for Onward {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", noted(host)),
-            Self::Socket(path) => write!(f, "direct-streamlocal {}", noted(path)),
-        }
-    }
-}
-
-impl Onward {
-    /// Where it may lead.
-    async fn check(self, relay: &Relay) -> Result<Self, String> {
-        match self {
-            Self::Tcp { host, port, originator, originator_port } => {
-                let (host, port) = relay.check_onward(&host, port).await?;
-                Ok(Self::Tcp { host, port, originator, originator_port })
-            }
-            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
-        }
-    }
-
-    async fn open(
-        self,
-        connection: &TargetConnection,
-    ) -> Result<Channel<client::Msg>, russh::Error> {
-        let handle = &connection.handle;
-        match self {
-            Self::Tcp { host, port, originator, originator_port } => {
-                handle.channel_open_direct_tcpip(host, port, originator, originator_port).await
-            }
-            Self::Socket(path) => handle.channel_open_direct_streamlocal(path).await,
-        }
-    }
-}
-
-/// Serves a connection from the target on. Runs on the connection's task set.
-pub(in crate::server) async fn serve_onward(
-    relay: Arc<Relay>,
-    channel: Channel<server::Msg>,
-    onward: Onward,
-    reply: ChannelOpenHandle,
-) {
-    let Some(_slot) = relay.conn.channel_slot() else {
-        let (request, reason) = (onward.to_string(), Refusal::TooManyChannels);
-        relay.conn.record_refusal(Event::RequestRefused { request, reason });
-        return reply.reject(prohibited("too many channels on this connection")).await;
-    };
-    let onward = match onward.check(&relay).await {
-        Ok(onward) => onward,
-        Err(message) => return reply.reject(prohibited(&message)).await,
-    };
-    let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
-    let connection = match relay.connection().await {
-        Ok(Stage::In(connection)) => connection,
-        Ok(Stage::Asking(_)) => {
-            let reason = format!("{} asks again for each connection", relay.name());
-            return reply.reject(failed(reason)).await;
-        }
-        Err(message) => return reply.reject(failed(message)).await,
-    };
-    let to = onward.to_string();
-    if !relay.opened_onward(&to).await {
-        return reply.reject(failed("the bastion cannot write its audit log".to_owned())).await;
-    }
-    let opened = tokio::select! {
-        opened = timeout(STEP, onward.open(&connection)) => opened,
-        () = relay.cancel.cancelled() => return,
-    };
-    match opened {
-        Ok(Ok(target)) => {
-            reply.accept().await;
-            let flow = relay.flow.open(channel.id());
-            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
-            relay.count((up, down));
-            relay.closed_onward(to, (up, down));
-        }
-        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(shown(why)).await,
-        Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
-        Err(_) => reply.reject(failed(format!("no answer within {} s", STEP.as_secs()))).await,
-    }
-}
-
-/// A target's refusal, with nothing in it that a terminal would act on.
-fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
-    match why {
-        ChannelOpenFailure::Other { code, reason } => {
-            ChannelOpenFailure::Other { code, reason: noted(&reason) }
-        }
-        other => other,
-    }
-}
-
-/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let home = match relay.home().await {
-        Some(home) => home,
-        None => match relay.connection().await {
-            Ok(Stage::In(connection)) => {
-                relay.keep(Arc::clone(&connection), false).await;
-                connection
-            }
-            Ok(Stage::Asking(_)) | Err(_) => return None,
-        },
-    };
-    if !relay.opened_onward(&noted(&format!("tcpip-forward {address}:{port}"))).await {
-        return None;
-    }
-    let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
-    bound.ok()?.ok()
-}
-
-/// Takes that back.
-pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
-    let Some(home) = relay.home().await else { return false };
-    let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
-    matches!(done, Ok(Ok(())))
 }

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use super::people::{PASSWORD, Person, Registry, code_at, code_of, secret_of};
 use super::postgres::{self, Postgres};
+use super::present_user;
 use super::sshd::Sshd;
-use super::{eventually, present_user};
 
 /// Which engine the store is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

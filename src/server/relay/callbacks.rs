@@ -1,0 +1,306 @@
+//! What a target may cause: it shows its host key, and asks the user for channels.
+//!
+//! Always holds: a host key that is not trusted, or cannot be looked up, is refused, and that is
+//! audited; a channel is opened to the user only with the right for it, counted and written down.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use russh::Channel;
+use russh::client::{self, ChannelOpenHandle, Msg};
+use russh::keys::ssh_key::{HashAlg, certificate::CertType};
+use russh::keys::{PublicKey, PublicKeyOrCertificate};
+use tokio::time::timeout;
+
+use super::Relay;
+use super::target::STEP;
+use crate::audit::Event;
+use crate::domain::{Capability, Target, UnixTime, noted};
+use crate::keys;
+use crate::store::{Store, TrustedKey};
+
+/// The keys that are trusted for a target.
+pub(super) struct HostKeys {
+    keys: Vec<PublicKey>,
+    authorities: Vec<PublicKey>,
+}
+
+impl HostKeys {
+    pub(super) fn parse(trusted: &[TrustedKey]) -> Self {
+        let of = |authority| {
+            let mine = trusted.iter().filter(move |key| key.authority == authority);
+            mine.filter_map(|key| PublicKey::from_openssh(&key.key).ok()).collect()
+        };
+        Self { keys: of(0), authorities: of(1) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.authorities.is_empty()
+    }
+
+    /// Whether what the target showed is trusted; russh has checked that it holds the key.
+    fn trusts(&self, shown: &PublicKeyOrCertificate, target: &Target, now: UnixTime) -> bool {
+        let certificate = match shown {
+            PublicKeyOrCertificate::PublicKey { key, .. } => {
+                return self.keys.iter().any(|known| known.key_data() == key.key_data());
+            }
+            PublicKeyOrCertificate::Certificate(certificate) => certificate,
+        };
+        let host = target.address.host.as_str();
+        let named = certificate.valid_principals();
+        let authorities: Vec<_> =
+            self.authorities.iter().map(|key| key.fingerprint(HashAlg::Sha256)).collect();
+        certificate.cert_type() == CertType::Host
+            && named.iter().any(|name| name == host || name == target.name.as_str())
+            && certificate.critical_options().is_empty()
+            && certificate.validate_at(now.seconds(), &authorities).is_ok()
+    }
+}
+
+/// "SHA256:..." of what a target showed.
+fn fingerprint(shown: &PublicKeyOrCertificate) -> String {
+    match shown {
+        PublicKeyOrCertificate::PublicKey { key, .. } => {
+            key.fingerprint(HashAlg::Sha256).to_string()
+        }
+        PublicKeyOrCertificate::Certificate(certificate) => {
+            let authority = certificate.signature_key().fingerprint(HashAlg::Sha256);
+            format!("a certificate by {authority}")
+        }
+    }
+}
+
+/// What a target may cause.
+pub(super) struct Handler {
+    /// Not held: the relay holds this connection, and both would stay for ever.
+    pub(super) relay: Weak<Relay>,
+    pub(super) host_keys: HostKeys,
+    /// Why its host key was refused.
+    pub(super) refused: Arc<Mutex<Option<String>>>,
+}
+
+impl Handler {
+    /// Trusts the first key that is seen, if the administrator chose that.
+    async fn first_use(&self, relay: &Relay, shown: &PublicKeyOrCertificate) -> bool {
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return false };
+        if !relay.conn.settings.record.trust_first_use || !self.host_keys.is_empty() {
+            return false;
+        }
+        pin(&relay.conn.bastion.store, relay, key).await
+    }
+
+    async fn refuse(&self, relay: &Relay, shown: &PublicKeyOrCertificate) {
+        let name = &relay.target().name;
+        let message = if self.host_keys.is_empty() {
+            format!(
+                "the host key of {name} is not known yet: ask your administrator to run 'sallyport target pin {name}'"
+            )
+        } else {
+            format!(
+                "the host key of {name} has changed: nothing was sent there. Ask your administrator, who can compare it and run 'sallyport target pin {name}'"
+            )
+        };
+        let trusted = self.host_keys.keys.iter().chain(&self.host_keys.authorities);
+        let event = Event::HostKeyRefused {
+            target: name.clone(),
+            offered: fingerprint(shown),
+            trusted: trusted.map(|key| key.fingerprint(HashAlg::Sha256).to_string()).collect(),
+        };
+        let conn = &relay.conn;
+        if let Err(error) =
+            conn.bastion.store.record(conn.bastion.clock.now(), &conn.context(), event).await
+        {
+            tracing::error!(%error, "failed to write an audit event of a host key");
+        }
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+    }
+
+    /// Opens the channel to the user that a target asked for, and joins the two.
+    fn join(&self, target: Channel<Msg>, reply: ChannelOpenHandle, wanted: Wanted) {
+        let Some(relay) = self.relay.upgrade() else { return };
+        if !relay.permit.allows(wanted.right()) {
+            return;
+        }
+        let tasks = relay.conn.tasks.clone();
+        tasks.spawn(async move {
+            let (Some(user), Some(_slot)) = (relay.user.get(), relay.conn.channel_slot()) else {
+                return;
+            };
+            let to = wanted.to_string();
+            if !relay.opened_onward(&to).await {
+                return;
+            }
+            let bytes = match timeout(STEP, wanted.open(user)).await {
+                Ok(Ok(channel)) => {
+                    reply.accept().await;
+                    let flow = relay.flow.open(channel.id());
+                    super::bridge::carry(channel, target, flow, &relay.cancel).await
+                }
+                _ => {
+                    reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+                    (0, 0)
+                }
+            };
+            relay.closed_onward(to, bytes);
+        });
+    }
+}
+
+/// A channel that a target asks the user for.
+enum Wanted {
+    Agent,
+    X11(String, u32),
+    Forwarded { address: String, port: u32, originator: String, originator_port: u32 },
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent => f.write_str("the user's agent"),
+            Self::X11(..) => f.write_str("the user's X11 display"),
+            Self::Forwarded { address, port, originator, originator_port } => {
+                let (address, originator) = (noted(address), noted(originator));
+                write!(f, "forwarded-tcpip {address}:{port} for {originator}:{originator_port}")
+            }
+        }
+    }
+}
+
+impl Wanted {
+    fn right(&self) -> Capability {
+        match self {
+            Self::Agent => Capability::Agent,
+            Self::X11(..) => Capability::X11,
+            Self::Forwarded { .. } => Capability::RemoteForward,
+        }
+    }
+
+    async fn open(
+        self,
+        user: &russh::server::Handle,
+    ) -> Result<Channel<russh::server::Msg>, russh::Error> {
+        match self {
+            Self::Agent => user.channel_open_agent().await,
+            Self::X11(originator, port) => user.channel_open_x11(originator, port).await,
+            Self::Forwarded { address, port, originator, originator_port } => {
+                user.channel_open_forwarded_tcpip(address, port, originator, originator_port).await
+            }
+        }
+    }
+}
+
+/// Pins a key that was seen for the first time.
+async fn pin(store: &Store, relay: &Relay, key: &PublicKey) -> bool {
+    let Ok((line, fingerprint)) = keys::public_key_line(key) else { return false };
+    let conn = &relay.conn;
+    let now = conn.bastion.clock.now();
+    let pinned = store
+        .pin_first_key(&relay.target().name, (&line, &fingerprint), &conn.context(), now)
+        .await;
+    match pinned {
+        // Somebody else's first sight came first: this connection trusts what was pinned then.
+        Ok(pinned) => pinned,
+        Err(error) => {
+            tracing::error!(%error, "failed to pin a host key");
+            false
+        }
+    }
+}
+
+impl client::Handler for Handler {
+    type Error = russh::Error;
+
+    async fn check_server_key(
+        &mut self,
+        shown: &PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
+        let Some(relay) = self.relay.upgrade() else { return Ok(false) };
+        let now = relay.conn.bastion.clock.now();
+        let trusted = self.host_keys.trusts(shown, relay.target(), now);
+        if trusted || self.first_use(&relay, shown).await {
+            return Ok(true);
+        }
+        self.refuse(&relay, shown).await;
+        Ok(false)
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.join(channel, reply, Wanted::Agent);
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        channel: Channel<Msg>,
+        originator: &str,
+        port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.join(channel, reply, Wanted::X11(originator.to_owned(), port));
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        address: &str,
+        port: u32,
+        originator: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        let (address, originator) = (address.to_owned(), originator.to_owned());
+        self.join(channel, reply, Wanted::Forwarded { address, port, originator, originator_port });
+        Ok(())
+    }
+
+    // What no sshd opens. Dropping the reply refuses it.
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<Msg>,
+        _path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! Both directions of a session channel whose target is reached, and what looks on.
+//!
+//! Always holds: this is the one place that a session's bytes pass; they are recorded before they
+//! are sent on, and file requests pass the filter, in an order that no answer is lost in.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client};
+
+use super::bridge::Piece;
+use super::recorder::Recording;
+use super::session::{Carried, Control, Controls, End};
+use super::stream::Counts;
+use crate::domain::noted;
+use crate::sftp::{self, scp};
+
+/// Both directions of a channel whose target is reached.
+pub(super) struct Both<'a> {
+    pub(super) channel: &'a Carried<'a>,
+    pub(super) recording: &'a Recording,
+    /// For the sftp subsystem. Held while what it lets through is sent, which keeps its order.
+    pub(super) files: Option<&'a tokio::sync::Mutex<sftp::Filter>>,
+    /// For a command that may be the old scp: it only looks.
+    pub(super) scp: Option<&'a Mutex<scp::Observer>>,
+    pub(super) counts: &'a Counts,
+}
+
+impl Both<'_> {
+    /// From the user to the target.
+    pub(super) async fn up(&self, to_target: &ChannelWriteHalf<client::Msg>) -> End {
+        let uplink = self.channel.uplink;
+        loop {
+            let data = match uplink.next().await {
+                Piece::Data(data) => data,
+                Piece::Eof => match to_target.eof().await {
+                    Ok(()) => continue,
+                    Err(_) => return std::future::pending().await, // `down` knows why.
+                },
+                Piece::Close => return End::User,
+            };
+            let len = data.len();
+            if let Err(why) = self.recording.input(&data).await {
+                return End::Failed(why);
+            }
+            if let Err(why) = self.look(|scp, seen| scp.from_client(&data, seen)).await {
+                return End::Failed(why);
+            }
+            let sent = match self.files {
+                None => to_target.data_bytes(data).await.map_err(|_| None),
+                Some(files) => {
+                    self.filter(files, to_target, |f, out| f.from_client(data, out)).await
+                }
+            };
+            uplink.done(len);
+            self.counts.up.fetch_add(len as u64, Relaxed);
+            match sent {
+                Ok(()) => {}
+                Err(Some(why)) => return End::Failed(why),
+                Err(None) => return std::future::pending().await, // `down` knows why.
+            }
+        }
+    }
+
+    /// Window changes and signals, which do not wait behind data.
+    pub(super) async fn control(
+        &self,
+        controls: &Controls,
+        to_target: &ChannelWriteHalf<client::Msg>,
+    ) -> End {
+        loop {
+            let sent = match controls.next().await {
+                Control::Resize(columns, rows, width, height) => {
+                    if let Err(why) = self.recording.resize(columns, rows).await {
+                        return End::Failed(why);
+                    }
+                    to_target.window_change(columns, rows, width, height).await
+                }
+                Control::Signal(signal) => to_target.signal(signal).await,
+            };
+            if sent.is_err() {
+                return std::future::pending().await; // `down` knows why.
+            }
+        }
+    }
+
+    /// From the target to the user.
+    pub(super) async fn down(
+        &self,
+        mut from_target: ChannelReadHalf,
+        to_target: &ChannelWriteHalf<client::Msg>,
+    ) -> End {
+        let user = self.channel.user;
+        let mut replies = Replies::new(self.channel.setup.terminal.is_some());
+        let (mut outcome, mut finished) = (None, false);
+        while let Some(message) = from_target.wait().await {
+            let sent = match message {
+                ChannelMsg::Data { data } => match self.data(data, to_target).await {
+                    Ok(()) => Ok(()),
+                    Err(Some(why)) => return End::Failed(why),
+                    Err(None) => return End::User,
+                },
+                ChannelMsg::ExtendedData { data, ext } => {
+                    self.counts.down.fetch_add(data.len() as u64, Relaxed);
+                    if let Err(why) = self.recording.output(data.clone()).await {
+                        return End::Failed(why);
+                    }
+                    user.out.extended_data_bytes(ext, data).await
+                }
+                ChannelMsg::ExitStatus { exit_status } => {
+                    outcome = Some(format!("exit status {exit_status}"));
+                    let told = user.out.exit_status(exit_status).await;
+                    if finished && told.is_ok() { user.out.eof().await } else { told }
+                }
+                ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
+                    outcome = Some(format!("signal {signal_name:?}"));
+                    let (id, handle, error_message) =
+                        (user.id, &user.handle, noted(&error_message));
+                    handle
+                        .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
+                        .await
+                        .map_err(|()| russh::Error::SendError)
+                }
+                ChannelMsg::XonXoff { client_can_do } => user
+                    .handle
+                    .xon_xoff_request(user.id, client_can_do)
+                    .await
+                    .map_err(|()| russh::Error::SendError),
+                // Told after the status: a client whose own input has ended closes the channel at
+                // once, and then could be told nothing more.
+                ChannelMsg::Eof if outcome.is_none() => {
+                    finished = true;
+                    Ok(())
+                }
+                ChannelMsg::Eof => user.out.eof().await,
+                ChannelMsg::Success => {
+                    replies.next();
+                    Ok(())
+                }
+                ChannelMsg::Failure => match replies.next() {
+                    Reply::Terminal => user.say("the target gave no terminal").await,
+                    Reply::Start => {
+                        let what = self.channel.start.what();
+                        return End::Failed(format!("the target refused the {what} request"));
+                    }
+                    Reply::Other => Ok(()),
+                },
+                ChannelMsg::Close => return self.finish(outcome).await,
+                _ => Ok(()),
+            };
+            if sent.is_err() {
+                return End::User;
+            }
+        }
+        let name = &self.channel.relay.target().name;
+        match outcome {
+            Some(_) => self.finish(outcome).await,
+            None => End::Failed(format!("{name} closed the connection")),
+        }
+    }
+
+    /// The channel's end as the target sees it; files that were still open are told.
+    async fn finish(&self, outcome: Option<String>) -> End {
+        if let Some(files) = self.files {
+            let mut actions = Vec::new();
+            files.lock().await.finish(&mut actions);
+            for action in actions {
+                if let sftp::Action::Event(event) = action
+                    && let Err(why) = self.recording.file(&event).await
+                {
+                    return End::Failed(why);
+                }
+            }
+        }
+        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
+            return End::Failed(why);
+        }
+        End::Target(outcome)
+    }
+
+    /// Lets the observer of scp look, and writes down what it saw.
+    async fn look(
+        &self,
+        look: impl FnOnce(&mut scp::Observer, &mut Vec<scp::Seen>),
+    ) -> Result<(), String> {
+        let Some(scp) = self.scp else { return Ok(()) };
+        let mut seen = Vec::new();
+        look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
+        for seen in seen {
+            match seen {
+                scp::Seen::Event(event) => self.recording.file(&event).await?,
+                scp::Seen::NotScp => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn data(
+        &self,
+        data: Bytes,
+        to_target: &ChannelWriteHalf<client::Msg>,
+    ) -> Result<(), Option<String>> {
+        self.counts.down.fetch_add(data.len() as u64, Relaxed);
+        match self.files {
+            None => {
+                self.look(|scp, seen| scp.from_server(&data, seen)).await.map_err(Some)?;
+                self.recording.output(data.clone()).await.map_err(Some)?;
+                self.channel.user.out.data_bytes(data).await.map_err(|_| None)
+            }
+            Some(files) => self.filter(files, to_target, |f, out| f.from_server(data, out)).await,
+        }
+    }
+
+    /// Passes data through the filter of file requests and sends what comes out, in its order.
+    async fn filter(
+        &self,
+        files: &tokio::sync::Mutex<sftp::Filter>,
+        to_target: &ChannelWriteHalf<client::Msg>,
+        pass: impl FnOnce(&mut sftp::Filter, &mut Vec<sftp::Action>) -> Result<(), sftp::Error>,
+    ) -> Result<(), Option<String>> {
+        let mut actions = Vec::new();
+        let mut filter = files.lock().await;
+        let passed = pass(&mut filter, &mut actions);
+        for action in actions {
+            match action {
+                sftp::Action::ToServer(data) => {
+                    to_target.data_bytes(data).await.map_err(|_| None)?;
+                }
+                sftp::Action::ToClient(data) => {
+                    self.channel.user.out.data_bytes(data).await.map_err(|_| None)?;
+                }
+                sftp::Action::Event(event) => self.recording.file(&event).await.map_err(Some)?,
+            }
+        }
+        passed.map_err(|error| {
+            Some(format!("the file transfer is not SFTP as it should be: {error}"))
+        })
+    }
+}
+
+/// Which request the target's next answer is to: they come in the order of the requests.
+struct Replies {
+    terminal: bool,
+    start: bool,
+}
+
+enum Reply {
+    Terminal,
+    Start,
+    Other,
+}
+
+impl Replies {
+    fn new(terminal: bool) -> Self {
+        Self { terminal, start: true }
+    }
+
+    fn next(&mut self) -> Reply {
+        if std::mem::take(&mut self.terminal) {
+            Reply::Terminal
+        } else if std::mem::take(&mut self.start) {
+            Reply::Start
+        } else {
+            Reply::Other
+        }
+    }
+}

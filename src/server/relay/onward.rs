@@ -1,0 +1,144 @@
+//! Connections beside the sessions: from a target on (`-L`, `-D`, socket files), and the ports that a
+//! target listens on for the user (`-R`).
+//!
+//! Always holds: each is checked, and written down before it is opened.
+
+use std::sync::Arc;
+
+use russh::server::ChannelOpenHandle;
+use russh::{Channel, ChannelOpenFailure, client, server};
+use tokio::time::timeout;
+
+use super::Relay;
+use super::bridge;
+use super::sign_in::Stage;
+use super::target::{STEP, TargetConnection};
+use crate::audit::{Event, Refusal};
+use crate::domain::{Capability, noted, printable};
+use crate::server::handler::prohibited;
+
+/// Where a connection from the target on leads.
+pub(in crate::server) enum Onward {
+    /// `-L`, `-D` (RFC 4254 section 7.2).
+    Tcp { host: String, port: u32, originator: String, originator_port: u32 },
+    /// A socket file (OpenSSH's PROTOCOL section 2.4).
+    Socket(String),
+}
+
+impl std::fmt::Display for Onward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port, .. } => write!(f, "direct-tcpip {}:{port}", noted(host)),
+            Self::Socket(path) => write!(f, "direct-streamlocal {}", noted(path)),
+        }
+    }
+}
+
+impl Onward {
+    /// Where it may lead.
+    async fn check(self, relay: &Relay) -> Result<Self, String> {
+        match self {
+            Self::Tcp { host, port, originator, originator_port } => {
+                let (host, port) = relay.check_onward(&host, port).await?;
+                Ok(Self::Tcp { host, port, originator, originator_port })
+            }
+            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
+        }
+    }
+
+    async fn open(
+        self,
+        connection: &TargetConnection,
+    ) -> Result<Channel<client::Msg>, russh::Error> {
+        let handle = &connection.handle;
+        match self {
+            Self::Tcp { host, port, originator, originator_port } => {
+                handle.channel_open_direct_tcpip(host, port, originator, originator_port).await
+            }
+            Self::Socket(path) => handle.channel_open_direct_streamlocal(path).await,
+        }
+    }
+}
+
+/// Serves a connection from the target on. Runs on the connection's task set.
+pub(in crate::server) async fn serve_onward(
+    relay: Arc<Relay>,
+    channel: Channel<server::Msg>,
+    onward: Onward,
+    reply: ChannelOpenHandle,
+) {
+    let Some(_slot) = relay.conn.channel_slot() else {
+        let (request, reason) = (onward.to_string(), Refusal::TooManyChannels);
+        relay.conn.record_refusal(Event::RequestRefused { request, reason });
+        return reply.reject(prohibited("too many channels on this connection")).await;
+    };
+    let onward = match onward.check(&relay).await {
+        Ok(onward) => onward,
+        Err(message) => return reply.reject(prohibited(&message)).await,
+    };
+    let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
+    let connection = match relay.connection().await {
+        Ok(Stage::In(connection)) => connection,
+        Ok(Stage::Asking(_)) => {
+            let reason = format!("{} asks again for each connection", relay.name());
+            return reply.reject(failed(reason)).await;
+        }
+        Err(message) => return reply.reject(failed(message)).await,
+    };
+    let to = onward.to_string();
+    if !relay.opened_onward(&to).await {
+        return reply.reject(failed("the bastion cannot write its audit log".to_owned())).await;
+    }
+    let opened = tokio::select! {
+        opened = timeout(STEP, onward.open(&connection)) => opened,
+        () = relay.cancel.cancelled() => return,
+    };
+    match opened {
+        Ok(Ok(target)) => {
+            reply.accept().await;
+            let flow = relay.flow.open(channel.id());
+            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
+            relay.count((up, down));
+            relay.closed_onward(to, (up, down));
+        }
+        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(shown(why)).await,
+        Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
+        Err(_) => reply.reject(failed(format!("no answer within {} s", STEP.as_secs()))).await,
+    }
+}
+
+/// A target's refusal, with nothing in it that a terminal would act on.
+fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
+    match why {
+        ChannelOpenFailure::Other { code, reason } => {
+            ChannelOpenFailure::Other { code, reason: noted(&reason) }
+        }
+        other => other,
+    }
+}
+
+/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
+pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
+    let home = match relay.home().await {
+        Some(home) => home,
+        None => match relay.connection().await {
+            Ok(Stage::In(connection)) => {
+                relay.keep(Arc::clone(&connection), false).await;
+                connection
+            }
+            Ok(Stage::Asking(_)) | Err(_) => return None,
+        },
+    };
+    if !relay.opened_onward(&noted(&format!("tcpip-forward {address}:{port}"))).await {
+        return None;
+    }
+    let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
+    bound.ok()?.ok()
+}
+
+/// Takes that back.
+pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
+    let Some(home) = relay.home().await else { return false };
+    let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
+    matches!(done, Ok(Ok(())))
+}
