@@ -157,8 +157,8 @@ pub async fn serve(
     let shutdown = CancellationToken::new();
     let signals = watch_signals(shutdown.clone())?;
     let hangup = signal(SignalKind::hangup())?;
-    let (store, one_time) = init(&config, &Clock::System).await?;
-    let bastion = Arc::new(bastion(&config, store, Clock::System)?);
+    // Before anything is made: whoever cannot listen must not have made an administrator whose
+    // password nobody is told. Who connects already waits until everything is there.
     let listeners = socket::listeners(&config.server.listen)?;
     let mut addresses = Vec::new();
     for listener in &listeners {
@@ -166,9 +166,11 @@ pub async fn serve(
         tracing::info!(%address, "listening");
         addresses.push(address);
     }
+    let (store, one_time) = init(&config, &Clock::System).await?;
     if let Some(one_time) = one_time {
         welcome(&config, &addresses, &one_time)?;
     }
+    let bastion = Arc::new(bastion(&config, store, Clock::System)?);
     let anchor = bastion.store.audit_head().await?;
     tracing::info!(anchor = %anchor, key = %bastion.store.audit_key().public().fingerprint(), "audit log");
 

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::support::ssh::{Run, run};
-use crate::support::{command, ended, eventually, free_port, listening};
+use crate::support::{command, ended, eventually, free_port, speaks_ssh};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sallyport");
 
@@ -21,7 +21,7 @@ async fn serve(dir: &Path, port: u16) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    listening(port).await;
+    speaks_ssh(port).await;
     child
 }
 
@@ -60,6 +60,28 @@ async fn the_first_start_tells_the_password_once() {
     let mut rest = String::new();
     tokio::io::AsyncReadExt::read_to_string(&mut out, &mut rest).await.unwrap();
     assert_eq!(rest, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_cannot_listen_makes_no_administrator() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut start = command(env!("CARGO_BIN_EXE_sallyport"));
+    start.arg("serve").current_dir(dir.path());
+    start.env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"));
+    let refused = run(&mut start).await.failed();
+    assert!(refused.err.contains(&format!("failed to listen on 127.0.0.1:{port}")), "{refused:?}");
+    drop(taken);
+    // So that the next one tells the password.
+    let mut child = serve(dir.path(), port).await;
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = String::new();
+    while !said.contains("authenticator app") {
+        said.push_str(&lines.next_line().await.unwrap().unwrap());
+    }
+    assert!(said.contains("one-time password"), "{said}");
+    terminate(&mut child).await;
 }
 
 /// What people type is not where it listens: systemd or a load balancer stands in between.

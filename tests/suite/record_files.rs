@@ -8,7 +8,7 @@ use crate::support::bastion::{PASSWORD, code_at};
 use crate::support::hop::{Hop, read};
 use crate::support::screen::Screen;
 use crate::support::ssh::{Client, digest};
-use crate::support::{command, ended, eventually, free_port, listening};
+use crate::support::{command, ended, eventually, free_port, speaks_ssh};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recording_grows_with_its_session_and_is_sealed_after_it() {
@@ -118,7 +118,7 @@ async fn a_bastion_that_is_killed_leaves_a_readable_recording() {
     serve.env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"));
     serve.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut bastion = serve.spawn().unwrap();
-    listening(port).await;
+    speaks_ssh(port).await;
     let client = Client::on_port(port, "bob").knows("db1", &hop.sshd);
     client.answers(&[PASSWORD, &code_at(&bob, Clock::System.now())]);
     let mut ssh = client.command("ssh", &["-J", "bastion", "db1", "echo up; cat"]);

@@ -113,6 +113,17 @@ pub async fn listening(port: u16) {
     .await;
 }
 
+/// Waits until an SSH server speaks on `port`: a bastion listens before it has made its store.
+pub async fn speaks_ssh(port: u16) {
+    use tokio::io::AsyncReadExt as _;
+    eventually("an SSH server speaks", async || {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let mut said = [0; 4];
+        stream.read_exact(&mut said).await.ok().filter(|_| said == *b"SSH-").map(|_| ())
+    })
+    .await;
+}
+
 /// Waits for a child's end.
 pub async fn ended(child: &mut Child) -> std::process::ExitStatus {
     tokio::time::timeout(PATIENCE, child.wait()).await.expect("a process did not end").unwrap()
