@@ -4,6 +4,7 @@
 //! Always holds: what a caller may do is decided here, by the role they signed in with, before a
 //! verb runs; auditors read and change nothing; every refusal is audited.
 
+mod contents;
 pub mod menu;
 
 use std::io::Write as _;
@@ -11,6 +12,7 @@ use std::io::Write as _;
 use anyhow::bail;
 use tokio::io::AsyncWrite;
 
+pub use self::contents::{contents, page};
 pub use crate::admin::replay::Keys;
 use crate::admin::{self, Out, Verbs, output::Format};
 use crate::audit::{Actor, Context, Event, Refusal};
@@ -80,19 +82,9 @@ pub async fn run(
         bail!("your role, {}, does not allow that command", caller.who.role());
     }
     store.record(now, &caller.context, Event::CommandRun { command }).await?;
-    let rules = password::Rules::default();
-    let actor = Some(Actor::User(caller.who.user().clone()));
-    let context = Context { actor, ..caller.context.clone() };
-    let verbs = Verbs {
-        store,
-        context: &context,
-        now,
-        format: if console.json { Format::Json } else { Format::Table { width: None } },
-        cost: password::Cost::default(),
-        rules: &rules,
-        binding_window: std::time::Duration::ZERO,
-        recordings: &caller.recordings,
-    };
+    let format = if console.json { Format::Json } else { Format::Table { width: None } };
+    let (rules, context) = (password::Rules::default(), caller.actor());
+    let verbs = caller.verbs((store, now), format, (&rules, &context));
     dispatch(caller, &verbs, console.command, keys, &mut out).await?;
     out.send().await?;
     Ok(0)
@@ -162,11 +154,7 @@ async fn greet(
     writeln!(out, "Hello {}. This is {}.\n", caller.who.user(), caller.public_host)?;
     let granted = granted(caller, store, now).await?;
     if granted.is_empty() {
-        let next = match caller.who.role() {
-            Role::Admin => "on this host, 'sallyport target add' and 'grant add' change that",
-            Role::Auditor | Role::User => "ask your administrator",
-        };
-        writeln!(out, "No target is granted to you yet: {next}.")?;
+        writeln!(out, "No target is granted to you yet: {}.", when_empty(caller))?;
     } else {
         writeln!(out, "Targets granted to you, and how to get there:")?;
         for (target, state) in &granted {
@@ -180,6 +168,14 @@ async fn greet(
     let me = format!("ssh {}{}@{}", caller.port_option(), caller.who.user(), caller.public_host);
     writeln!(out, "'{me} help' shows what else can be typed here.")?;
     Ok(())
+}
+
+/// What to do when no target is granted.
+fn when_empty(caller: &Caller<'_>) -> &'static str {
+    match caller.who.role() {
+        Role::Admin => "on this host, 'sallyport target add' and 'grant add' change that",
+        Role::Auditor | Role::User => "ask your administrator",
+    }
 }
 
 async fn targets(caller: &Caller<'_>, verbs: &Verbs<'_>, out: &mut Out<'_>) -> anyhow::Result<()> {
@@ -252,6 +248,31 @@ async fn granted(
 }
 
 impl Caller<'_> {
+    /// Where events belong that the caller causes by a command.
+    fn actor(&self) -> Context {
+        let actor = Some(Actor::User(self.who.user().clone()));
+        Context { actor, ..self.context.clone() }
+    }
+
+    /// What verbs need that act for the caller.
+    fn verbs<'a>(
+        &'a self,
+        (store, now): (&'a Store, UnixTime),
+        format: Format,
+        (rules, context): (&'a password::Rules, &'a Context),
+    ) -> Verbs<'a> {
+        Verbs {
+            store,
+            context,
+            now,
+            format,
+            cost: password::Cost::default(),
+            rules,
+            binding_window: std::time::Duration::ZERO,
+            recordings: &self.recordings,
+        }
+    }
+
     /// The exact line that leads to a target.
     fn line(&self, target: &Target) -> String {
         let (user, host) = (self.who.user(), &self.public_host);

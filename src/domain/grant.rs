@@ -104,6 +104,16 @@ impl Grant {
         }
     }
 
+    /// When and from where it holds, in the words of the command that would add it; empty if always
+    /// and from everywhere.
+    pub fn conditions(&self) -> String {
+        let hours = self.hours.as_ref().map(|hours| format!("hours {hours}"));
+        let from: Vec<String> = self.from.iter().map(ToString::to_string).collect();
+        let from = (!from.is_empty()).then(|| format!("from {}", from.join(",")));
+        let until = self.until.map(|until| format!("until {until}"));
+        [hours, from, until].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether it is for `account`.
     pub fn is_for(&self, account: &AccountName) -> bool {
         self.accounts.is_empty() || self.accounts.contains(account)
@@ -128,15 +138,9 @@ impl fmt::Display for Grant {
         if !self.allow.is_empty() {
             write!(f, " allow {}", list(self.allow.iter().map(ToString::to_string).collect()))?;
         }
-        if let Some(hours) = &self.hours {
-            write!(f, " hours {hours}")?;
+        match self.conditions() {
+            conditions if conditions.is_empty() => Ok(()),
+            conditions => write!(f, " {conditions}"),
         }
-        if !self.from.is_empty() {
-            write!(f, " from {}", list(self.from.iter().map(ToString::to_string).collect()))?;
-        }
-        if let Some(until) = self.until {
-            write!(f, " until {until}")?;
-        }
-        Ok(())
     }
 }

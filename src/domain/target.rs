@@ -51,6 +51,11 @@ impl Capability {
     pub fn by_default(self) -> bool {
         !matches!(self, Self::X11 | Self::RemoteForward)
     }
+
+    /// Whether it is asked for on a session channel, beside what the channel is for.
+    pub fn is_for_sessions(self) -> bool {
+        matches!(self, Self::Agent | Self::X11)
+    }
 }
 
 words! {

@@ -45,11 +45,14 @@ pub fn printable_json(json: &str) -> String {
     out
 }
 
-/// Whether a terminal could act on `c`, or show nothing or another order for it.
+/// Whether a terminal could act on `c`, or show nothing or another order for it: controls and what
+/// Unicode calls format characters (Cf), of whose width no two terminals think alike.
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{00AD}' | '\u{061C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
+            '\u{00AD}' | '\u{0600}'..='\u{0605}' | '\u{061C}' | '\u{06DD}' | '\u{070F}'
+            | '\u{0890}'..='\u{0891}' | '\u{08E2}' | '\u{110BD}' | '\u{110CD}'
+            | '\u{13430}'..='\u{1345F}' | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
             | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
@@ -77,6 +80,8 @@ mod tests {
             "a\\u{1b}[2Jb\\u{d}\\u{a}\\u{9}\\u{7f}\\u{9b}"
         );
         assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+        // A number sign of which one terminal makes room for a column and another none.
+        assert_eq!(printable("a\u{600}b"), "a\\u{600}b");
     }
 
     #[test]

@@ -35,6 +35,13 @@ impl UnixTime {
 }
 
 /// RFC 3339 in UTC with whole seconds, such as `2026-11-24T08:20:03Z`.
+impl UnixTime {
+    /// The day, in UTC, as `2026-11-24`.
+    pub fn date(self) -> String {
+        self.to_string().chars().take_while(|c| *c != 'T').collect()
+    }
+}
+
 impl fmt::Display for UnixTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_second(self.0.div_euclid(1000)) {

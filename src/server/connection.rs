@@ -47,6 +47,8 @@ pub(crate) struct Connection {
     /// Cancelled when the connection ends: every task of it listens.
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
+    /// What holds a user's terminal, and gives it back before the connection ends.
+    pub(super) screens: TaskTracker,
     pub(super) flow: Arc<ConnectionFlow>,
     admission: Mutex<Admission>,
     signed_in: OnceLock<Authenticated>,
@@ -134,6 +136,11 @@ impl Connection {
         self.stop.cancel();
     }
 
+    /// Why the connection is being ended from here, if it is.
+    pub(super) fn ended_by_us(&self) -> Option<String> {
+        self.end.get().map(|(_, message)| message.clone())
+    }
+
     /// A place for one more channel, if there is one.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
         let most = self.settings.max_channels;
@@ -213,6 +220,7 @@ pub(super) async fn serve(
         control,
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
+        screens: TaskTracker::new(),
         admission: Mutex::new(admission),
         signed_in: OnceLock::new(),
         may_be_open: OnceLock::new(),
@@ -253,6 +261,8 @@ async fn run(conn: &Arc<Connection>, stream: GuardedStream<TcpStream>) -> Result
     let message = conn.end.get().map(|(_, message)| message.clone()).unwrap_or_default();
     let by = russh::Disconnect::ByApplication;
     let goodbye = async {
+        conn.screens.close();
+        conn.screens.wait().await;
         // An error here means that the session is gone already, which is what is wanted.
         if handle.disconnect(by, message, String::new()).await.is_err() {
             tracing::debug!(session = %conn.id, "the client left before it could be told");

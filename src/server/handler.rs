@@ -191,6 +191,8 @@ impl Answering for Handler {
     fn allowed(&self, right: Capability, request: &str) -> bool {
         match self.relay() {
             Some(relay) => relay.check(right, request).is_ok(),
+            // May be for the target that the menu leads to: decided when one is chosen.
+            None if self.entrance.is_none() && right.is_for_sessions() => true,
             None => {
                 self.refuse(request);
                 false
@@ -277,7 +279,7 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         let Some(entrance) = self.entrance.clone() else {
-            shell::open(&self.conn, channel, reply).await;
+            shell::open(&self.conn, channel, session.handle(), reply).await;
             return Ok(());
         };
         let (conn, handle) = (Arc::clone(&self.conn), session.handle());

@@ -1,29 +1,31 @@
-//! A session channel on the bastion itself (RFC 4254 section 6): reads its requests, runs one
-//! command of the console, reports its exit status.
+//! A session channel on the bastion itself (RFC 4254 section 6): takes in what is asked for, then
+//! shows the menu, or runs one command of the console and reports its exit status.
 //!
 //! Always holds: the channel's messages are taken in all the time, also while a command runs, so
 //! that the connection's task never waits for one; the command's output waits for the client.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use russh::server::{ChannelOpenHandle, Msg};
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use russh::Channel;
+use russh::server::{ChannelOpenHandle, Handle, Msg};
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::mpsc;
 
 use super::connection::Connection;
 use super::handler::prohibited;
+use super::relay::{self, Controls, Piece, Setup, Start, Uplink, User};
 use crate::audit::{Event, Refusal};
+use crate::auth::machine::Authenticated;
 use crate::console;
 use crate::domain::printable;
 use crate::recording::player::Key;
 
-/// Pieces that were typed and may wait for a command that reads them.
-const TYPED: usize = 16;
-
 /// Accepts a session channel and serves it on the connection's task set.
-pub(super) async fn open(conn: &Arc<Connection>, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+pub(super) async fn open(
+    conn: &Arc<Connection>,
+    channel: Channel<Msg>,
+    handle: Handle,
+    reply: ChannelOpenHandle,
+) {
     let Some(slot) = conn.channel_slot() else {
         let reason = Refusal::TooManyChannels;
         conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
@@ -33,60 +35,53 @@ pub(super) async fn open(conn: &Arc<Connection>, channel: Channel<Msg>, reply: C
     let owner = Arc::clone(conn);
     conn.tasks.spawn(async move {
         let _slot = slot;
-        tokio::select! {
-            () = serve(&owner, channel) => {}
-            () = owner.cancel.cancelled() => {}
-        }
+        serve(&owner, channel, handle).await;
     });
 }
 
-async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>) {
-    let (mut requests, out) = channel.split();
-    let mut has_terminal = false;
-    while let Some(message) = requests.wait().await {
-        let words = match message {
-            ChannelMsg::RequestPty { .. } => {
-                has_terminal = true;
-                continue;
-            }
-            ChannelMsg::RequestShell { .. } => None,
-            ChannelMsg::Exec { command, .. } => Some(command),
-            ChannelMsg::Close => return,
-            _ => continue,
+async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>, handle: Handle) {
+    let id = channel.id();
+    let (mut from_user, out) = channel.split();
+    let user = User { id, handle, out };
+    let uplink = Arc::new(Uplink::new(conn.flow.open(id)));
+    let mut setup = Setup::default();
+    let words = loop {
+        let start = tokio::select! {
+            start = relay::gather(&mut from_user, &mut setup, &uplink) => start,
+            () = conn.cancel.cancelled() => None,
         };
-        let (typed, keys) = mpsc::channel(TYPED);
-        let command = run(conn, words, has_terminal, keys, &out);
-        tokio::select! {
-            () = command => {}
-            () = drain(&mut requests, &typed) => {}
+        match start {
+            None => return,
+            Some(Start::Shell) if setup.suits_menu() => {
+                return relay::menu::serve(conn, from_user, &user, setup, &uplink).await;
+            }
+            Some(Start::Shell) => break None,
+            Some(Start::Exec(words)) => break Some(words),
+            Some(Start::Subsystem(_)) => {} // Refused by the handler, and something else may follow.
         }
-        return;
+    };
+    refuse_unused(conn, &setup);
+    let controls = Controls::default();
+    tokio::select! {
+        () = run(conn, words, &setup, &uplink, &user) => {}
+        _ = relay::intake(&mut from_user, &uplink, &controls) => {}
+        () = conn.cancel.cancelled() => {}
     }
 }
 
-/// Takes in what the client sends until it closes the channel: keys for a command that reads them,
-/// as far as it keeps up.
-async fn drain(requests: &mut ChannelReadHalf, typed: &mpsc::Sender<Bytes>) {
-    while let Some(message) = requests.wait().await {
-        match message {
-            ChannelMsg::Close => return,
-            // Nobody reads, or too slowly: they are keys, not data.
-            ChannelMsg::Data { data } => drop(typed.try_send(data)),
-            _ => {}
+/// Writes down what was asked for and leads nowhere from the bastion itself.
+fn refuse_unused(conn: &Arc<Connection>, setup: &Setup) {
+    for (asked, request) in [(setup.agent, "auth-agent-req"), (setup.x11.is_some(), "x11-req")] {
+        if asked {
+            let (request, reason) = (request.to_owned(), Refusal::NotOffered);
+            conn.record_refusal(Event::RequestRefused { request, reason });
         }
     }
 }
 
-async fn run(
-    conn: &Arc<Connection>,
-    words: Option<Vec<u8>>,
-    has_terminal: bool,
-    keys: mpsc::Receiver<Bytes>,
-    out: &ChannelWriteHalf<Msg>,
-) {
-    let Some(who) = conn.who() else { return };
-    let words = words.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let caller = console::Caller {
+/// Who acts on a connection, for the console.
+pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::Caller<'a> {
+    console::Caller {
         who,
         source: conn.source,
         context: conn.context(),
@@ -94,15 +89,36 @@ async fn run(
         port: conn.settings.public_port,
         recordings: conn.settings.record.folder.clone(),
         host_ca: conn.bastion.relay.host_ca_line(),
-    };
+    }
+}
+
+/// The keys that are typed while a command runs.
+fn keys(uplink: Arc<Uplink>) -> console::Keys {
+    let typed = futures_util::stream::unfold(uplink, async |uplink| match uplink.next().await {
+        Piece::Data(data) => {
+            uplink.done(data.len());
+            Some((futures_util::stream::iter(Key::parse(&data)), uplink))
+        }
+        Piece::Eof | Piece::Close => None,
+    });
+    Box::pin(futures_util::StreamExt::flatten(typed))
+}
+
+async fn run(
+    conn: &Arc<Connection>,
+    words: Option<Vec<u8>>,
+    setup: &Setup,
+    uplink: &Arc<Uplink>,
+    user: &User,
+) {
+    let Some(who) = conn.who() else { return };
+    let words = words.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let (caller, has_terminal) = (caller(conn, who), setup.terminal.is_some());
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
+    let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);
     let mut stderr = TerminalLines::new(out.make_writer_ext(Some(1)), has_terminal);
-    let keys = Box::pin(futures_util::stream::unfold(keys, async |mut keys| {
-        keys.recv().await.map(|typed| (futures_util::stream::iter(Key::parse(&typed)), keys))
-    }));
-    let keys: console::Keys = Box::pin(futures_util::StreamExt::flatten(keys));
-    let words = words.as_deref();
+    let (words, keys) = (words.as_deref(), keys(Arc::clone(uplink)));
     let status = console::run(&caller, words, store, now, keys, &mut stdout, &mut stderr).await;
     let status = match status {
         Ok(status) => status,

@@ -8,11 +8,11 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::pool::on;
-use super::schema::recordings;
+use super::schema::{recordings, sessions};
 use super::session::signed;
 use super::{Error, Store};
 use crate::audit::{Context, Event};
-use crate::domain::{AccountName, Id, IdPrefix, TargetName, UnixTime};
+use crate::domain::{AccountName, Id, IdPrefix, TargetName, UnixTime, UserName};
 
 /// A recording as it is listed.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -218,6 +218,28 @@ impl Store {
                 .filter(recordings::session_id.eq_any(sessions))
                 .order((recordings::started_at, recordings::id))
                 .select(RecordingRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The targets that `user` was on lately, and as which account: the last first, as often as
+    /// there were recordings.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn last_accounts(&self, user: &UserName) -> Result<Vec<(String, String)>, Error> {
+        let mut tx = self.read().await?;
+        let name = user.as_str();
+        let rows = on!(tx.engine(), conn => {
+            recordings::table
+                .inner_join(sessions::table)
+                .filter(sessions::user_name.eq(name))
+                .order((sessions::started_at.desc(), recordings::started_at.desc()))
+                .select((recordings::target, recordings::account))
+                .limit(200)
                 .load(conn)
                 .await
         })?;

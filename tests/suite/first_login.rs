@@ -115,7 +115,7 @@ async fn two_phones_at_once_bind_one() {
         if bound == 0 {
             screen.expect("Press Enter to continue: ").await;
             screen.type_line("").await;
-            screen.expect("Hello alice").await;
+            screen.shows("Authenticator bound").await;
             bound += 1;
         } else {
             screen.expect("Password: ").await;

@@ -182,6 +182,8 @@ async fn commands_change_list_and_explain() {
 async fn keys_of_another_store_are_refused_and_none_are_made_for_a_store_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("sallyport-data");
+    let config = "[server]\nlisten = [\"127.0.0.1:0\"]\n";
+    std::fs::write(dir.path().join("sallyport.toml"), config).unwrap();
     cli(dir.path(), &["init"]).await.ok();
     cli(dir.path(), &["user", "add", "alice"]).await.ok();
     let aside = dir.path().join("aside");

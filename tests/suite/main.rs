@@ -17,6 +17,7 @@ mod guard;
 mod identity;
 mod lifecycle;
 mod login;
+mod menu;
 mod record;
 mod record_files;
 mod record_rights;

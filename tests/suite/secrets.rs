@@ -133,8 +133,8 @@ async fn logged_in(change: impl FnOnce(&mut Command)) -> (Server, Secrets) {
     let codes: Vec<String> = text.split_whitespace().filter(is_code).map(str::to_owned).collect();
     assert_eq!(codes.len(), 10, "{text}");
     screen.type_line("").await;
-    screen.expect("Hello alice").await;
-    screen.type_line("exit").await;
+    screen.shows("Authenticator bound").await;
+    screen.press("qq").await;
     screen.end().await;
     client.answers(&[CHOSEN, &code_of(&raw, UnixTime(now.0 + 30_000))]);
     client.ssh(&["bastion", "targets"]).await.ok();

@@ -357,6 +357,9 @@ impl Menu {
     fn connect(&mut self, target: String, account: String) -> Outcome {
         self.view = View::List;
         self.list.used(&target, &account);
+        // Back from there, the next name is typed anew.
+        self.refilter(String::clear);
+        self.list.select_name(&target);
         Outcome::Connect { target, account }
     }
 

@@ -21,14 +21,14 @@ const LAST: Duration = Duration::from_secs(30);
 
 /// What the user sends, in order.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(in crate::server) enum Piece {
     Data(Bytes),
     Eof,
     Close,
 }
 
 /// The user's data on its way to the target.
-pub(super) struct Uplink {
+pub(in crate::server) struct Uplink {
     pieces: Mutex<VecDeque<Piece>>,
     ready: Notify,
     flow: Arc<ChannelFlow>,
@@ -37,7 +37,7 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
-    pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
+    pub(in crate::server) fn new(flow: Arc<ChannelFlow>) -> Self {
         let (finished, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { pieces: Mutex::default(), ready: Notify::new(), flow, finished, closed }
     }
@@ -62,7 +62,7 @@ impl Uplink {
     }
 
     /// Waits for the next piece.
-    pub(super) async fn next(&self) -> Piece {
+    pub(in crate::server) async fn next(&self) -> Piece {
         loop {
             let piece = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match piece {
@@ -72,8 +72,16 @@ impl Uplink {
         }
     }
 
+    /// Puts what was taken and not used back to the front.
+    pub(super) fn give_back(&self, data: Bytes) {
+        if !data.is_empty() {
+            let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+            pieces.push_front(Piece::Data(data));
+        }
+    }
+
     /// Takes note that `len` bytes are no longer held.
-    pub(super) fn done(&self, len: usize) {
+    pub(in crate::server) fn done(&self, len: usize) {
         self.flow.give(len);
     }
 }

@@ -110,11 +110,17 @@ impl Both<'_> {
                 }
                 ChannelMsg::ExitStatus { exit_status } => {
                     outcome = Some(format!("exit status {exit_status}"));
+                    if self.channel.goes_on {
+                        continue;
+                    }
                     let told = user.out.exit_status(exit_status).await;
                     if finished && told.is_ok() { user.out.eof().await } else { told }
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
+                    if self.channel.goes_on {
+                        continue;
+                    }
                     let (id, handle, error_message) =
                         (user.id, &user.handle, noted(&error_message));
                     handle
@@ -127,6 +133,7 @@ impl Both<'_> {
                     .xon_xoff_request(user.id, client_can_do)
                     .await
                     .map_err(|()| russh::Error::SendError),
+                ChannelMsg::Eof if self.channel.goes_on => Ok(()),
                 // Told after the status: a client whose own input has ended closes the channel at
                 // once, and then could be told nothing more.
                 ChannelMsg::Eof if outcome.is_none() => {

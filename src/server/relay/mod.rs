@@ -6,7 +6,8 @@
 //! for one reader stops all its channels (accounts that ask the user share one: nobody wants to be
 //! asked per channel).
 //!
-//! Two entrances, one relay: `door` (`ssh -J`) and the selector (`ssh alice+root@db1@bastion`).
+//! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
+//! menu (`ssh alice@bastion`).
 //! Reading order: [`Relay`], `door`, `target` (with `sign_in` and `callbacks`), `session`,
 //! `carry`, then `onward` and `bridge` for what is beside the sessions.
 
@@ -16,6 +17,7 @@ mod carry;
 mod door;
 mod host_key;
 pub(super) mod keep;
+pub(super) mod menu;
 mod onward;
 pub mod probe;
 mod recorder;
@@ -32,9 +34,11 @@ use russh::keys::PrivateKey;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
 pub(super) use onward::{Onward, listen, serve_onward, unlisten};
 pub(super) use session::serve as serve_session;
+pub(super) use session::{Controls, Setup, Start, User, gather, intake};
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};

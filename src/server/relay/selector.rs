@@ -62,15 +62,33 @@ impl Entrance {
     }
 
     async fn find(&self, conn: &Arc<Connection>) -> Result<Arc<Relay>, String> {
-        let found = self.try_find(conn).await;
+        let relay = self.selector.find(conn, &self.user).await?;
+        conn.tasks.spawn(end_with_permit(Arc::clone(&relay)));
+        Ok(relay)
+    }
+}
+
+impl Selector {
+    /// The relay to what it chooses, or a sentence that says why there is none; `user` becomes the
+    /// handle of the connection that its channels are on.
+    pub(super) async fn find(
+        &self,
+        conn: &Arc<Connection>,
+        user: &Arc<OnceLock<russh::server::Handle>>,
+    ) -> Result<Arc<Relay>, String> {
+        let found = self.try_find(conn, Arc::clone(user)).await;
         found.map_err(|error| match error {
             NotOpened::Refused(refused) => refused.message,
             NotOpened::Failed(message) => message,
         })
     }
 
-    async fn try_find(&self, conn: &Arc<Connection>) -> Result<Arc<Relay>, NotOpened> {
-        let name = &self.selector.target;
+    async fn try_find(
+        &self,
+        conn: &Arc<Connection>,
+        user: Arc<OnceLock<russh::server::Handle>>,
+    ) -> Result<Arc<Relay>, NotOpened> {
+        let name = &self.target;
         let refuse = |reason, message: String| {
             let destination = noted(name);
             conn.record_refusal(Event::ForwardRefused { destination, reason });
@@ -96,15 +114,13 @@ impl Entrance {
         let ips = ips.map_err(|e| NotOpened::Failed(e.for_target(target.name.as_str())))?;
         let checked = permit.check_addresses(&ips, &conn.bastion.own_addresses(&ips));
         let checked = checked.map_err(|refused| refuse(refused.reason, refused.message))?;
-        let account = match &self.selector.account {
+        let account = match &self.account {
             Some(account) => account.clone(),
             None => the_account(conn, target).await?,
         };
-        let user = (Arc::clone(&self.user), Arc::clone(&conn.flow));
+        let user = (user, Arc::clone(&conn.flow));
         let cancel = conn.cancel.child_token();
-        let relay = Relay::authorize(conn, target, &account, checked, user, cancel).await?;
-        conn.tasks.spawn(end_with_permit(Arc::clone(&relay)));
-        Ok(relay)
+        Relay::authorize(conn, target, &account, checked, user, cancel).await
     }
 }
 

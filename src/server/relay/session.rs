@@ -25,6 +25,7 @@ use super::sign_in::{Questions, Stage};
 use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
+use crate::console::menu::Menu;
 use crate::domain::{Capability, printable};
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
@@ -37,8 +38,8 @@ const MAX_VARIABLE: usize = 8192;
 const MAX_COMMAND: usize = 4096;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
-/// The exit status of what could not even begin; as ssh's own.
-const NOT_BEGUN: u32 = 255;
+/// The exit status of what could not even begin, or was cut off; as ssh's own.
+pub(super) const NOT_BEGUN: u32 = 255;
 
 /// Accepts a session channel and serves it on the connection's task set.
 pub(in crate::server) async fn serve(
@@ -65,36 +66,64 @@ pub(in crate::server) async fn serve(
 }
 
 /// The user's side of a channel.
-pub(super) struct User {
-    pub(super) id: ChannelId,
-    pub(super) handle: Handle,
-    pub(super) out: ChannelWriteHalf<server::Msg>,
+pub(in crate::server) struct User {
+    pub(in crate::server) id: ChannelId,
+    pub(in crate::server) handle: Handle,
+    pub(in crate::server) out: ChannelWriteHalf<server::Msg>,
 }
 
 /// What the requests before the start asked for.
 #[derive(Default)]
-pub(super) struct Setup {
-    pub(super) terminal: Option<Terminal>,
+pub(in crate::server) struct Setup {
+    pub(in crate::server) terminal: Option<Terminal>,
     env: Vec<(String, String)>,
-    agent: bool,
-    x11: Option<(bool, String, String, u32)>,
+    pub(in crate::server) agent: bool,
+    pub(in crate::server) x11: Option<(bool, String, String, u32)>,
 }
 
-pub(super) struct Terminal {
-    kind: String,
-    size: (u32, u32, u32, u32),
+pub(in crate::server) struct Terminal {
+    pub(super) kind: String,
+    pub(super) size: (u32, u32, u32, u32),
     modes: Vec<(Pty, u32)>,
 }
 
+impl Setup {
+    /// Whether there is a terminal that the menu can be shown in.
+    pub(in crate::server) fn suits_menu(&self) -> bool {
+        self.terminal.as_ref().is_some_and(|terminal| Menu::suits(&terminal.kind))
+    }
+
+    /// Writes down what was asked for and is not granted, where that could not be told at once: the
+    /// target was not chosen then.
+    pub(super) fn check(&self, relay: &Relay) {
+        for (asked, right, request) in [
+            (self.agent, Capability::Agent, "auth-agent-req"),
+            (self.x11.is_some(), Capability::X11, "x11-req"),
+        ] {
+            if asked && !relay.permit.allows(right) {
+                relay.refuse_use(request);
+            }
+        }
+    }
+}
+
+impl Terminal {
+    /// Columns and rows.
+    pub(super) fn cells(&self) -> (u16, u16) {
+        let (columns, rows, ..) = self.size;
+        (u16::try_from(columns).unwrap_or(u16::MAX), u16::try_from(rows).unwrap_or(u16::MAX))
+    }
+}
+
 /// What the channel is for.
-pub(super) enum Start {
+pub(in crate::server) enum Start {
     Shell,
     Exec(Vec<u8>),
     Subsystem(String),
 }
 
 /// How a channel ended.
-pub(super) enum End {
+pub(in crate::server) enum End {
     /// With what the target said, if it said anything.
     Target(Option<String>),
     /// The user closed it.
@@ -106,20 +135,26 @@ pub(super) enum End {
 }
 
 /// What may overtake data on its way to the target.
-pub(super) enum Control {
+pub(in crate::server) enum Control {
     Resize(u32, u32, u32, u32),
     Signal(russh::Sig),
 }
 
 #[derive(Default)]
-pub(super) struct Controls {
+pub(in crate::server) struct Controls {
     waiting: Mutex<VecDeque<Control>>,
     ready: Notify,
+    /// The newest size of the terminal, if it changed.
+    size: Mutex<Option<(u32, u32, u32, u32)>>,
 }
 
 impl Controls {
     fn push(&self, control: Control) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Control::Resize(columns, rows, width, height) = control {
+            let size = Some((columns, rows, width, height));
+            *self.size.lock().unwrap_or_else(PoisonError::into_inner) = size;
+        }
         if let (Control::Resize(..), Some(Control::Resize(..))) = (&control, waiting.back()) {
             waiting.pop_back();
         }
@@ -128,6 +163,11 @@ impl Controls {
         }
         drop(waiting);
         self.ready.notify_one();
+    }
+
+    /// The newest size of the terminal, if it changed.
+    pub(super) fn size(&self) -> Option<(u32, u32, u32, u32)> {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn next(&self) -> Control {
@@ -148,27 +188,10 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         () = relay.cancel.cancelled() => None,
     };
     let Some(start) = start else { return };
-    if setup.agent && relay.permit.allows(Capability::Agent) {
-        relay.agent.store(true, Relaxed);
-    }
-    let (controls, counts, recording) = (Controls::default(), Counts::default(), OnceLock::new());
-    let channel = Carried { relay, setup: &setup, start: &start, user, uplink: &uplink };
-    let end = tokio::select! {
-        end = channel.carry(&controls, &counts, &recording) => end,
-        end = intake(&mut from_user, &uplink, &controls) => end,
-        () = relay.cancel.cancelled() => End::Cut,
-    };
-    let outcome = match &end {
-        End::Target(None) => "the target closed it".to_owned(),
-        End::Target(Some(outcome)) => outcome.clone(),
-        End::User => relay.ended().unwrap_or_else(|| "the user closed it".to_owned()),
-        End::Failed(why) => why.clone(),
-        End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
-    };
-    relay.count(counts.both());
-    if let Some(recording) = recording.into_inner() {
-        recording.end(outcome, counts.both());
-    }
+    let controls = Controls::default();
+    let (setup, start, uplink) = (&setup, &start, &uplink);
+    let channel = Carried { relay, setup, start, user, uplink, goes_on: false };
+    let end = channel.run(&controls, intake(&mut from_user, uplink, &controls)).await;
     let told = async {
         if let End::Failed(why) = &end {
             user.say(why).await?;
@@ -192,7 +215,7 @@ impl User {
 }
 
 /// Takes requests in until one starts something; `None` if the user leaves before.
-async fn gather(
+pub(in crate::server) async fn gather(
     from_user: &mut ChannelReadHalf,
     setup: &mut Setup,
     uplink: &Uplink,
@@ -242,7 +265,11 @@ async fn gather(
 }
 
 /// Takes in what the user sends while the channel is carried.
-async fn intake(from_user: &mut ChannelReadHalf, uplink: &Uplink, controls: &Controls) -> End {
+pub(in crate::server) async fn intake(
+    from_user: &mut ChannelReadHalf,
+    uplink: &Uplink,
+    controls: &Controls,
+) -> End {
     while let Some(message) = from_user.wait().await {
         let within = match message {
             ChannelMsg::Data { data } => uplink.push(Piece::Data(data)),
@@ -272,6 +299,8 @@ pub(super) struct Carried<'a> {
     pub(super) start: &'a Start,
     pub(super) user: &'a User,
     pub(super) uplink: &'a Uplink,
+    /// Whether the user's channel goes on afterwards, as the menu's does: its end is not told then.
+    pub(super) goes_on: bool,
 }
 
 impl Start {
@@ -299,6 +328,32 @@ impl Start {
 }
 
 impl Carried<'_> {
+    /// Carries the channel until it ends, or `left` does, and writes its end down.
+    pub(super) async fn run(&self, controls: &Controls, left: impl Future<Output = End>) -> End {
+        let relay = self.relay;
+        if self.setup.agent && relay.permit.allows(Capability::Agent) {
+            relay.agent.store(true, Relaxed);
+        }
+        let (counts, recording) = (Counts::default(), OnceLock::new());
+        let end = tokio::select! {
+            end = self.carry(controls, &counts, &recording) => end,
+            end = left => end,
+            () = relay.cancel.cancelled() => End::Cut,
+        };
+        let outcome = match &end {
+            End::Target(None) => "the target closed it".to_owned(),
+            End::Target(Some(outcome)) => outcome.clone(),
+            End::User => relay.ended().unwrap_or_else(|| "the user closed it".to_owned()),
+            End::Failed(why) => why.clone(),
+            End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
+        };
+        relay.count(counts.both());
+        if let Some(recording) = recording.into_inner() {
+            recording.end(outcome, counts.both());
+        }
+        end
+    }
+
     async fn carry(
         &self,
         controls: &Controls,

@@ -45,6 +45,7 @@ impl Screen {
     /// Makes the terminal another size, which its program is told by a signal.
     pub async fn resize(&mut self, rows: u16, columns: u16) {
         let tty = std::fs::read_to_string(self.tty.path()).unwrap();
+        self.terminal.screen_mut().set_size(rows, columns);
         let (rows, columns) = (rows.to_string(), columns.to_string());
         let mut stty = command("/bin/stty");
         stty.args(["-F", tty.trim(), "rows", &rows, "cols", &columns]);
@@ -67,6 +68,37 @@ impl Screen {
             self.terminal.process(&buffer[..read]);
             self.fresh.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
+    }
+
+    /// Waits until the screen shows `text`, or no longer shows it.
+    pub async fn until(&mut self, text: &str, shown: bool) {
+        let mut buffer = [0; 4096];
+        while self.text().contains(text) != shown {
+            let read = tokio::time::timeout(PATIENCE, self.output.read(&mut buffer)).await;
+            let read = match read {
+                Ok(Ok(read)) if read > 0 => read,
+                other => {
+                    panic!("{text:?}, {shown}: not so ({other:?}); the screen:\n{}", self.text())
+                }
+            };
+            self.terminal.process(&buffer[..read]);
+        }
+        self.fresh.clear();
+    }
+
+    /// Waits until the screen shows `text`.
+    pub async fn shows(&mut self, text: &str) {
+        self.until(text, true).await;
+    }
+
+    /// Presses keys, as what a terminal sends for them.
+    pub async fn press(&mut self, keys: &str) {
+        self.input.write_all(keys.as_bytes()).await.unwrap();
+    }
+
+    /// Whether the program has the screen to itself, beside the one with what came before.
+    pub fn alternate(&self) -> bool {
+        self.terminal.screen().alternate_screen()
     }
 
     /// Waits until nothing more comes for a moment: the picture is whole.
@@ -93,12 +125,17 @@ impl Screen {
 
     /// Waits for the program's end.
     pub async fn end(mut self) -> (Option<i32>, String) {
+        let code = self.ended().await;
+        (code, self.text())
+    }
+
+    /// Waits for the program's end; the screen stays.
+    pub async fn ended(&mut self) -> Option<i32> {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(PATIENCE, self.output.read_to_end(&mut rest)).await;
         read.expect("the program did not end").unwrap();
         self.terminal.process(&rest);
-        let status = super::ended(&mut self.child).await;
-        (status.code(), self.text())
+        super::ended(&mut self.child).await.code()
     }
 
     /// Decodes the QR code on the screen, in either polarity.

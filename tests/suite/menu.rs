@@ -1,0 +1,208 @@
+//! The menu, as people see it: `ssh alice@bastion` in a terminal.
+
+use sallyport::audit::Context;
+use sallyport::domain::Capability;
+use sallyport::store::SessionFilter;
+
+use crate::support::bastion::PASSWORD;
+use crate::support::hop::{Agent, Hop, NOTICE};
+use crate::support::screen::Screen;
+use crate::support::{command, eventually, present_user, tool};
+
+/// The menu in a terminal of alice's, with `options` to her `ssh`.
+async fn menu(hop: &Hop, options: &[&str]) -> Screen {
+    let mut screen = Screen::run(&hop.command(&[options, &["-t", "bastion"]].concat()));
+    screen.shows("Type to filter").await;
+    screen
+}
+
+/// Answers what the bastion asks, up to the menu.
+async fn sign_in(hop: &Hop, screen: &mut Screen) {
+    screen.expect("Password: ").await;
+    screen.type_line(PASSWORD).await;
+    screen.expect("6-digit code: ").await;
+    screen.type_line(&hop.bastion.code(&hop.alice)).await;
+    screen.shows("Type to filter").await;
+}
+
+/// Goes to db1 as the user of the tests, and waits for the shell there.
+async fn visit(screen: &mut Screen) {
+    screen.press("db1\r").await;
+    screen.shows("Account on db1").await;
+    screen.press(&format!("{}\r", present_user())).await;
+    screen.shows(NOTICE.trim()).await;
+    screen.press("echo $((6 * 7))-there\r").await;
+    screen.shows("42-there").await;
+}
+
+/// How the first recording ended.
+async fn outcome(hop: &Hop) -> String {
+    eventually("the recording ended", async || hop.recordings().await.remove(0).outcome).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_leads_to_a_recorded_shell_and_back() {
+    let hop = Hop::start().await;
+    hop.bastion.target("plain", "127.0.0.1:5432").await;
+    hop.bastion.add_grant("alice", "plain", |_| {}).await;
+    let mut screen = menu(&hop, &[]).await;
+    assert!(screen.alternate(), "{}", screen.text());
+    for text in ["db1", "plain", "2 targets", "10 recovery codes are left"] {
+        screen.shows(text).await;
+    }
+    screen.resize(30, 90).await;
+    screen.press("db").await;
+    screen.until("plain", false).await;
+    screen.press("\u{1b}").await;
+    screen.shows("plain").await;
+
+    visit(&mut screen).await;
+    assert!(!screen.alternate());
+    screen.press("stty size; tty; echo $TERM\r").await;
+    for text in ["30 90", "/dev/pts/", "xterm"] {
+        screen.shows(text).await;
+    }
+    screen.press("exit 5\r").await;
+    screen.shows(&format!("{}@db1: exit status 5", present_user())).await;
+    assert!(screen.alternate());
+
+    // What is not recorded is only shown the way to.
+    screen.press("plain\r").await;
+    screen.shows("from your own computer").await;
+    screen.shows("ssh -J alice@").await;
+    screen.press("\u{1b}").await;
+    screen.until("from your own computer", false).await;
+    screen.press("\u{3}").await; // The filter.
+    screen.press("s").await;
+    screen.shows("Your sessions").await;
+    screen.shows("live").await;
+    screen.press("\u{1b}").await;
+    screen.until("Your sessions", false).await;
+    screen.press("o").await;
+    screen.shows("10 left").await;
+    screen.press("\u{1b}").await;
+    screen.until("10 left", false).await;
+    // The account of last time is offered.
+    screen.press("db1\r").await;
+    screen.shows(&format!("Account on db1 [{}]", present_user())).await;
+    screen.press("\u{3}").await;
+    screen.until("Account on", false).await;
+    screen.press("\u{3}qq").await;
+    assert_eq!(screen.ended().await, Some(0));
+    assert!(!screen.alternate());
+
+    let rows = hop.recordings().await;
+    assert_eq!(rows.len(), 1);
+    let cast = hop.cast(rows.into_iter().next().unwrap());
+    assert_eq!(cast.row.outcome.as_deref(), Some("exit status 5"));
+    assert_eq!((cast.header.width, cast.header.height), (90, 30));
+    assert!(cast.output().contains("42-there"), "{}", cast.output());
+    assert!(!cast.output().contains("Type to filter"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_said_and_leads_back() {
+    let hop = Hop::granting(|grant| grant.allow = vec![Capability::Exec]).await;
+    let mut screen = menu(&hop, &[]).await;
+    screen.press(&format!("db1\r{}\r", present_user())).await;
+    screen.shows("shell is not granted to you on db1").await;
+    assert!(screen.alternate());
+    hop.refused("shell").await;
+    screen.press("db1\u{3}").await; // Ctrl-C clears the filter, and then leaves.
+    screen.press("\u{3}").await;
+    assert_eq!(screen.ended().await, Some(0));
+    assert!(!screen.alternate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_ends_leads_back() {
+    let hop = Hop::start().await;
+    let (store, context) = (hop.bastion.store(), Context::default());
+    let mut screen = menu(&hop, &[]).await;
+    visit(&mut screen).await;
+    let grants = store.grants().await.unwrap();
+    store.remove_grant(grants[0].id.as_str(), &context, hop.bastion.now()).await.unwrap();
+    screen.shows("db1 is not granted to you").await;
+    screen.shows("No target is granted").await;
+    assert!(screen.alternate());
+    assert_eq!(outcome(&hop).await, "db1 is not granted to you");
+    screen.press("\u{3}").await;
+    assert_eq!(screen.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_ended_gets_their_terminal_back() {
+    for there in [false, true] {
+        let hop = Hop::start().await;
+        let mut screen = menu(&hop, &[]).await;
+        if there {
+            visit(&mut screen).await;
+            // As an editor leaves it when it is cut off.
+            screen.press("printf '\\033[?1049h\\033[?1002h'; echo in-$((1 + 1)); cat\r").await;
+            screen.shows("in-2").await;
+            assert!(screen.alternate());
+        }
+        let filter = SessionFilter { live: true, user: None };
+        let (store, context) = (hop.bastion.store(), Context::default());
+        let sessions = store.sessions(&filter, 1).await.unwrap();
+        let id = sessions[0].id.parse().unwrap();
+        assert!(store.request_kill(&id, &context, hop.bastion.now()).await.unwrap());
+        assert_ne!(screen.ended().await, Some(0));
+        assert!(!screen.alternate(), "there: {there}; {}", screen.text());
+        assert!(screen.text().contains("an administrator ended this session"), "{}", screen.text());
+        if there {
+            assert_eq!(outcome(&hop).await, "it was ended");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_forwarded_where_it_is_granted() {
+    for granted in [true, false] {
+        let right = if granted { Capability::Agent } else { Capability::Exec };
+        let hop = Hop::granting(|grant| grant.allow = vec![Capability::Shell, right]).await;
+        let mut agent = Agent::start(&hop).await;
+        let options = ["-S", "none", "-A", "-o", &agent.option(), "-t", "bastion"];
+        let mut screen = Screen::run(&hop.command(&options));
+        sign_in(&hop, &mut screen).await;
+        visit(&mut screen).await;
+        screen.press("ssh-add -l | grep -c SHA256; echo code-$?\r").await;
+        screen.shows(if granted { "code-0" } else { "code-1" }).await;
+        if !granted {
+            hop.refused("auth-agent-req").await;
+        }
+        agent.process.kill().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terminals_that_cannot_show_it_are_greeted() {
+    let hop = Hop::start().await;
+    let mut ssh = hop.command(&["-tt", "bastion"]);
+    ssh.env("TERM", "dumb");
+    let ran = crate::support::hop::fed(&mut ssh, b"").await.ok();
+    assert!(ran.text().contains("Hello alice"), "{}", ran.text());
+    let ran = hop.ssh(&["-T", "bastion"]).await.ok();
+    assert!(ran.text().contains("Hello alice"), "{}", ran.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plink_shows_it_too() {
+    let hop = Hop::start().await;
+    let mut keygen = command(tool("ssh-keygen"));
+    let key = hop.bastion.path("data/host_key");
+    let listed = crate::support::ssh::run(keygen.arg("-l").arg("-f").arg(key)).await.ok().out;
+    let fingerprint = listed.split(' ').nth(1).unwrap().to_owned();
+    let mut plink = command(tool("plink"));
+    let port = hop.bastion.port.to_string();
+    plink.args(["-ssh", "-no-antispoof", "-hostkey", &fingerprint, "-P", &port, "alice@127.0.0.1"]);
+    let mut screen = Screen::run(&plink);
+    sign_in(&hop, &mut screen).await;
+    visit(&mut screen).await;
+    screen.press("exit 7\r").await;
+    screen.shows("exit status 7").await;
+    screen.press("\u{3}").await;
+    screen.press("qq").await;
+    assert_eq!(screen.ended().await, Some(0));
+    assert!(!screen.alternate());
+}
