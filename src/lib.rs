@@ -19,6 +19,7 @@ pub mod harden;
 pub mod keys;
 pub mod logging;
 pub mod policy;
+pub mod radius;
 pub mod recording;
 pub mod serve;
 pub mod server;
