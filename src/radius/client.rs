@@ -221,17 +221,21 @@ impl Client {
 
     /// Asks one server after the other.
     async fn first_answer(&self, ask: &Ask<'_>, user: &str) -> Result<Reply, Error> {
-        let (mut alive, dead): (Vec<_>, Vec<_>) =
-            self.peers.iter().partition(|peer| !peer.is_dead());
-        alive.extend(dead);
         let mut failures = Vec::new();
-        for peer in alive {
+        for peer in self.in_turn() {
             match self.exchange(peer, ask).await? {
                 Ok(answer) => return Ok(peer.reply(answer, user, 0)),
                 Err(failure) => failures.push(failure),
             }
         }
         Err(Error::AllDead(Failures(failures)))
+    }
+
+    /// The servers that are alive, then those that are dead, each in the order of the settings.
+    fn in_turn(&self) -> Vec<&Peer> {
+        let mut peers: Vec<&Peer> = self.peers.iter().collect();
+        peers.sort_by_key(|peer| peer.is_dead());
+        peers
     }
 
     /// One exchange with one server, which is dead or alive afterwards. The outer error is ours.
@@ -343,4 +347,79 @@ fn random_password() -> Result<SecretString, getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::radius::Tls;
+
+    fn client(servers: &[&str]) -> Client {
+        let server = |name: &&str| Server::udp(name, "127.0.0.1:9", "s".into());
+        let settings = Settings { concurrent: 1, ..Settings::new("n") };
+        Client::new(servers.iter().map(server).collect(), settings).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_server_is_asked_last_until_its_time_is_over() {
+        let client = client(&["a", "b", "c"]);
+        let order =
+            || client.in_turn().iter().map(|peer| peer.server.name.clone()).collect::<Vec<_>>();
+        let dead = |name, ms| {
+            let until = Instant::now() + Duration::from_millis(ms);
+            client.peer(name).unwrap().set_dead_until(Some(until));
+        };
+        assert_eq!(order(), ["a", "b", "c"]);
+        dead("a", 1000);
+        assert_eq!(order(), ["b", "c", "a"]);
+        dead("b", 2000);
+        assert_eq!(order(), ["c", "a", "b"]);
+        dead("c", 3000);
+        assert_eq!(order(), ["a", "b", "c"]);
+        tokio::time::advance(Duration::from_millis(1000)).await;
+        assert_eq!(order(), ["a", "b", "c"]);
+        tokio::time::advance(Duration::from_millis(1000)).await;
+        assert_eq!(order(), ["a", "b", "c"]);
+        dead("a", 5000);
+        assert_eq!(order(), ["b", "a", "c"]);
+        client.peer("a").unwrap().set_dead_until(None);
+        assert_eq!(order(), ["a", "b", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_in_vain_for_a_turn_is_told() {
+        let client = client(&["a"]);
+        let _turn = client.turn().await.unwrap();
+        let password = "1".into();
+        let request = Request { user: "u", password: &password, calling_station: "", state: None };
+        assert!(matches!(client.authenticate(request).await, Err(Error::Busy)));
+    }
+
+    #[test]
+    fn servers_that_cannot_be_used_are_refused() {
+        let with = |servers| Client::new(servers, Settings::new("n")).unwrap_err().to_string();
+        let udp = |name| Server::udp(name, "a:1", "s".into());
+        assert_eq!(with(vec![]), "no RADIUS server is configured");
+        assert_eq!(
+            with(vec![udp("a"), udp("b"), udp("a")]),
+            "two RADIUS servers are called \"a\": give each a name of its own"
+        );
+        assert_eq!(
+            with(vec![Server { secret: "".into(), ..udp("a") }]),
+            "RADIUS server \"a\": the shared secret is empty"
+        );
+        let tls = Tls {
+            ca_file: "/nonexistent/ca.pem".into(),
+            certificate_file: "/nonexistent/own.pem".into(),
+            key_file: "/nonexistent/own.key".into(),
+            server_name: None,
+        };
+        let refused = with(vec![Server::tls("a", "a:1", tls)]);
+        assert!(
+            refused.starts_with(
+                "RADIUS server \"a\": failed to read the authorities from /nonexistent/ca.pem: "
+            ),
+            "{refused}"
+        );
+    }
 }

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use zeroize::Zeroizing;
 
-use super::address::{each, silence};
+use super::address::{Addresses, nowhere, silence};
 use super::failure::{Discards, Reason};
 use super::packet::{Answer, Ask, HEADER, Header, MAX_PACKET, Query, SharedSecret};
 use super::server::{Server, Tls, TlsError, host};
@@ -57,8 +57,7 @@ impl Link {
         let deadline = began + server.timeout;
         loop {
             let connected = timeout_at(deadline, self.connection(server, deadline)).await;
-            let (connection, was_kept) =
-                connected.map_err(|_| silence(began, discards.clone()))??;
+            let (connection, was_kept) = connected.map_err(|_| silence(began, discards))??;
             match connection.exchange(server, secret, ask, deadline, discards).await {
                 // A server may close an idle connection just when a request is on its way.
                 Err(Reason::Closed(_)) if was_kept => self.forget(&connection).await,
@@ -84,13 +83,16 @@ impl Link {
         }
         let (config, name) = configure(&self.tls, &server.address)?;
         let connector = TlsConnector::from(Arc::new(config));
-        let stream = each(&server.address, deadline, async |address, until| {
+        let mut outcome = Err(nowhere());
+        for (address, until) in Addresses::of(&server.address, deadline).await? {
             let began = Instant::now();
             let opened = timeout_at(until, open(&connector, &name, address)).await;
-            opened.unwrap_or_else(|_| Err(silence(began, Discards::default())))
-        })
-        .await?;
-        let connection = Arc::new(Connection::start(stream));
+            outcome = opened.unwrap_or_else(|_| Err(silence(began, &Discards::default())));
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        let connection = Arc::new(Connection::start(outcome?));
         *kept = Some(Arc::clone(&connection));
         Ok((connection, false))
     }
@@ -189,7 +191,7 @@ impl Connection {
             }
         })
         .await;
-        answered.unwrap_or_else(|_| Err(silence(began, discards.clone())))
+        answered.unwrap_or_else(|_| Err(silence(began, discards)))
     }
 }
 

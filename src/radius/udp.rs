@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
-use super::address::{each, silence};
+use super::address::{Addresses, nowhere, silence};
 use super::failure::{Discards, Reason};
 use super::packet::{Answer, Ask, Header, MAX_PACKET, Query, SharedSecret};
 use super::server::Server;
@@ -22,27 +22,43 @@ pub(super) async fn exchange(
     ask: &Ask<'_>,
     discards: &mut Discards,
 ) -> Result<Answer, Reason> {
-    let deadline = Instant::now() + server.timeout;
-    each(&server.address, deadline, async |address, until| {
+    let began = Instant::now();
+    let deadline = began + server.timeout;
+    let mut outcome = Err(nowhere());
+    for (address, until) in Addresses::of(&server.address, deadline).await? {
         let query = Query::new(Header::random()?, ask, secret)?;
-        let socket = connect(address).await.map_err(Reason::Unreachable)?;
         let required = server.requires_signature();
-        let began = Instant::now();
-        let mut next = began;
-        for wait in waits(until - began, server.tries, &jitter(server.tries)?) {
-            next += wait;
-            socket.send(query.bytes()).await.map_err(Reason::Unreachable)?;
-            if let Some(answer) = receive(&socket, next, |datagram| {
-                query.read(datagram, secret, required).map_err(|why| discards.add(why)).ok()
-            })
-            .await?
-            {
-                return Ok(answer);
-            }
+        let read = |datagram: &[u8]| {
+            query.read(datagram, secret, required).map_err(|why| discards.add(why)).ok()
+        };
+        let heard = send(query.bytes(), address, until, server.tries, read).await;
+        outcome = match heard {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => Err(silence(began, discards)),
+            Err(reason) => Err(reason),
+        };
+    }
+    outcome
+}
+
+/// Sends a request as often as set, and returns the first datagram that `read` makes something of.
+async fn send<T>(
+    request: &[u8],
+    address: SocketAddr,
+    until: Instant,
+    tries: u32,
+    mut read: impl FnMut(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Reason> {
+    let socket = connect(address).await.map_err(Reason::Unreachable)?;
+    let mut next = Instant::now();
+    for wait in waits(until.saturating_duration_since(next), tries, &jitter(tries)?) {
+        next += wait;
+        socket.send(request).await.map_err(Reason::Unreachable)?;
+        if let Some(found) = receive(&socket, next, &mut read).await? {
+            return Ok(Some(found));
         }
-        Err(silence(began, discards.clone()))
-    })
-    .await
+    }
+    Ok(None)
 }
 
 /// A socket on a random port that hears only `address`.
@@ -60,7 +76,7 @@ async fn connect(address: SocketAddr) -> std::io::Result<UdpSocket> {
 async fn receive<T>(
     socket: &UdpSocket,
     until: Instant,
-    mut read: impl FnMut(&[u8]) -> Option<T>,
+    read: &mut impl FnMut(&[u8]) -> Option<T>,
 ) -> Result<Option<T>, Reason> {
     // One byte more than a packet may have, so that a longer one is seen to be.
     let mut buffer = vec![0; MAX_PACKET + 1];
@@ -70,7 +86,7 @@ async fn receive<T>(
             Err(_) => break,
             Ok(Err(error)) => return Err(Reason::Unreachable(error)),
             Ok(Ok(length)) => {
-                if let Some(found) = buffer.get(..length).and_then(&mut read) {
+                if let Some(found) = buffer.get(..length).and_then(&mut *read) {
                     return Ok(Some(found));
                 }
             }
