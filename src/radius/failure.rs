@@ -81,8 +81,9 @@ pub enum Reason {
     /// The files for TLS have become unusable.
     #[error("{0}")]
     TlsFiles(#[from] TlsError),
-    /// The TLS connection ended before an answer came.
-    #[error("it closed the connection: {0}")]
+    /// A new TLS connection ended before an answer came. In TLS 1.3 a client learns only then that
+    /// its certificate was refused.
+    #[error("it closed the connection ({0}); perhaps it does not accept our certificate")]
     Closed(String),
     /// All 256 identifiers of the connection are in use.
     #[error("too many requests wait for an answer on one connection")]

@@ -206,7 +206,11 @@ async fn carry(
         ended = hear(&mut incoming, &waiting) => ended,
         ended = say(&mut outgoing, &mut queue) => ended,
     };
-    waiting.close(&ended.err().map_or_else(|| "end of file".into(), |error| error.to_string()));
+    waiting.close(&match ended {
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => error.to_string(),
+        // Many servers just close: rustls has more to say about that than people want to read.
+        _ => "without giving a reason".into(),
+    });
 }
 
 /// Hands each packet to the request that it answers.

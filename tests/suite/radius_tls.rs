@@ -27,7 +27,7 @@ async fn refusal(server: Server) -> Reason {
 }
 
 fn connections(radius: &FreeRadius) -> usize {
-    radius.log().matches("New connection request from client").count()
+    radius.log().matches("Listening on auth from client (").count()
 }
 
 #[tokio::test]
@@ -81,8 +81,8 @@ async fn a_client_without_the_right_certificate_is_told() {
         tls.key_file = radius.file("stranger.key");
     });
     let reason = refusal(stranger).await;
-    assert!(matches!(reason, Reason::Closed(_) | Reason::Tls(_)), "{reason:?}");
-    assert!(reason.to_string().contains("fatal alert"), "{reason}");
+    assert!(matches!(reason, Reason::Closed(_)), "{reason:?}");
+    assert!(reason.to_string().contains("does not accept our certificate"), "{reason}");
     assert!(!radius.log().contains("User-Name = "), "{}", radius.log());
 }
 
