@@ -384,8 +384,8 @@ pub struct Answer {
     pub decision: Decision,
     /// Whether it had a (right) Message-Authenticator.
     pub signed: bool,
-    /// Its Reply-Message attributes, joined; see [`join`]. Raw: a server may have put anything
-    /// into it, also control characters.
+    /// Its Reply-Message attributes, joined: a full one (253 bytes) is continued by the next, others
+    /// are lines of their own. Raw: it may hold anything, also control characters.
     pub message: String,
     /// State, to be sent back with the answer to a challenge.
     pub state: Option<Zeroizing<Vec<u8>>>,

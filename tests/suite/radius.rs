@@ -101,6 +101,15 @@ async fn a_code_alone_can_be_asked() {
 }
 
 #[tokio::test]
+async fn a_name_is_looked_up_and_an_address_where_nobody_listens_passed_over() {
+    let radius = FreeRadius::start().await;
+    // Most systems know `localhost` as ::1 too, where FreeRADIUS does not listen.
+    let address = format!("localhost:{}", radius.port("BASTION"));
+    let client = client(vec![Server { address, ..radius.server("main", "BASTION") }]);
+    challenged(ask(&client, GINA[0], GINA[1], None).await.unwrap());
+}
+
+#[tokio::test]
 async fn long_passwords_and_every_character_arrive() {
     let radius = FreeRadius::start().await;
     let client = client(vec![radius.server("main", "BASTION")]);
