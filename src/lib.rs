@@ -1,8 +1,9 @@
 //! Sallyport: an SSH bastion with a one-time-code second factor.
 //!
 //! Reading order: [`domain`] (the words), [`audit::Event`] (what can happen), [`auth`] (login as a
-//! state machine), [`policy`] (who may go where), [`sftp`] (which file requests pass), then the shell
-//! around them: [`recording`], [`store`], [`server`], [`console`], [`admin`], [`cli`].
+//! state machine), [`policy`] (who may go where), [`sftp`] (which file requests pass), [`radius`]
+//! (asking other servers about a user; a client on its own), then the shell around them:
+//! [`recording`], [`store`], [`server`], [`console`], [`admin`], [`cli`].
 //!
 //! Imports point down only, in the order that `tests/suite/architecture.rs` states and checks. The core
 //! (`domain`, `auth`, `policy`, `audit`, `sftp`) knows no tokio, russh, diesel or clock.
@@ -19,6 +20,7 @@ pub mod harden;
 pub mod keys;
 pub mod logging;
 pub mod policy;
+pub mod radius;
 pub mod recording;
 pub mod serve;
 pub mod server;

@@ -13,10 +13,12 @@
 )]
 
 pub mod bastion;
+pub mod freeradius;
 pub mod hop;
 pub mod people;
 pub mod played;
 pub mod postgres;
+pub mod radius_peer;
 pub mod raw;
 pub mod screen;
 pub mod server;
