@@ -11,7 +11,7 @@ use super::{command, ended, free_port, listening, tool};
 pub struct Sshd {
     dir: tempfile::TempDir,
     pub port: u16,
-    _child: Child,
+    child: Child,
 }
 
 impl Sshd {
@@ -68,7 +68,12 @@ impl Sshd {
             .spawn()
             .unwrap();
         listening(port).await;
-        Self { dir, port, _child: child }
+        Self { dir, port, child }
+    }
+
+    /// The process that listens.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("sshd ended")
     }
 
     /// The public half of its host key.

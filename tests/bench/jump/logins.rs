@@ -1,0 +1,131 @@
+//! Signing in: how many a second, how long one takes, and what it costs the jump host.
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+
+use crate::Options;
+use crate::lab::{Lab, Way};
+use crate::process::cpu_seconds;
+use crate::table::{Series, Table};
+
+/// Logins of one measurement; as many people have a code at a time.
+const LOGINS: usize = 32;
+
+#[derive(Clone, Copy)]
+enum Factors {
+    /// What sshd is asked for.
+    Key,
+    KeyAndCode,
+    PasswordAndCode,
+}
+
+#[derive(Default)]
+struct Logins {
+    per_second: Series,
+    /// Milliseconds of each.
+    took: Series,
+    /// Milliseconds of CPU of each.
+    cpu: Series,
+}
+
+/// From the start of `ssh -W` to the target's first byte.
+pub async fn measure(lab: &Lab, options: &Options, table: &mut Table) {
+    for parallel in [1, 4, 16] {
+        let mut all: [Logins; 3] = Default::default();
+        for _ in 0..options.rounds {
+            let kinds = [Factors::Key, Factors::KeyAndCode, Factors::PasswordAndCode];
+            for (factors, logins) in kinds.into_iter().zip(&mut all) {
+                round(lab, factors, parallel, logins).await;
+            }
+        }
+        let [sshd, key, password] = all;
+        for (ours, what) in [(key, "key + code"), (password, "password + code")] {
+            let what = format!("sign-in, {what} (sshd: key), {parallel} at once");
+            table.pair(what.clone(), "1/s", sshd.per_second.clone(), ours.per_second);
+            table.pair(format!("{what}: CPU"), "ms", sshd.cpu.clone(), ours.cpu);
+            for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
+                let one = |series: &Series| {
+                    let mut one = Series::default();
+                    one.push(series.quantile(share));
+                    one
+                };
+                table.pair(format!("{what}: {name}"), "ms", one(&sshd.took), one(&ours.took));
+            }
+        }
+    }
+}
+
+async fn round(lab: &Lab, factors: Factors, parallel: usize, logins: &mut Logins) {
+    let way = if matches!(factors, Factors::Key) { Way::Sshd } else { Way::Tunnel };
+    let mut commands = Vec::new();
+    for _ in 0..LOGINS {
+        commands.push(command(lab, factors).await);
+    }
+    let (before, began) = (cpu_seconds(lab.pid(way)), Instant::now());
+    let mut waiting = commands.into_iter();
+    let mut running = tokio::task::JoinSet::new();
+    loop {
+        while running.len() < parallel
+            && let Some(ssh) = waiting.next()
+        {
+            running.spawn(first_byte(ssh));
+        }
+        match running.join_next().await {
+            Some(took) => logins.took.push(took.unwrap() * 1000.0),
+            None => break,
+        }
+    }
+    logins.per_second.push(LOGINS as f64 / began.elapsed().as_secs_f64());
+    let cpu = cpu_seconds(lab.pid(way)) - before;
+    logins.cpu.push(cpu * 1000.0 / LOGINS as f64);
+}
+
+async fn command(lab: &Lab, factors: Factors) -> Command {
+    let port = lab.target.port;
+    match factors {
+        Factors::Key => lab.ssh(&["-S", "none", "-W", &format!("127.0.0.1:{port}"), "jump-sshd"]),
+        Factors::KeyAndCode => {
+            lab.ssh_as(&["-S", "none", "-W", &format!("tunnel:{port}"), "jump-sallyport"]).await
+        }
+        Factors::PasswordAndCode => {
+            let to = format!("tunnel:{port}");
+            let only = "PubkeyAuthentication=no";
+            lab.ssh_as(&["-S", "none", "-o", only, "-W", &to, "jump-sallyport"]).await
+        }
+    }
+}
+
+/// Seconds from its start to its first byte of output.
+async fn first_byte(mut ssh: Command) -> f64 {
+    let began = Instant::now();
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = ssh.spawn().unwrap();
+    let mut byte = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut byte).await.expect("nobody was let in");
+    let took = began.elapsed().as_secs_f64();
+    child.kill().await.unwrap();
+    took
+}
+
+/// `ssh -J host`, over a jump host that has not been signed in on yet.
+pub async fn measure_first_byte(lab: &Lab, options: &Options, table: &mut Table) {
+    let ways = [Way::Sshd, Way::Tunnel, Way::Record];
+    let mut all: [Series; 3] = Default::default();
+    for _ in 0..options.rounds {
+        for (way, series) in ways.into_iter().zip(&mut all) {
+            let mut ssh = lab.ssh(&[way.target(), "echo x"]);
+            if way != Way::Sshd {
+                // The jump is signed in on as the one who is granted both.
+                ssh.env("BENCH_PASSWORD", crate::support::people::PASSWORD);
+                ssh.env("BENCH_CODE", lab.code_of(0).await);
+            }
+            series.push(first_byte(ssh).await * 1000.0);
+        }
+    }
+    let [sshd, tunnel, record] = all;
+    table.pair("ssh -J to the first byte, key (+ code)", "ms", sshd.clone(), tunnel);
+    table.pair("ssh -J to the first byte, recorded", "ms", sshd, record);
+}
