@@ -21,6 +21,7 @@ mod record;
 mod record_files;
 mod record_rights;
 mod record_signin;
+mod record_table;
 mod record_tools;
 mod secrets;
 mod shipped_files;

@@ -1,113 +1,23 @@
-//! Sessions on a target in record mode, with the real client: what somebody sees through the
-//! bastion is what they would see without it.
+//! Sessions on a target in record mode that share a connection, do not read, or lead further.
 
-use sallyport::recording::asciicast::Kind;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::process::Child;
 
+use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
 use crate::support::hop::{Agent, Hop, NOTICE, Ran, fed};
-use crate::support::screen::Screen;
 use crate::support::{PATIENCE, command, ended, eventually, free_port, listening, tool};
 
-/// An `ssh` with `HOST` for the target, its input, and how it has to end.
-struct Case {
-    args: &'static [&'static str],
-    input: Vec<u8>,
-    code: i32,
-    out: Vec<u8>,
-}
-
-fn case(args: &'static [&'static str], input: impl Into<Vec<u8>>, code: i32, out: &str) -> Case {
-    Case { args, input: input.into(), code, out: out.into() }
-}
-
-/// Bytes of every kind, the same at each run.
-fn noise(len: usize) -> Vec<u8> {
-    let words = (0..len as u64 / 8 + 1).map(|n| (n ^ 0x5bd1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    words.flat_map(|word| word.rotate_left(29).to_le_bytes()).take(len).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_as_they_would_be_without_the_bastion() {
-    let hop = Hop::start().await;
-    let lines: String = (1..=1000).map(|n| format!("{n}\n")).collect();
-    let long = format!("{}\n", "x".repeat(20_000));
-    let cases = [
-        case(&["HOST", "exit 0"], "", 0, ""),
-        case(&["HOST", "exit 7"], "", 7, ""),
-        case(&["HOST", "exit 255"], "", 255, ""),
-        case(&["HOST", "true"], "", 0, ""),
-        case(&["HOST", "no-such-command"], "", 127, ""),
-        case(&["HOST", "kill -TERM $$"], "", 255, ""),
-        case(&["HOST", "kill -KILL $$"], "", 255, ""),
-        case(&["HOST", "echo out; echo err >&2; exit 3"], "", 3, "out\n"),
-        case(&["HOST", "seq 1 20000 >&2"], "", 0, ""),
-        case(&["HOST", "cat; echo done"], "one\ntwo", 0, "one\ntwodone\n"),
-        case(&["HOST", "cat >/dev/null; seq 1 1000"], noise(300_000), 0, &lines),
-        case(&["HOST", "for i in $(seq 1 1000); do echo $i; done"], "", 0, &lines),
-        // The status is told before the last of the output.
-        case(&["HOST", "(sleep 0.3; echo late) & echo early; exit 5"], "", 5, "early\nlate\n"),
-        // Nothing more comes, long before the status.
-        case(&["HOST", "exec <&- >&- 2>&-; sleep 0.3; exit 6"], "", 6, ""),
-        // Nobody reads all of the input.
-        case(&["HOST", "head -c 5 | wc -c"], noise(3_000_000), 0, "5\n"),
-        case(&["HOST", "exec <&-; seq 1 1000"], noise(3_000_000), 0, &lines),
-        case(&["-n", "HOST", "cat; echo done"], "unread", 0, "done\n"),
-        case(&["-T", "HOST"], "echo in a shell; exit 4\n", 4, "in a shell\n"),
-        case(&["-T", "HOST"], "", 0, ""),
-        case(&["HOST", "env | grep -v ^SSH_ | sort | cksum | wc -l"], "", 0, "1\n"),
-        case(&["-o", "SetEnv=LC_X=one:two", "HOST", "printenv LC_X"], "", 0, "one:two\n"),
-        case(&["-o", "SetEnv=OTHER=1", "HOST", "printenv OTHER"], "", 1, ""),
-        case(&["-tt", "HOST", "stty size; echo $TERM"], "", 0, "0 0\r\nxterm-256color\r\n"),
-        case(&["-tt", "HOST", "echo err >&2; exit 9"], "", 9, "err\r\n"),
-        case(&["-tt", "HOST", "read x; echo \"<$x>\""], "typed\n", 0, "typed\r\n<typed>\r\n"),
-        case(
-            &[
-                "-o",
-                "ServerAliveInterval=1",
-                "-o",
-                "ServerAliveCountMax=1",
-                "HOST",
-                "sleep 3; id -u",
-            ],
-            "",
-            0,
-            &format!("{}\n", rustix::process::getuid().as_raw()),
-        ),
-        case(&["HOST", "head -c 20000 | tr -d '\\n' | sed 's/$/\\n/'"], long.trim(), 0, &long),
-    ];
-    for Case { args, input, code, out } in cases {
-        let (via, direct) = hop.both(args, &input).await;
-        let text = String::from_utf8_lossy(&out);
-        assert_eq!((direct.code, direct.text().as_str()), (Some(code), &*text), "{args:?}");
-        assert_eq!(via, direct, "{args:?}");
-    }
-    let env = hop.both(&["HOST", "env | grep -v ^SSH_ | sort"], b"").await;
-    assert!(env.1.text().contains("HOME="));
-    assert_eq!(env.0, env.1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bytes_are_the_same_on_both_sides() {
+async fn input_goes_on_after_the_end_of_the_output() {
     let hop = Hop::start().await;
     let input = noise(4_000_000);
-    let (via, direct) = hop.both(&["HOST", "cat; cat /bin/sh >&2"], &input).await;
-    assert!(via.out == input && via == direct, "{:?} {}", via.code, via.out.len());
-
-    // Output that ends before the input does.
     let file = hop.client.path("copy");
     let line = format!("exec >&- 2>&-; cat > {}", file.display());
     let ran = fed(&mut hop.command(&["via", &line]), &input).await.ok();
     assert_eq!(ran.out, b"");
     assert!(std::fs::read(&file).unwrap() == input);
-
-    // New keys after every megabyte, in both directions.
-    let input = noise(30_000_000);
-    let args = ["-o", "RekeyLimit=1M", "via", "cat"];
-    let ran = fed(&mut hop.command(&args), &input).await.ok();
-    assert!(ran.out == input, "{}", ran.out.len());
     assert_eq!(hop.bastion.bastion.budget.held(), 0);
 }
 
@@ -127,63 +37,6 @@ async fn zcat_of_a_small_file_that_becomes_large() {
     let small = packed(210_000_000).await;
     let ran = fed(&mut hop.command(&["via", "zcat | wc -c"]), &small).await.ok();
     assert_eq!(ran.text(), "210000000\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_target_refuses_is_said() {
-    let hop = Hop::start().await;
-    let (via, direct) = hop.both(&["-s", "HOST", "nonsense"], b"").await;
-    assert_eq!((direct.code, via.code), (Some(255), Some(255)), "{via:?} {direct:?}");
-    assert_eq!(via.err, "sallyport: the target refused the nonsense request\r\n");
-    let fields = [("outcome", "the target refused the nonsense request")];
-    hop.bastion.event("recording-ended", &fields).await;
-}
-
-/// Somebody's terminal, before and after it was made larger.
-async fn resized(hop: &Hop, host: &str) {
-    // Ends when the size is the new one, or with the connection.
-    let line = "stty size; until [ \"$(stty size)\" = '40 100' ]; do sleep 0.05; done; echo larger";
-    let mut screen = Screen::run(&hop.command(&["-t", host, line]));
-    screen.expect("24 80").await;
-    screen.resize(40, 100).await;
-    screen.expect("larger").await;
-    assert_eq!(screen.end().await.0, Some(0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_is_passed_on_with_its_modes_and_sizes() {
-    let hop = Hop::start().await;
-    let mut looks = Vec::new();
-    for host in ["direct", "via"] {
-        resized(&hop, host).await;
-        let screen = Screen::run(&hop.command(&["-t", host, "stty -a; echo $TERM; exit 6"]));
-        let (code, text) = screen.end().await;
-        assert_eq!(code, Some(6), "{text}");
-        let text = text.replace(NOTICE.trim(), "").replace("to db1 ", "to 127.0.0.1 ");
-        looks.push(text.trim().to_owned());
-    }
-    assert!(looks[0].contains("rows 24; columns 80") && looks[0].contains("xterm"));
-    assert_eq!(looks[0], looks[1]);
-
-    let commands = hop.recordings().await.into_iter().filter_map(|row| row.command);
-    let command = commands.into_iter().find(|line| line.contains("until")).unwrap();
-    let cast = hop.recorded(&command).await;
-    assert_eq!((cast.header.width, cast.header.height), (80, 24));
-    assert_eq!(cast.header.env["TERM"], "xterm");
-    assert!(cast.events.contains(&Kind::Resize { columns: 100, rows: 40 }), "{:?}", cast.events);
-
-    // A shell at a prompt.
-    let mut screen = Screen::run(&hop.command(&["via"]));
-    screen.expect(NOTICE.trim()).await;
-    screen.type_line("echo $((6 * 7))-$(tty)").await;
-    screen.expect("42-/dev/pts/").await;
-    screen.type_line("exit 11").await;
-    assert_eq!(screen.end().await.0, Some(11));
-
-    // A terminal of no size is recorded as one of the usual size.
-    hop.ssh(&["-tt", "via", "stty size"]).await.ok();
-    let cast = hop.recorded("stty size").await;
-    assert_eq!((cast.header.width, cast.header.height), (80, 24));
 }
 
 #[tokio::test(flavor = "multi_thread")]

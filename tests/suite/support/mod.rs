@@ -22,6 +22,7 @@ pub mod screen;
 pub mod server;
 pub mod ssh;
 pub mod sshd;
+pub mod ways;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

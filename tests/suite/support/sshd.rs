@@ -8,6 +8,10 @@ use tokio::process::Child;
 
 use super::{command, ended, free_port, listening, tool};
 
+/// Tells bash that another shell started it: it then leaves out the `.bashrc` of whoever runs the
+/// tests, which may say anything, and take its time.
+pub const QUIET: &str = "SetEnv SHLVL=1";
+
 pub struct Sshd {
     dir: tempfile::TempDir,
     pub port: u16,
@@ -52,7 +56,7 @@ impl Sshd {
         let conf = format!(
             "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n\
-             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n",
+             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n{QUIET}\n",
             host = at("host").display(),
             keys = at("authorized_keys").display(),
         );
