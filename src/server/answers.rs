@@ -16,6 +16,9 @@ pub(super) trait Answering {
     fn flow(&self) -> &ConnectionFlow;
     /// The relay that the channels lead to, once there is one.
     fn relay(&self) -> Option<&Arc<Relay>>;
+    /// Makes the way to the target that was chosen, if nobody needed it yet: a client asks for the
+    /// target's ports before it opens a session.
+    fn make_way(&self, user: russh::server::Handle) -> impl Future<Output = ()> + Send;
     /// Whether `right` is granted; if not, that is written down.
     fn allowed(&self, right: Capability, request: &str) -> bool;
 }
@@ -142,8 +145,9 @@ macro_rules! answers {
             &mut self,
             address: &str,
             port: &mut u32,
-            _session: &mut Session,
+            session: &mut Session,
         ) -> Result<bool, Ended> {
+            self.make_way(session.handle()).await;
             let allowed =
                 self.allowed(Capability::RemoteForward, &format!("tcpip-forward {address}:{port}"));
             match self.relay().filter(|_| allowed) {
@@ -160,6 +164,31 @@ macro_rules! answers {
         ) -> Result<bool, Ended> {
             match self.relay() {
                 Some(relay) => Ok($crate::server::relay::unlisten(relay, address, port).await),
+                None => Ok(false),
+            }
+        }
+
+        async fn streamlocal_forward(
+            &mut self,
+            path: &str,
+            session: &mut Session,
+        ) -> Result<bool, Ended> {
+            self.make_way(session.handle()).await;
+            let request = format!("streamlocal-forward {path}");
+            let allowed = self.allowed(Capability::RemoteForward, &request);
+            match self.relay().filter(|_| allowed) {
+                Some(relay) => Ok($crate::server::relay::listen_at(relay, path).await),
+                None => Ok(false),
+            }
+        }
+
+        async fn cancel_streamlocal_forward(
+            &mut self,
+            path: &str,
+            _session: &mut Session,
+        ) -> Result<bool, Ended> {
+            match self.relay() {
+                Some(relay) => Ok($crate::server::relay::unlisten_at(relay, path).await),
                 None => Ok(false),
             }
         }

@@ -188,6 +188,13 @@ impl Answering for Handler {
         self.entrance.as_ref()?.known()
     }
 
+    async fn make_way(&self, user: russh::server::Handle) {
+        let Some(entrance) = &self.entrance else { return };
+        if let Err(why) = entrance.relay(&self.conn, user).await {
+            tracing::debug!(why, "a request came to a target that cannot be reached");
+        }
+    }
+
     fn allowed(&self, right: Capability, request: &str) -> bool {
         match self.relay() {
             Some(relay) => relay.check(right, request).is_ok(),
@@ -388,14 +395,5 @@ impl russh::server::Handler for Handler {
         }
         self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
-    }
-
-    async fn streamlocal_forward(
-        &mut self,
-        _socket_path: &str,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        self.refuse("streamlocal-forward");
-        Ok(false)
     }
 }

@@ -19,6 +19,7 @@ mod lifecycle;
 mod login;
 mod record;
 mod record_files;
+mod record_onward;
 mod record_rights;
 mod record_signin;
 mod record_table;

@@ -223,7 +223,7 @@ async fn an_editor_installs_its_server_and_reaches_it() {
     let port: u16 = line.split("==").nth(1).unwrap().parse().unwrap();
     listening(socks).await;
     for n in 0..3 {
-        let mut stream = crate::record::by_socks(socks, port).await;
+        let mut stream = crate::record_onward::by_socks(socks, port).await;
         stream.write_all(format!("{n}\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer);

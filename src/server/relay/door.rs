@@ -333,6 +333,8 @@ impl Answering for Handler {
         self.door.relay.get()
     }
 
+    async fn make_way(&self, _user: russh::server::Handle) {} // Who is in, has come this way.
+
     fn allowed(&self, right: Capability, request: &str) -> bool {
         self.relay().is_some_and(|relay| relay.check(right, request).is_ok())
     }
@@ -487,12 +489,5 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         Ok(session.channel_success(channel)?)
-    }
-
-    async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {
-        if let Some(relay) = self.relay() {
-            relay.refuse_use(&format!("streamlocal-forward {path}"));
-        }
-        Ok(false)
     }
 }

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(super) use door::serve as serve_door;
-pub(super) use onward::{Onward, listen, serve_onward, unlisten};
+pub(super) use onward::{Onward, listen, listen_at, serve_onward, unlisten, unlisten_at};
 pub(super) use session::serve as serve_session;
 
 use super::connection::Connection;

@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use super::bastion::{Engine, PASSWORD, Person, TestBastion};
 use super::ssh::Client;
 use super::sshd::Sshd;
+use super::ways::Way;
 use super::{PATIENCE, command, ended, eventually, present_user, tool};
 
 /// What people are told before a recorded session.
@@ -166,8 +167,14 @@ impl Hop {
 
     /// A connection to the target through the bastion that carries many sessions: `-S` its path.
     pub async fn shared(&self, options: &[&str]) -> (Child, String) {
+        self.shared_on(Way::Jump, options).await
+    }
+
+    /// The same on another way.
+    pub async fn shared_on(&self, way: Way, options: &[&str]) -> (Child, String) {
         let path = self.client.path("shared").display().to_string();
-        let args = [options, &["-M", "-N", "-S", &path, "via"]].concat();
+        let args = [options, &["-M", "-N", "-S", &path, way.host()]].concat();
+        self.sign_in_on(way);
         let child = self.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let file = PathBuf::from(&path);
         eventually("the inner connection is up", async || file.exists().then_some(())).await;
@@ -230,8 +237,12 @@ impl Agent {
         Self { process, socket }
     }
 
+    pub fn socket(&self) -> String {
+        self.socket.display().to_string()
+    }
+
     pub fn option(&self) -> String {
-        format!("IdentityAgent={}", self.socket.display())
+        format!("IdentityAgent={}", self.socket())
     }
 }
 

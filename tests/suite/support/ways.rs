@@ -52,11 +52,13 @@ pub enum Program {
 pub const PROGRAMS: [Program; 2] = [Program::OpenSsh, Program::Plink];
 
 /// A client of alice's on a way to the target.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Reach<'a> {
     pub hop: &'a Hop,
     pub program: Program,
     pub way: Way,
+    /// What it finds in its environment.
+    env: Vec<(&'static str, String)>,
 }
 
 impl std::fmt::Debug for Reach<'_> {
@@ -75,7 +77,18 @@ const FRAMES: [&str; 2] = [
 
 impl Hop {
     pub fn reach(&self, program: Program, way: Way) -> Reach<'_> {
-        Reach { hop: self, program, way }
+        Reach { hop: self, program, way, env: Vec::new() }
+    }
+
+    /// Every client on every way through the bastion.
+    pub fn reaches(&self) -> impl Iterator<Item = Reach<'_>> {
+        let programs = PROGRAMS.into_iter();
+        programs.flat_map(|program| ENTRANCES.map(|way| self.reach(program, way)))
+    }
+
+    /// Every client on every way, the direct one first.
+    pub fn all_reaches(&self) -> impl Iterator<Item = Reach<'_>> {
+        PROGRAMS.into_iter().map(|program| self.reach(program, Way::Direct)).chain(self.reaches())
     }
 
     /// Prepares alice's answers for a program that signs in on this way.
@@ -87,25 +100,54 @@ impl Hop {
 }
 
 impl Reach<'_> {
-    /// The client with these arguments, `HOST` in them being the target.
-    fn command(&self, args: &[&str]) -> Command {
-        let args: Vec<&str> =
-            args.iter().map(|arg| if *arg == "HOST" { self.way.host() } else { *arg }).collect();
+    /// With something in its environment.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+
+    /// The client itself.
+    fn shell(&self) -> &'static str {
         match self.program {
-            Program::OpenSsh => self.hop.command(&args),
+            Program::OpenSsh => "ssh",
+            Program::Plink => "plink",
+        }
+    }
+
+    /// A tool of the client's with these arguments, `HOST` at their beginning being the target.
+    fn command(&self, tool_name: &str, args: &[&str]) -> Command {
+        let args: Vec<String> = args
+            .iter()
+            .map(|arg| match arg.strip_prefix("HOST") {
+                Some(rest) if rest.is_empty() || rest.starts_with(':') => {
+                    format!("{}{rest}", self.way.host())
+                }
+                _ => (*arg).to_owned(),
+            })
+            .collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut command = match self.program {
+            Program::OpenSsh => self.hop.client.command(tool_name, &args),
             Program::Plink => {
                 let mut env = command(tool("env"));
                 let home = format!("HOME={}", self.hop.client.path("").display());
-                env.arg(home).arg(tool("plink")).args(["-no-antispoof", "-noagent"]).args(args);
-                env.stdout(Stdio::piped()).stderr(Stdio::piped());
+                env.arg(home).arg(tool(tool_name)).args(["-no-antispoof", "-noagent"]).args(args);
                 env
             }
-        }
+        };
+        command.env("TERM", "xterm-256color");
+        command.envs(self.env.iter().map(|(name, value)| (*name, value)));
+        command
     }
 
     /// Starts it, signed in; its standard input is the session's.
     pub async fn start(&self, args: &[&str]) -> Child {
-        let mut command = self.command(args);
+        self.start_tool(self.shell(), args).await
+    }
+
+    /// The same with `scp` or whatever else signs in as the client does.
+    pub async fn start_tool(&self, tool_name: &str, args: &[&str]) -> Child {
+        let mut command = self.command(tool_name, args);
         if self.program == Program::OpenSsh || self.way != Way::Selector {
             self.hop.sign_in_on(self.way);
             return piped(&mut command).spawn().unwrap();
@@ -113,6 +155,7 @@ impl Reach<'_> {
         // Without a terminal PuTTY asks on its standard input, and takes in all that is there.
         let mut apart = super::command(tool("setsid"));
         apart.arg("--wait").arg(command.as_std().get_program()).args(command.as_std().get_args());
+        apart.envs(self.env.iter().map(|(name, value)| (*name, value)));
         let mut child = piped(&mut apart).spawn().unwrap();
         let before = self.hop.bastion.kinds("signed-in").await.len();
         for (prompt, answer) in
@@ -131,7 +174,12 @@ impl Reach<'_> {
 
     /// Runs it to its end. The notice is left out of what it says, and PuTTY's frame around it.
     pub async fn run(&self, args: &[&str], input: &[u8]) -> Ran {
-        let child = self.start(args).await;
+        self.run_tool(self.shell(), args, input).await
+    }
+
+    /// The same with another tool.
+    pub async fn run_tool(&self, tool_name: &str, args: &[&str], input: &[u8]) -> Ran {
+        let child = self.start_tool(tool_name, args).await;
         let mut ran = feed(child, input, &format!("{self:?} {args:?}")).await;
         if let Some(rest) = ran.out.strip_prefix(NOTICE.as_bytes()) {
             assert_eq!(self.way, Way::Selector, "{args:?}");
@@ -147,7 +195,7 @@ impl Reach<'_> {
 
     /// Runs it in a terminal, signed in.
     pub async fn screen(&self, args: &[&str]) -> Screen {
-        let mut screen = Screen::run(&self.command(args));
+        let mut screen = Screen::run(&self.command(self.shell(), args));
         if self.way == Way::Selector {
             screen.expect("Password: ").await;
             screen.type_line(PASSWORD).await;
