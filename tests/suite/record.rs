@@ -1,4 +1,6 @@
-//! Sessions on a target in record mode that share a connection, do not read, or lead further.
+//! Sessions on a target in record mode that share a connection, or whose bytes are more than fit.
+
+use std::process::Stdio;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
@@ -6,61 +8,76 @@ use tokio::process::Child;
 use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
 use crate::support::hop::{Hop, NOTICE, fed};
+use crate::support::ways::{ENTRANCES, Way};
 use crate::support::{PATIENCE, command, ended, tool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_goes_on_after_the_end_of_the_output() {
-    let hop = Hop::start().await;
-    let input = noise(4_000_000);
-    let file = hop.client.path("copy");
-    let line = format!("exec >&- 2>&-; cat > {}", file.display());
-    let ran = fed(&mut hop.command(&["via", &line]), &input).await.ok();
-    assert_eq!(ran.out, b"");
-    assert!(std::fs::read(&file).unwrap() == input);
+    let hop = Hop::roomy("", |_| {}).await;
+    let input = noise(2_000_000);
+    for reach in hop.reaches() {
+        let file = hop.client.path("copy");
+        let line = format!("exec >&- 2>&-; cat > {}", file.display());
+        let ran = reach.run(&["HOST", &line], &input).await.ok();
+        assert_eq!(ran.out, b"", "{reach:?}");
+        assert!(std::fs::read(&file).unwrap() == input, "{reach:?}");
+        std::fs::remove_file(&file).unwrap();
+    }
     assert_eq!(hop.bastion.bastion.budget.held(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn zcat_of_a_small_file_that_becomes_large() {
-    let hop = Hop::start().await;
+    let hop = Hop::roomy("", |_| {}).await;
     let packed = |bytes: usize| {
         let text = "all work and no play\n".repeat(bytes / 21);
         let mut gzip = command(tool("gzip"));
         gzip.arg("-c");
         async move { fed(&mut gzip, text.as_bytes()).await.ok().out }
     };
-    let small = packed(21_000_000).await;
-    assert!(small.len() < 200_000, "{}", small.len());
-    let ran = fed(&mut hop.command(&["via", "zcat"]), &small).await.ok();
-    assert_eq!(ran.out.len(), 21_000_000);
+    let small = packed(10_500_000).await;
+    assert!(small.len() < 100_000, "{}", small.len());
+    for reach in hop.reaches() {
+        let ran = reach.run(&["HOST", "zcat"], &small).await.ok();
+        assert_eq!(ran.out.len(), 10_500_000, "{reach:?}");
+    }
     let small = packed(210_000_000).await;
-    let ran = fed(&mut hop.command(&["via", "zcat | wc -c"]), &small).await.ok();
-    assert_eq!(ran.text(), "210000000\n");
+    for reach in hop.reaches() {
+        let ran = reach.run(&["HOST", "zcat | wc -c"], &small).await.ok();
+        assert_eq!(ran.text(), "210000000\n", "{reach:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_sessions_share_one_connection() {
-    let hop = Hop::start().await;
-    let (mut master, path) = hop.shared(&[]).await;
-    let lines: Vec<String> = (0..10).map(|n| format!("echo {n}; cat; exit {n}")).collect();
-    let inputs: Vec<Vec<u8>> = (0..10).map(|n| noise(50_000 + n)).collect();
-    let runs = lines.iter().zip(&inputs).map(|(line, input)| {
-        let mut ssh = hop.command(&["-S", &path, "via", line]);
-        async move { fed(&mut ssh, input).await }
-    });
-    for (n, ran) in futures_util::future::join_all(runs).await.into_iter().enumerate() {
-        let out = [format!("{n}\n").as_bytes(), &inputs[n]].concat();
-        assert_eq!(ran.code, Some(n as i32), "{}", ran.err);
-        assert!(ran.out == out, "{n}");
+    let hop = Hop::roomy("", |_| {}).await;
+    for way in ENTRANCES {
+        let host = way.host();
+        let (mut master, path) = hop.shared_on(way, &[]).await;
+        let lines: Vec<String> =
+            (0..10).map(|n| format!("echo {host} {n}; cat; exit {n}")).collect();
+        let inputs: Vec<Vec<u8>> = (0..10).map(|n| noise(50_000 + n)).collect();
+        let runs = lines.iter().zip(&inputs).map(|(line, input)| {
+            let mut ssh = hop.command(&["-S", &path, host, line]);
+            async move { fed(&mut ssh, input).await }
+        });
+        for (n, ran) in futures_util::future::join_all(runs).await.into_iter().enumerate() {
+            let out = [format!("{host} {n}\n").as_bytes(), &inputs[n]].concat();
+            assert_eq!(ran.code, Some(n as i32), "{}", ran.err);
+            assert!(ran.out == out, "{n}");
+        }
+        for line in &lines {
+            hop.recorded(line).await;
+        }
+        hop.ssh(&["-O", "exit", "-S", &path, host]).await.ok();
+        ended(&mut master).await;
     }
+    assert_eq!(hop.recordings().await.len(), 20);
+    // One hop through the outer connection, and one connection that chose its target.
     assert_eq!(hop.bastion.kinds("forward-opened").await.len(), 1);
-    for line in &lines {
-        hop.recorded(line).await;
-    }
-    assert_eq!(hop.recordings().await.len(), 10);
-    hop.ssh(&["-O", "exit", "-S", &path, "via"]).await.ok();
-    ended(&mut master).await;
+    assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
     hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
+    hop.bastion.event("session-ended", &[("reason", "client-closed")]).await;
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal) {
@@ -68,28 +85,29 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
-    let hop = Hop::start().await;
-    let numbers: String = (1..=2_500_000).map(|n| format!("{n}\n")).collect();
-    let (mut master, path) = hop.shared(&[]).await;
-    // One on a connection of its own, whose client is stopped; one whose output nobody reads, on
-    // the connection that the neighbours use, too.
-    let start = |args: &[&str]| {
-        let mut ssh = hop.command(&[args, &["echo up; seq 1 2500000"]].concat());
-        ssh.spawn().unwrap()
-    };
-    let mut alone = start(&["via"]);
-    let mut shared = start(&["-S", &path, "via"]);
-    for child in [&mut alone, &mut shared] {
+/// One reader with a connection of its own, whose client is stopped; and one, whose output nobody
+/// reads, on the connection that its neighbours use, too.
+async fn readers_pause(way: Way) {
+    let hop = Hop::roomy("", |_| {}).await;
+    let numbers: String = (1..=1_500_000).map(|n| format!("{n}\n")).collect();
+    let (mut master, path) = hop.shared_on(way, &[]).await;
+    let host = way.host();
+    let start = async |args: &[&str]| {
+        let args = [args, &[host, "echo up; seq 1 1500000"]].concat();
+        let mut child = hop.command(&args).stdin(Stdio::null()).spawn().unwrap();
         let mut up = [0; 3];
         let read = child.stdout.as_mut().unwrap().read_exact(&mut up);
         tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
-    }
+        child
+    };
+    hop.sign_in_on(way);
+    let alone = start(&[]).await;
+    let shared = start(&["-S", &path]).await;
     signal(&alone, rustix::process::Signal::STOP);
     for n in 0..10 {
         let text = format!("echo {n}");
-        for args in [vec!["-S", &path, "via", &text], vec!["via", &text]] {
+        hop.sign_in_on(way);
+        for args in [vec!["-S", &path, host, &text], vec![host, &text]] {
             assert_eq!(hop.ssh(&args).await.ok().text(), format!("{n}\n"));
         }
     }
@@ -100,8 +118,18 @@ async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
         let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
         assert!(done.status.success() && done.stdout == numbers.as_bytes(), "{}", done.status);
     }
-    hop.ssh(&["-O", "exit", "-S", &path, "via"]).await.ok();
+    hop.ssh(&["-O", "exit", "-S", &path, host]).await.ok();
     ended(&mut master).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
+    readers_pause(Way::Jump).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_pauses_on_a_chosen_target_leaves_its_neighbours_alone() {
+    readers_pause(Way::Selector).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
