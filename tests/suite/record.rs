@@ -2,14 +2,15 @@
 
 use std::process::Stdio;
 
+use sallyport::audit::Context;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
 
 use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
 use crate::support::hop::{Hop, NOTICE, fed};
-use crate::support::ways::{ENTRANCES, Way};
-use crate::support::{PATIENCE, command, ended, tool};
+use crate::support::ways::{ENTRANCES, Program, Way};
+use crate::support::{PATIENCE, command, ended, eventually, tool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_goes_on_after_the_end_of_the_output() {
@@ -78,6 +79,38 @@ async fn ten_sessions_share_one_connection() {
     assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
     hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
     hop.bastion.event("session-ended", &[("reason", "client-closed")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puttys_sessions_share_a_connection_too() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let reach = hop.reach(Program::Plink, Way::Selector);
+    let mut upstream = reach.start(&["-share", "-N", "HOST"]).await;
+    eventually("PuTTY's connection can be shared", async || {
+        let ran = fed(&mut reach.command("plink", &["-shareexists", "HOST"]), b"").await;
+        (ran.code == Some(0)).then_some(())
+    })
+    .await;
+    let inputs: Vec<Vec<u8>> = (0..5).map(|n| noise(50_000 + n)).collect();
+    let runs = inputs.iter().enumerate().map(|(n, input)| {
+        let line = format!("cat; exit {n}");
+        let mut plink = reach.command("plink", &["-share", "HOST", &line]);
+        async move { fed(&mut plink, input).await }
+    });
+    for (n, ran) in futures_util::future::join_all(runs).await.into_iter().enumerate() {
+        assert_eq!(ran.code, Some(n as i32), "{}", ran.err);
+        assert!(ran.out == inputs[n], "{n}");
+    }
+    assert_eq!(hop.recordings().await.len(), 5);
+    // Hop's own, and this one.
+    assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
+    // It takes its socket away when the connection ends from the other side.
+    let (store, context) = (hop.bastion.store(), Context::default());
+    for session in store.sessions(&Default::default(), 10).await.unwrap() {
+        let (id, now) = (session.id.parse().unwrap(), hop.bastion.now());
+        store.request_kill(&id, &context, now).await.unwrap();
+    }
+    ended(&mut upstream).await;
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal) {

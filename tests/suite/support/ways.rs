@@ -115,7 +115,7 @@ impl Reach<'_> {
     }
 
     /// A tool of the client's with these arguments, `HOST` at their beginning being the target.
-    fn command(&self, tool_name: &str, args: &[&str]) -> Command {
+    pub fn command(&self, tool_name: &str, args: &[&str]) -> Command {
         let args: Vec<String> = args
             .iter()
             .map(|arg| match arg.strip_prefix("HOST") {
