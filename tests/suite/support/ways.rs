@@ -131,7 +131,11 @@ impl Reach<'_> {
             Program::Plink => {
                 let mut env = command(tool("env"));
                 let home = format!("HOME={}", self.hop.client.path("").display());
-                env.arg(home).arg(tool(tool_name)).args(["-no-antispoof", "-noagent"]).args(args);
+                env.arg(home).arg(tool(tool_name)).arg("-noagent");
+                if tool_name == "plink" {
+                    env.arg("-no-antispoof");
+                }
+                env.args(args);
                 env
             }
         };
