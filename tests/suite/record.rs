@@ -10,7 +10,7 @@ use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
 use crate::support::hop::{Hop, NOTICE, fed};
 use crate::support::ways::{ENTRANCES, Program, Way};
-use crate::support::{PATIENCE, command, ended, eventually, tool};
+use crate::support::{PATIENCE, command, ended, eventually, eventually_or, tool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_goes_on_after_the_end_of_the_output() {
@@ -79,6 +79,27 @@ async fn ten_sessions_share_one_connection() {
     assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
     hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
     hop.bastion.event("session-ended", &[("reason", "client-closed")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_whose_input_nobody_reads_leave_nothing_behind() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let input = noise(3_000_000);
+    for way in ENTRANCES {
+        let (mut master, path) = hop.shared_on(way, &[]).await;
+        for _ in 0..5 {
+            let mut ssh = hop.command(&["-S", &path, way.host(), "head -c 5 >/dev/null; exit 7"]);
+            assert_eq!(fed(&mut ssh, &input).await.code, Some(7));
+        }
+        // While the connection that they were on goes on.
+        eventually_or("nothing is held", async || {
+            let held = hop.bastion.bastion.budget.held();
+            (held == 0).then_some(()).ok_or(held)
+        })
+        .await;
+        hop.ssh(&["-O", "exit", "-S", &path, way.host()]).await.ok();
+        ended(&mut master).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
