@@ -16,7 +16,7 @@ use russh::server::{
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodSet, Pty, Sig};
 use secrecy::SecretString;
 
-use super::answers::{Answering, answers};
+use super::answers::{Answering, answer, answers};
 use super::connection::Connection;
 use super::forward::ConnectionFlow;
 use super::login::Login;
@@ -376,12 +376,8 @@ impl russh::server::Handler for Handler {
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        if self.entrance.is_some() {
-            session.channel_success(channel)?;
-        } else {
-            session.channel_failure(channel)?;
-        }
-        Ok(())
+        let taken = self.entrance.is_some() && !self.conn.flow.begun(channel);
+        Ok(answer(session, channel, taken)?)
     }
 
     async fn subsystem_request(
@@ -391,7 +387,7 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         if self.entrance.is_some() {
-            return Ok(session.channel_success(channel)?);
+            return Ok(answer(session, channel, self.conn.flow.begin(channel))?);
         }
         self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)

@@ -24,6 +24,7 @@ mod record_rights;
 mod record_signin;
 mod record_table;
 mod record_tools;
+mod record_wire;
 mod secrets;
 mod shipped_files;
 mod store;

@@ -84,6 +84,8 @@ pub struct ChannelFlow {
     held: AtomicUsize,
     trickles: AtomicBool,
     trickling: Arc<AtomicUsize>,
+    /// Whether it was said what the channel is for.
+    begun: AtomicBool,
 }
 
 impl ConnectionFlow {
@@ -100,6 +102,7 @@ impl ConnectionFlow {
             held: AtomicUsize::new(0),
             trickles: AtomicBool::new(false),
             trickling: Arc::clone(&self.trickling),
+            begun: AtomicBool::new(false),
         });
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.retain(|_, other| other.strong_count() > 0);
@@ -113,6 +116,22 @@ impl ConnectionFlow {
         if let Some(flow) = channels.remove(&channel).and_then(|flow| flow.upgrade()) {
             flow.trickle(false);
         }
+    }
+
+    /// Takes note of a request that says what a session is for; false if one did before: only one
+    /// per channel can succeed (RFC 4254 section 6.5).
+    pub(in crate::server) fn begin(&self, channel: ChannelId) -> bool {
+        self.find(channel).is_none_or(|flow| !flow.begun.swap(true, Ordering::Relaxed))
+    }
+
+    /// Whether there was such a request.
+    pub(in crate::server) fn begun(&self, channel: ChannelId) -> bool {
+        self.find(channel).is_some_and(|flow| flow.begun.load(Ordering::Relaxed))
+    }
+
+    fn find(&self, channel: ChannelId) -> Option<Arc<ChannelFlow>> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.get(&channel)?.upgrade()
     }
 
     /// The size of the next window; for `Handler::adjust_window`.

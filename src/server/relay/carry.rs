@@ -110,8 +110,7 @@ impl Both<'_> {
                 }
                 ChannelMsg::ExitStatus { exit_status } => {
                     outcome = Some(format!("exit status {exit_status}"));
-                    let told = user.out.exit_status(exit_status).await;
-                    if finished && told.is_ok() { user.out.eof().await } else { told }
+                    user.out.exit_status(exit_status).await
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
@@ -127,13 +126,10 @@ impl Both<'_> {
                     .xon_xoff_request(user.id, client_can_do)
                     .await
                     .map_err(|()| russh::Error::SendError),
-                // Told after the status: a client whose own input has ended closes the channel at
-                // once, and then could be told nothing more.
-                ChannelMsg::Eof if outcome.is_none() => {
+                ChannelMsg::Eof => {
                     finished = true;
                     Ok(())
                 }
-                ChannelMsg::Eof => user.out.eof().await,
                 ChannelMsg::Success => {
                     replies.next();
                     Ok(())
@@ -149,7 +145,10 @@ impl Both<'_> {
                 ChannelMsg::Close => return self.finish(outcome).await,
                 _ => Ok(()),
             };
-            if sent.is_err() {
+            // The end of the output is told after the status: a client whose own input has ended
+            // closes the channel at once, and then could be told nothing more.
+            let now = outcome.is_some() && std::mem::take(&mut finished);
+            if sent.is_err() || (now && user.out.eof().await.is_err()) {
                 return End::User;
             }
         }

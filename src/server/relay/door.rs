@@ -23,7 +23,7 @@ use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target};
 use crate::policy::Checked;
 use crate::policy::Refused;
-use crate::server::answers::{Answering, answers};
+use crate::server::answers::{Answering, answer, answers};
 use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
 use crate::server::forward::ConnectionFlow;
@@ -479,7 +479,7 @@ impl russh::server::Handler for Handler {
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
+        Ok(answer(session, channel, !self.door.flow.begun(channel))?)
     }
 
     async fn subsystem_request(
@@ -488,6 +488,6 @@ impl russh::server::Handler for Handler {
         _name: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
+        Ok(answer(session, channel, self.door.flow.begin(channel))?)
     }
 }

@@ -52,15 +52,17 @@ pub(in crate::server) async fn serve(
         relay.conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
+    let id = channel.id();
+    // Before the user can ask for anything: what was asked for is kept there.
+    let uplink = Uplink::new(relay.flow.open(id));
     reply.accept().await;
     let relay = Arc::clone(relay);
     let tasks = relay.conn.tasks.clone();
     tasks.spawn(async move {
         let _slot = slot;
-        let id = channel.id();
         let (from_user, to_user) = channel.split();
         let user = User { id, handle: user, out: to_user };
-        run(&relay, from_user, &user, Uplink::new(relay.flow.open(id))).await;
+        run(&relay, from_user, &user, uplink).await;
     });
 }
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use tokio::process::Child;
 
-use super::{command, ended, free_port, listening, tool};
+use super::{command, ended, free_port, listening, postgres, present_user, tool};
 
 /// Tells bash that another shell started it: it then leaves out the `.bashrc` of whoever runs the
 /// tests, which may say anything, and take its time.
@@ -15,6 +15,8 @@ pub const QUIET: &str = "SetEnv SHLVL=1";
 pub struct Sshd {
     dir: tempfile::TempDir,
     pub port: u16,
+    /// Whom it lets in.
+    pub user: String,
     _child: Child,
 }
 
@@ -25,15 +27,21 @@ impl Sshd {
 
     /// Starts one with `extra` lines before the others of its configuration.
     pub async fn start_with(extra: &str) -> Self {
-        Self::launch(extra, None).await
+        Self::launch(extra, None, false).await
+    }
+
+    /// Starts one that is not root, whose sessions are sent signals; root's are not ("session
+    /// signalling requires privilege separation").
+    pub async fn unprivileged() -> Self {
+        Self::launch("", None, true).await
     }
 
     /// Starts one whose host key has a certificate for `names`, by an authority of its own.
     pub async fn certified(names: &str) -> Self {
-        Self::launch("", Some(names)).await
+        Self::launch("", Some(names), false).await
     }
 
-    async fn launch(extra: &str, certified: Option<&str>) -> Self {
+    async fn launch(extra: &str, certified: Option<&str>, unprivileged: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "id", "authority"] {
@@ -63,7 +71,16 @@ impl Sshd {
         std::fs::write(at("conf"), conf).unwrap();
         std::fs::set_permissions(at("id"), std::fs::Permissions::from_mode(0o600)).unwrap();
         let log = std::fs::File::create(at("log")).unwrap();
-        let child = command(tool("sshd"))
+        let (mut sshd, mut user) = (command(tool("sshd")), present_user());
+        if unprivileged && postgres::is_root() {
+            // The one that root's tests run their database as.
+            user = "postgres".to_owned();
+            postgres::own(dir.path()).await;
+            sshd = command(tool("setpriv"));
+            sshd.args(["--reuid", &user, "--regid", &user, "--init-groups", "--"]);
+            sshd.arg(tool("sshd"));
+        }
+        let child = sshd
             .arg("-D")
             .arg("-e")
             .arg("-f")
@@ -72,7 +89,7 @@ impl Sshd {
             .spawn()
             .unwrap();
         listening(port).await;
-        Self { dir, port, _child: child }
+        Self { dir, port, user, _child: child }
     }
 
     /// The public half of its host key.
