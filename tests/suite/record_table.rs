@@ -89,15 +89,15 @@ fn cases() -> Vec<Case> {
         case(&["-tt", "HOST", "echo err >&2; exit 9"], "", 9, "err\r\n"),
         case(&["-tt", "HOST", "read x; echo \"<$x>\""], "typed\n", 0, "typed\r\n<typed>\r\n"),
         signalled(&["-tt", "HOST", "kill -HUP $$"]),
-        // Keepalives.
+        // Keepalives, of the client's and of the target's: who hears no answer to three goes.
         case(
             &[
                 "-o",
                 "ServerAliveInterval=1",
                 "-o",
-                "ServerAliveCountMax=1",
+                "ServerAliveCountMax=3",
                 "HOST",
-                "sleep 3; echo",
+                "sleep 5; echo",
             ],
             "",
             0,
@@ -116,7 +116,8 @@ async fn compare(hop: &Hop, program: Program, args: &[&str], input: &[u8]) -> Ra
 }
 
 async fn the_table(program: Program) {
-    let hop = Hop::roomy("", |_| {}).await;
+    let conf = "ClientAliveInterval 1\nClientAliveCountMax 3";
+    let hop = Hop::roomy(conf, |_| {}).await;
     let mut ran = 0;
     for case in cases() {
         let Some(args) = case.args_for(program) else { continue };
@@ -162,8 +163,9 @@ async fn what_the_target_refuses_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_are_the_same_on_both_sides_and_keys_change_on_the_way() {
-    let hop = Hop::roomy("", |_| {}).await;
-    // New keys after every megabyte, in both directions; PuTTY is told so in its saved sessions.
+    // New keys after every megabyte, by the client and by the target; PuTTY is told so in its saved
+    // sessions.
+    let hop = Hop::roomy("RekeyLimit 1M", |_| {}).await;
     let input = noise(5_000_000);
     for program in PROGRAMS {
         let rekey: &[&str] =
