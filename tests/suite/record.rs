@@ -78,7 +78,7 @@ async fn ten_sessions_share_one_connection() {
     assert_eq!(hop.bastion.kinds("forward-opened").await.len(), 1);
     assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
     hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
-    hop.bastion.event("session-ended", &[("reason", "client-closed")]).await;
+    hop.bastion.event("session-ended", &[("user", "alice")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

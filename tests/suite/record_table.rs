@@ -5,6 +5,7 @@ use sallyport::recording::asciicast::Kind;
 
 use crate::support::hop::{Hop, NOTICE, Ran};
 use crate::support::ways::{ENTRANCES, PROGRAMS, Program, Reach, Way};
+use crate::support::{PATIENCE, ended};
 
 /// What is run with `HOST` for the target, its input, and how it has to end.
 struct Case {
@@ -149,10 +150,9 @@ async fn what_the_target_refuses_is_said() {
     let hop = Hop::roomy("", |_| {}).await;
     for program in PROGRAMS {
         let run = async |way| hop.reach(program, way).run(&["-s", "HOST", "nonsense"], b"").await;
-        let direct = run(Way::Direct).await.failed();
+        run(Way::Direct).await.failed();
         for way in ENTRANCES {
             let ran = run(way).await;
-            println!("{program:?} {direct:?} {ran:?}");
             assert_eq!(ran.code, Some(255), "{ran:?}");
             assert_eq!(ran.err, "sallyport: the target refused the nonsense request\r\n");
         }
@@ -230,7 +230,7 @@ async fn a_terminal_is_passed_on_with_its_modes_and_sizes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shell_at_a_prompt_is_told_of_its_recording() {
+async fn people_are_told_that_they_are_recorded() {
     let hop = Hop::roomy("", |_| {}).await;
     for program in PROGRAMS {
         for way in ENTRANCES {
@@ -242,6 +242,26 @@ async fn a_shell_at_a_prompt_is_told_of_its_recording() {
             assert_eq!(screen.end().await.0, Some(11), "{program:?} by {way:?}");
         }
     }
+    // And without a terminal; only once on a connection.
+    for reach in hop.reaches() {
+        let child = reach.start(&["HOST", "echo in"]).await;
+        let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+        let err = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.stdout, b"in\n", "{reach:?}: {err}");
+        // PuTTY shows banners only to who types.
+        let hides = reach.program == Program::Plink && reach.way == Way::Jump;
+        assert_eq!(err.matches(NOTICE.trim()).count(), usize::from(!hides), "{reach:?}: {err}");
+    }
+    let (mut master, path) = hop.shared_on(Way::Selector, &[]).await;
+    let mut said = String::new();
+    for _ in 0..3 {
+        let done = hop.command(&["-S", &path, "chosen", "true"]).output().await.unwrap();
+        said += &String::from_utf8_lossy(&done.stderr);
+    }
+    assert_eq!(said, NOTICE);
+    hop.ssh(&["-O", "exit", "-S", &path, "chosen"]).await.ok();
+    ended(&mut master).await;
+
     // A terminal of no size is recorded as one of the usual size.
     hop.ssh(&["-tt", "via", "stty size"]).await.ok();
     let cast = hop.recorded("stty size").await;
