@@ -5,7 +5,6 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::support::hop::{Agent, Hop};
-use crate::support::sshd::QUIET;
 use crate::support::ways::{ENTRANCES, Program, Reach, Way};
 use crate::support::{
     PATIENCE, command, ended, eventually, eventually_or, free_port, listening, tool,
@@ -37,13 +36,10 @@ async fn carries(
     tokio::time::timeout(PATIENCE, read).await.expect("it does not end").unwrap();
 }
 
-/// What only a grant of these rights allows, on a target with X11.
+/// A grant of these rights alone, on a target with X11.
 async fn granting(rights: &str) -> Hop {
-    let folder = tempfile::tempdir().unwrap();
-    let cookies = folder.keep().join("Xauthority");
-    let conf = format!("X11Forwarding yes\n{QUIET} XAUTHORITY={}", cookies.display());
     let rights = rights.split(' ').map(|word| word.parse().unwrap()).collect();
-    Hop::roomy(&conf, |grant| grant.allow = rights).await
+    Hop::roomy("X11Forwarding yes", |grant| grant.allow = rights).await
 }
 
 async fn accepted(listener: &TcpListener) -> TcpStream {

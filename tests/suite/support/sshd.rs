@@ -8,10 +8,6 @@ use tokio::process::Child;
 
 use super::{command, ended, free_port, listening, postgres, present_user, tool};
 
-/// Tells bash that another shell started it: it then leaves out the `.bashrc` of whoever runs the
-/// tests, which may say anything, and take its time.
-pub const QUIET: &str = "SetEnv SHLVL=1";
-
 pub struct Sshd {
     dir: tempfile::TempDir,
     pub port: u16,
@@ -61,10 +57,14 @@ impl Sshd {
         // sshd running as root wants its privilege separation folder.
         std::fs::create_dir_all("/run/sshd").ok();
         let port = free_port();
+        // SHLVL tells bash that another shell started it: it then leaves out the `.bashrc` of whoever
+        // runs the tests, which may say anything, and take its time.
         let conf = format!(
             "{extra}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {keys}\n\
              StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nMaxStartups 100\n\
-             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n{QUIET}\n",
+             MaxSessions 100\nSubsystem sftp internal-sftp\nAcceptEnv LC_*\nPrintMotd no\n\
+             SetEnv SHLVL=1 XAUTHORITY={cookies}\n",
+            cookies = at("Xauthority").display(),
             host = at("host").display(),
             keys = at("authorized_keys").display(),
         );
