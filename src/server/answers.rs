@@ -2,7 +2,8 @@
 //!
 //! Always holds: every request on a session channel is answered here, at once, and acted on
 //! elsewhere: `shell` and `relay::session` read the requests from the channel, in their order.
-//! russh loses an answer that comes after the next request.
+//! russh loses an answer that comes after the next request, and refuses by itself what it does not
+//! know: no handler sees a `break` (RFC 4335).
 
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ pub(super) trait Answering {
     fn flow(&self) -> &ConnectionFlow;
     /// The relay that the channels lead to, once there is one.
     fn relay(&self) -> Option<&Arc<Relay>>;
+    /// Makes the way to the target that was chosen, if nobody needed it yet: a client asks for the
+    /// target's ports before it opens a session.
+    fn make_way(&self, user: russh::server::Handle) -> impl Future<Output = ()> + Send;
     /// Whether `right` is granted; if not, that is written down.
     fn allowed(&self, right: Capability, request: &str) -> bool;
 }
@@ -30,6 +34,15 @@ pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: &mut u32) ->
         }
         bound => bound.is_some(),
     }
+}
+
+/// Answers a request on a session channel.
+pub(super) fn answer(
+    session: &mut russh::server::Session,
+    channel: russh::ChannelId,
+    granted: bool,
+) -> Result<(), russh::Error> {
+    if granted { session.channel_success(channel) } else { session.channel_failure(channel) }
 }
 
 /// The callbacks of a `russh::server::Handler` that is [`Answering`].
@@ -72,7 +85,8 @@ macro_rules! answers {
             _modes: &[(Pty, u32)],
             session: &mut Session,
         ) -> Result<(), Ended> {
-            Ok(session.channel_success(channel)?)
+            let early = !self.flow().begun(channel);
+            Ok($crate::server::answers::answer(session, channel, early)?)
         }
 
         async fn shell_request(
@@ -80,7 +94,8 @@ macro_rules! answers {
             channel: ChannelId,
             session: &mut Session,
         ) -> Result<(), Ended> {
-            Ok(session.channel_success(channel)?)
+            let first = self.flow().begin(channel);
+            Ok($crate::server::answers::answer(session, channel, first)?)
         }
 
         async fn exec_request(
@@ -89,7 +104,8 @@ macro_rules! answers {
             _command: &[u8],
             session: &mut Session,
         ) -> Result<(), Ended> {
-            Ok(session.channel_success(channel)?)
+            let first = self.flow().begin(channel);
+            Ok($crate::server::answers::answer(session, channel, first)?)
         }
 
         async fn x11_request(
@@ -101,20 +117,17 @@ macro_rules! answers {
             _screen: u32,
             session: &mut Session,
         ) -> Result<(), Ended> {
-            if self.allowed(Capability::X11, "x11-req") {
-                session.channel_success(channel)?;
-            } else {
-                session.channel_failure(channel)?;
-            }
-            Ok(())
+            let granted = !self.flow().begun(channel) && self.allowed(Capability::X11, "x11-req");
+            Ok($crate::server::answers::answer(session, channel, granted)?)
         }
 
         async fn agent_request(
             &mut self,
-            _channel: ChannelId,
+            channel: ChannelId,
             _session: &mut Session,
         ) -> Result<bool, Ended> {
-            Ok(self.allowed(Capability::Agent, "auth-agent-req"))
+            let early = !self.flow().begun(channel);
+            Ok(early && self.allowed(Capability::Agent, "auth-agent-req"))
         }
 
         async fn window_change_request(
@@ -142,8 +155,9 @@ macro_rules! answers {
             &mut self,
             address: &str,
             port: &mut u32,
-            _session: &mut Session,
+            session: &mut Session,
         ) -> Result<bool, Ended> {
+            self.make_way(session.handle()).await;
             let allowed =
                 self.allowed(Capability::RemoteForward, &format!("tcpip-forward {address}:{port}"));
             match self.relay().filter(|_| allowed) {
@@ -160,6 +174,31 @@ macro_rules! answers {
         ) -> Result<bool, Ended> {
             match self.relay() {
                 Some(relay) => Ok($crate::server::relay::unlisten(relay, address, port).await),
+                None => Ok(false),
+            }
+        }
+
+        async fn streamlocal_forward(
+            &mut self,
+            path: &str,
+            session: &mut Session,
+        ) -> Result<bool, Ended> {
+            self.make_way(session.handle()).await;
+            let request = format!("streamlocal-forward {path}");
+            let allowed = self.allowed(Capability::RemoteForward, &request);
+            match self.relay().filter(|_| allowed) {
+                Some(relay) => Ok($crate::server::relay::listen_at(relay, path).await),
+                None => Ok(false),
+            }
+        }
+
+        async fn cancel_streamlocal_forward(
+            &mut self,
+            path: &str,
+            _session: &mut Session,
+        ) -> Result<bool, Ended> {
+            match self.relay() {
+                Some(relay) => Ok($crate::server::relay::unlisten_at(relay, path).await),
                 None => Ok(false),
             }
         }

@@ -16,7 +16,7 @@ use russh::server::{
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodSet, Pty, Sig};
 use secrecy::SecretString;
 
-use super::answers::{Answering, answers};
+use super::answers::{Answering, answer, answers};
 use super::connection::Connection;
 use super::forward::ConnectionFlow;
 use super::login::Login;
@@ -186,6 +186,13 @@ impl Answering for Handler {
 
     fn relay(&self) -> Option<&Arc<relay::Relay>> {
         self.entrance.as_ref()?.known()
+    }
+
+    async fn make_way(&self, user: russh::server::Handle) {
+        let Some(entrance) = &self.entrance else { return };
+        if let Err(why) = entrance.relay(&self.conn, user).await {
+            tracing::debug!(why, "a request came to a target that cannot be reached");
+        }
     }
 
     fn allowed(&self, right: Capability, request: &str) -> bool {
@@ -371,12 +378,8 @@ impl russh::server::Handler for Handler {
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        if self.entrance.is_some() {
-            session.channel_success(channel)?;
-        } else {
-            session.channel_failure(channel)?;
-        }
-        Ok(())
+        let taken = self.entrance.is_some() && !self.conn.flow.begun(channel);
+        Ok(answer(session, channel, taken)?)
     }
 
     async fn subsystem_request(
@@ -386,18 +389,9 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Ended> {
         if self.entrance.is_some() {
-            return Ok(session.channel_success(channel)?);
+            return Ok(answer(session, channel, self.conn.flow.begin(channel))?);
         }
         self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
-    }
-
-    async fn streamlocal_forward(
-        &mut self,
-        _socket_path: &str,
-        _session: &mut Session,
-    ) -> Result<bool, Ended> {
-        self.refuse("streamlocal-forward");
-        Ok(false)
     }
 }

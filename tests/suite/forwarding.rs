@@ -244,7 +244,7 @@ async fn what_is_not_offered_is_refused_and_never_hangs() {
     ])
     .await
     .failed();
-    bastion.event("request-refused", &[("request", "streamlocal-forward")]).await;
+    bastion.event("request-refused", &[("request", "streamlocal-forward /tmp/no.sock")]).await;
 
     // Agent and X11 requests are refused, the session goes on.
     let agent = client.path("agent.sock");

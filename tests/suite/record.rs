@@ -1,214 +1,137 @@
-//! Sessions on a target in record mode, with the real client: what somebody sees through the
-//! bastion is what they would see without it.
+//! Sessions on a target in record mode that share a connection, or whose bytes are more than fit.
 
-use sallyport::recording::asciicast::Kind;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use std::process::Stdio;
+
+use sallyport::audit::Context;
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
 
+use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
-use crate::support::hop::{Agent, Hop, NOTICE, Ran, fed};
-use crate::support::screen::Screen;
-use crate::support::{PATIENCE, command, ended, eventually, free_port, listening, tool};
-
-/// An `ssh` with `HOST` for the target, its input, and how it has to end.
-struct Case {
-    args: &'static [&'static str],
-    input: Vec<u8>,
-    code: i32,
-    out: Vec<u8>,
-}
-
-fn case(args: &'static [&'static str], input: impl Into<Vec<u8>>, code: i32, out: &str) -> Case {
-    Case { args, input: input.into(), code, out: out.into() }
-}
-
-/// Bytes of every kind, the same at each run.
-fn noise(len: usize) -> Vec<u8> {
-    let words = (0..len as u64 / 8 + 1).map(|n| (n ^ 0x5bd1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    words.flat_map(|word| word.rotate_left(29).to_le_bytes()).take(len).collect()
-}
+use crate::support::hop::{Hop, NOTICE, fed};
+use crate::support::ways::{ENTRANCES, Program, Way};
+use crate::support::{PATIENCE, command, ended, eventually, eventually_or, tool};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_as_they_would_be_without_the_bastion() {
-    let hop = Hop::start().await;
-    let lines: String = (1..=1000).map(|n| format!("{n}\n")).collect();
-    let long = format!("{}\n", "x".repeat(20_000));
-    let cases = [
-        case(&["HOST", "exit 0"], "", 0, ""),
-        case(&["HOST", "exit 7"], "", 7, ""),
-        case(&["HOST", "exit 255"], "", 255, ""),
-        case(&["HOST", "true"], "", 0, ""),
-        case(&["HOST", "no-such-command"], "", 127, ""),
-        case(&["HOST", "kill -TERM $$"], "", 255, ""),
-        case(&["HOST", "kill -KILL $$"], "", 255, ""),
-        case(&["HOST", "echo out; echo err >&2; exit 3"], "", 3, "out\n"),
-        case(&["HOST", "seq 1 20000 >&2"], "", 0, ""),
-        case(&["HOST", "cat; echo done"], "one\ntwo", 0, "one\ntwodone\n"),
-        case(&["HOST", "cat >/dev/null; seq 1 1000"], noise(300_000), 0, &lines),
-        case(&["HOST", "for i in $(seq 1 1000); do echo $i; done"], "", 0, &lines),
-        // The status is told before the last of the output.
-        case(&["HOST", "(sleep 0.3; echo late) & echo early; exit 5"], "", 5, "early\nlate\n"),
-        // Nothing more comes, long before the status.
-        case(&["HOST", "exec <&- >&- 2>&-; sleep 0.3; exit 6"], "", 6, ""),
-        // Nobody reads all of the input.
-        case(&["HOST", "head -c 5 | wc -c"], noise(3_000_000), 0, "5\n"),
-        case(&["HOST", "exec <&-; seq 1 1000"], noise(3_000_000), 0, &lines),
-        case(&["-n", "HOST", "cat; echo done"], "unread", 0, "done\n"),
-        case(&["-T", "HOST"], "echo in a shell; exit 4\n", 4, "in a shell\n"),
-        case(&["-T", "HOST"], "", 0, ""),
-        case(&["HOST", "env | grep -v ^SSH_ | sort | cksum | wc -l"], "", 0, "1\n"),
-        case(&["-o", "SetEnv=LC_X=one:two", "HOST", "printenv LC_X"], "", 0, "one:two\n"),
-        case(&["-o", "SetEnv=OTHER=1", "HOST", "printenv OTHER"], "", 1, ""),
-        case(&["-tt", "HOST", "stty size; echo $TERM"], "", 0, "0 0\r\nxterm-256color\r\n"),
-        case(&["-tt", "HOST", "echo err >&2; exit 9"], "", 9, "err\r\n"),
-        case(&["-tt", "HOST", "read x; echo \"<$x>\""], "typed\n", 0, "typed\r\n<typed>\r\n"),
-        case(
-            &[
-                "-o",
-                "ServerAliveInterval=1",
-                "-o",
-                "ServerAliveCountMax=1",
-                "HOST",
-                "sleep 3; id -u",
-            ],
-            "",
-            0,
-            &format!("{}\n", rustix::process::getuid().as_raw()),
-        ),
-        case(&["HOST", "head -c 20000 | tr -d '\\n' | sed 's/$/\\n/'"], long.trim(), 0, &long),
-    ];
-    for Case { args, input, code, out } in cases {
-        let (via, direct) = hop.both(args, &input).await;
-        let text = String::from_utf8_lossy(&out);
-        assert_eq!((direct.code, direct.text().as_str()), (Some(code), &*text), "{args:?}");
-        assert_eq!(via, direct, "{args:?}");
+async fn input_goes_on_after_the_end_of_the_output() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let input = noise(2_000_000);
+    for reach in hop.reaches() {
+        let file = hop.client.path("copy");
+        let line = format!("exec >&- 2>&-; cat > {}", file.display());
+        let ran = reach.run(&["HOST", &line], &input).await.ok();
+        assert_eq!(ran.out, b"", "{reach:?}");
+        assert!(std::fs::read(&file).unwrap() == input, "{reach:?}");
+        std::fs::remove_file(&file).unwrap();
     }
-    let env = hop.both(&["HOST", "env | grep -v ^SSH_ | sort"], b"").await;
-    assert!(env.1.text().contains("HOME="));
-    assert_eq!(env.0, env.1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bytes_are_the_same_on_both_sides() {
-    let hop = Hop::start().await;
-    let input = noise(4_000_000);
-    let (via, direct) = hop.both(&["HOST", "cat; cat /bin/sh >&2"], &input).await;
-    assert!(via.out == input && via == direct, "{:?} {}", via.code, via.out.len());
-
-    // Output that ends before the input does.
-    let file = hop.client.path("copy");
-    let line = format!("exec >&- 2>&-; cat > {}", file.display());
-    let ran = fed(&mut hop.command(&["via", &line]), &input).await.ok();
-    assert_eq!(ran.out, b"");
-    assert!(std::fs::read(&file).unwrap() == input);
-
-    // New keys after every megabyte, in both directions.
-    let input = noise(30_000_000);
-    let args = ["-o", "RekeyLimit=1M", "via", "cat"];
-    let ran = fed(&mut hop.command(&args), &input).await.ok();
-    assert!(ran.out == input, "{}", ran.out.len());
     assert_eq!(hop.bastion.bastion.budget.held(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn zcat_of_a_small_file_that_becomes_large() {
-    let hop = Hop::start().await;
+    let hop = Hop::roomy("", |_| {}).await;
     let packed = |bytes: usize| {
         let text = "all work and no play\n".repeat(bytes / 21);
         let mut gzip = command(tool("gzip"));
         gzip.arg("-c");
         async move { fed(&mut gzip, text.as_bytes()).await.ok().out }
     };
-    let small = packed(21_000_000).await;
-    assert!(small.len() < 200_000, "{}", small.len());
-    let ran = fed(&mut hop.command(&["via", "zcat"]), &small).await.ok();
-    assert_eq!(ran.out.len(), 21_000_000);
-    let small = packed(210_000_000).await;
-    let ran = fed(&mut hop.command(&["via", "zcat | wc -c"]), &small).await.ok();
-    assert_eq!(ran.text(), "210000000\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_target_refuses_is_said() {
-    let hop = Hop::start().await;
-    let (via, direct) = hop.both(&["-s", "HOST", "nonsense"], b"").await;
-    assert_eq!((direct.code, via.code), (Some(255), Some(255)), "{via:?} {direct:?}");
-    assert_eq!(via.err, "sallyport: the target refused the nonsense request\r\n");
-    let fields = [("outcome", "the target refused the nonsense request")];
-    hop.bastion.event("recording-ended", &fields).await;
-}
-
-/// Somebody's terminal, before and after it was made larger.
-async fn resized(hop: &Hop, host: &str) {
-    // Ends when the size is the new one, or with the connection.
-    let line = "stty size; until [ \"$(stty size)\" = '40 100' ]; do sleep 0.05; done; echo larger";
-    let mut screen = Screen::run(&hop.command(&["-t", host, line]));
-    screen.expect("24 80").await;
-    screen.resize(40, 100).await;
-    screen.expect("larger").await;
-    assert_eq!(screen.end().await.0, Some(0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_is_passed_on_with_its_modes_and_sizes() {
-    let hop = Hop::start().await;
-    let mut looks = Vec::new();
-    for host in ["direct", "via"] {
-        resized(&hop, host).await;
-        let screen = Screen::run(&hop.command(&["-t", host, "stty -a; echo $TERM; exit 6"]));
-        let (code, text) = screen.end().await;
-        assert_eq!(code, Some(6), "{text}");
-        let text = text.replace(NOTICE.trim(), "").replace("to db1 ", "to 127.0.0.1 ");
-        looks.push(text.trim().to_owned());
+    let small = packed(10_500_000).await;
+    assert!(small.len() < 100_000, "{}", small.len());
+    for reach in hop.reaches() {
+        let ran = reach.run(&["HOST", "zcat"], &small).await.ok();
+        assert_eq!(ran.out.len(), 10_500_000, "{reach:?}");
     }
-    assert!(looks[0].contains("rows 24; columns 80") && looks[0].contains("xterm"));
-    assert_eq!(looks[0], looks[1]);
-
-    let commands = hop.recordings().await.into_iter().filter_map(|row| row.command);
-    let command = commands.into_iter().find(|line| line.contains("until")).unwrap();
-    let cast = hop.recorded(&command).await;
-    assert_eq!((cast.header.width, cast.header.height), (80, 24));
-    assert_eq!(cast.header.env["TERM"], "xterm");
-    assert!(cast.events.contains(&Kind::Resize { columns: 100, rows: 40 }), "{:?}", cast.events);
-
-    // A shell at a prompt.
-    let mut screen = Screen::run(&hop.command(&["via"]));
-    screen.expect(NOTICE.trim()).await;
-    screen.type_line("echo $((6 * 7))-$(tty)").await;
-    screen.expect("42-/dev/pts/").await;
-    screen.type_line("exit 11").await;
-    assert_eq!(screen.end().await.0, Some(11));
-
-    // A terminal of no size is recorded as one of the usual size.
-    hop.ssh(&["-tt", "via", "stty size"]).await.ok();
-    let cast = hop.recorded("stty size").await;
-    assert_eq!((cast.header.width, cast.header.height), (80, 24));
+    let small = packed(210_000_000).await;
+    for reach in hop.reaches() {
+        let ran = reach.run(&["HOST", "zcat | wc -c"], &small).await.ok();
+        assert_eq!(ran.text(), "210000000\n", "{reach:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_sessions_share_one_connection() {
-    let hop = Hop::start().await;
-    let (mut master, path) = hop.shared(&[]).await;
-    let lines: Vec<String> = (0..10).map(|n| format!("echo {n}; cat; exit {n}")).collect();
-    let inputs: Vec<Vec<u8>> = (0..10).map(|n| noise(50_000 + n)).collect();
-    let runs = lines.iter().zip(&inputs).map(|(line, input)| {
-        let mut ssh = hop.command(&["-S", &path, "via", line]);
-        async move { fed(&mut ssh, input).await }
+    let hop = Hop::roomy("", |_| {}).await;
+    for way in ENTRANCES {
+        let host = way.host();
+        let (mut master, path) = hop.shared_on(way, &[]).await;
+        let lines: Vec<String> =
+            (0..10).map(|n| format!("echo {host} {n}; cat; exit {n}")).collect();
+        let inputs: Vec<Vec<u8>> = (0..10).map(|n| noise(50_000 + n)).collect();
+        let runs = lines.iter().zip(&inputs).map(|(line, input)| {
+            let mut ssh = hop.command(&["-S", &path, host, line]);
+            async move { fed(&mut ssh, input).await }
+        });
+        for (n, ran) in futures_util::future::join_all(runs).await.into_iter().enumerate() {
+            let out = [format!("{host} {n}\n").as_bytes(), &inputs[n]].concat();
+            assert_eq!(ran.code, Some(n as i32), "{}", ran.err);
+            assert!(ran.out == out, "{n}");
+        }
+        for line in &lines {
+            hop.recorded(line).await;
+        }
+        hop.ssh(&["-O", "exit", "-S", &path, host]).await.ok();
+        ended(&mut master).await;
+    }
+    assert_eq!(hop.recordings().await.len(), 20);
+    // One hop through the outer connection, and one connection that chose its target.
+    assert_eq!(hop.bastion.kinds("forward-opened").await.len(), 1);
+    assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
+    hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
+    hop.bastion.event("session-ended", &[("user", "alice")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_whose_input_nobody_reads_leave_nothing_behind() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let input = noise(3_000_000);
+    for way in ENTRANCES {
+        let (mut master, path) = hop.shared_on(way, &[]).await;
+        for _ in 0..5 {
+            let mut ssh = hop.command(&["-S", &path, way.host(), "head -c 5 >/dev/null; exit 7"]);
+            assert_eq!(fed(&mut ssh, &input).await.code, Some(7));
+        }
+        // While the connection that they were on goes on.
+        eventually_or("nothing is held", async || {
+            let held = hop.bastion.bastion.budget.held();
+            (held == 0).then_some(()).ok_or(held)
+        })
+        .await;
+        hop.ssh(&["-O", "exit", "-S", &path, way.host()]).await.ok();
+        ended(&mut master).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puttys_sessions_share_a_connection_too() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let reach = hop.reach(Program::Plink, Way::Selector);
+    let mut upstream = reach.start(&["-share", "-N", "HOST"]).await;
+    eventually("PuTTY's connection can be shared", async || {
+        let ran = fed(&mut reach.command("plink", &["-shareexists", "HOST"]), b"").await;
+        (ran.code == Some(0)).then_some(())
+    })
+    .await;
+    let inputs: Vec<Vec<u8>> = (0..5).map(|n| noise(50_000 + n)).collect();
+    let runs = inputs.iter().enumerate().map(|(n, input)| {
+        let line = format!("cat; exit {n}");
+        let mut plink = reach.command("plink", &["-share", "HOST", &line]);
+        async move { fed(&mut plink, input).await }
     });
     for (n, ran) in futures_util::future::join_all(runs).await.into_iter().enumerate() {
-        let out = [format!("{n}\n").as_bytes(), &inputs[n]].concat();
         assert_eq!(ran.code, Some(n as i32), "{}", ran.err);
-        assert!(ran.out == out, "{n}");
+        assert!(ran.out == inputs[n], "{n}");
     }
-    assert_eq!(hop.bastion.kinds("forward-opened").await.len(), 1);
-    for line in &lines {
-        hop.recorded(line).await;
+    assert_eq!(hop.recordings().await.len(), 5);
+    // Hop's own, and this one.
+    assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
+    // It takes its socket away when the connection ends from the other side.
+    let (store, context) = (hop.bastion.store(), Context::default());
+    for session in store.sessions(&Default::default(), 10).await.unwrap() {
+        let (id, now) = (session.id.parse().unwrap(), hop.bastion.now());
+        store.request_kill(&id, &context, now).await.unwrap();
     }
-    assert_eq!(hop.recordings().await.len(), 10);
-    hop.ssh(&["-O", "exit", "-S", &path, "via"]).await.ok();
-    ended(&mut master).await;
-    hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
+    ended(&mut upstream).await;
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal) {
@@ -216,28 +139,29 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
-    let hop = Hop::start().await;
-    let numbers: String = (1..=2_500_000).map(|n| format!("{n}\n")).collect();
-    let (mut master, path) = hop.shared(&[]).await;
-    // One on a connection of its own, whose client is stopped; one whose output nobody reads, on
-    // the connection that the neighbours use, too.
-    let start = |args: &[&str]| {
-        let mut ssh = hop.command(&[args, &["echo up; seq 1 2500000"]].concat());
-        ssh.spawn().unwrap()
-    };
-    let mut alone = start(&["via"]);
-    let mut shared = start(&["-S", &path, "via"]);
-    for child in [&mut alone, &mut shared] {
+/// One reader with a connection of its own, whose client is stopped; and one, whose output nobody
+/// reads, on the connection that its neighbours use, too.
+async fn readers_pause(way: Way) {
+    let hop = Hop::roomy("", |_| {}).await;
+    let numbers: String = (1..=1_500_000).map(|n| format!("{n}\n")).collect();
+    let (mut master, path) = hop.shared_on(way, &[]).await;
+    let host = way.host();
+    let start = async |args: &[&str]| {
+        let args = [args, &[host, "echo up; seq 1 1500000"]].concat();
+        let mut child = hop.command(&args).stdin(Stdio::null()).spawn().unwrap();
         let mut up = [0; 3];
         let read = child.stdout.as_mut().unwrap().read_exact(&mut up);
         tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
-    }
+        child
+    };
+    hop.sign_in_on(way);
+    let alone = start(&[]).await;
+    let shared = start(&["-S", &path]).await;
     signal(&alone, rustix::process::Signal::STOP);
     for n in 0..10 {
         let text = format!("echo {n}");
-        for args in [vec!["-S", &path, "via", &text], vec!["via", &text]] {
+        hop.sign_in_on(way);
+        for args in [vec!["-S", &path, host, &text], vec![host, &text]] {
             assert_eq!(hop.ssh(&args).await.ok().text(), format!("{n}\n"));
         }
     }
@@ -248,177 +172,18 @@ async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
         let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
         assert!(done.status.success() && done.stdout == numbers.as_bytes(), "{}", done.status);
     }
-    hop.ssh(&["-O", "exit", "-S", &path, "via"]).await.ok();
-    ended(&mut master).await;
-}
-
-/// Everything that a stream brings until `len` bytes are there.
-async fn taken(stream: &mut (impl tokio::io::AsyncRead + Unpin), len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let read = stream.read_exact(&mut bytes);
-    tokio::time::timeout(PATIENCE, read).await.expect("nothing came").unwrap();
-    bytes
-}
-
-/// Both sides of a connection carry bytes, and its end.
-async fn carries(
-    mut here: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    mut there: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-) {
-    here.write_all(b"question").await.unwrap();
-    assert_eq!(taken(&mut there, 8).await, b"question");
-    here.shutdown().await.unwrap();
-    there.write_all(b"answer").await.unwrap();
-    there.shutdown().await.unwrap();
-    let mut rest = String::new();
-    let read = here.read_to_string(&mut rest);
-    tokio::time::timeout(PATIENCE, read).await.expect("it does not end").unwrap();
-    assert_eq!(rest, "answer");
-    let read = there.read_to_string(&mut rest);
-    tokio::time::timeout(PATIENCE, read).await.expect("it does not end").unwrap();
-}
-
-async fn accepted(listener: &TcpListener) -> TcpStream {
-    tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap().0
-}
-
-/// Connects through a SOCKS proxy (RFC 1928) to `port` on the far side's loopback.
-pub async fn by_socks(proxy: u16, port: u16) -> TcpStream {
-    let mut stream = TcpStream::connect(("127.0.0.1", proxy)).await.unwrap();
-    stream.write_all(&[5, 1, 0]).await.unwrap();
-    assert_eq!(taken(&mut stream, 2).await, [5, 0]);
-    let [high, low] = port.to_be_bytes();
-    stream.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).await.unwrap();
-    assert_eq!(taken(&mut stream, 10).await[..2], [5, 0]);
-    stream
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn forwards_lead_to_what_the_target_reaches() {
-    let hop = Hop::start().await;
-    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = service.local_addr().unwrap().port();
-    let file = hop.client.path("service.sock");
-    let socket = UnixListener::bind(&file).unwrap();
-    let (local, local_socket, socks, away) = (free_port(), free_port(), free_port(), free_port());
-    let log = hop.client.path("log");
-    let mut ssh = hop.command(&[
-        "-N",
-        "-v",
-        "-E",
-        log.to_str().unwrap(),
-        "-L",
-        &format!("{local}:localhost:{port}"),
-        "-L",
-        &format!("{local_socket}:{}", file.display()),
-        "-L",
-        &format!("{away}:192.0.2.1:22"),
-        "-D",
-        &socks.to_string(),
-        "via",
-    ]);
-    let mut ssh = ssh.spawn().unwrap();
-    listening(socks).await;
-    let here = TcpStream::connect(("127.0.0.1", local)).await.unwrap();
-    carries(here, accepted(&service).await).await;
-    let here = TcpStream::connect(("127.0.0.1", local_socket)).await.unwrap();
-    let there = tokio::time::timeout(PATIENCE, socket.accept()).await.unwrap().unwrap().0;
-    carries(here, there).await;
-    let (here, there) = tokio::join!(by_socks(socks, port), accepted(&service));
-    carries(here, there).await;
-
-    // Where the target would reach something that is not granted.
-    let mut here = TcpStream::connect(("127.0.0.1", away)).await.unwrap();
-    assert_eq!(here.read(&mut [0]).await.unwrap(), 0);
-    hop.refused("direct-tcpip 192.0.2.1:22").await;
-    eventually("the client is told why", async || {
-        let said = "administratively prohibited: 192.0.2.1 is not granted to you";
-        std::fs::read_to_string(&log).unwrap().contains(said).then_some(())
-    })
-    .await;
-    ssh.kill().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ports_of_the_target_lead_back_where_that_is_granted() {
-    let all = "shell exec forward remote-forward".split(' ').map(|word| word.parse().unwrap());
-    let hop = Hop::granting(|grant| grant.allow = all.collect()).await;
-    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = service.local_addr().unwrap().port();
-    let forward = format!("0:127.0.0.1:{port}");
-    let mut ssh = hop.command(&["-N", "-R", &forward, "via"]).spawn().unwrap();
-    let mut lines = BufReader::new(ssh.stderr.take().unwrap()).lines();
-    let far: u16 = loop {
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
-        let line = line.expect("no port was allocated");
-        if let Some(rest) = line.strip_prefix("Allocated port ") {
-            break rest.split(' ').next().unwrap().parse().unwrap();
-        }
-    };
-    for _ in 0..2 {
-        let far = TcpStream::connect(("127.0.0.1", far)).await.unwrap();
-        carries(far, accepted(&service).await).await;
-    }
-    ssh.kill().await.unwrap();
-    eventually("the port is closed with the connection", async || {
-        TcpStream::connect(("127.0.0.1", far)).await.is_err().then_some(())
-    })
-    .await;
-
-    // Asked for later, beside a session, and taken back.
-    let (mut master, path) = hop.shared(&[]).await;
-    let far = free_port();
-    let forward = format!("{far}:127.0.0.1:{port}");
-    let held = hop.running(&["-S", &path, "via", "echo up; cat"]).await;
-    hop.ssh(&["-O", "forward", "-R", &forward, "-S", &path, "via"]).await.ok();
-    let stream = TcpStream::connect(("127.0.0.1", far)).await.unwrap();
-    carries(stream, accepted(&service).await).await;
-    hop.ssh(&["-O", "cancel", "-R", &forward, "-S", &path, "via"]).await.ok();
-    eventually("the port is closed when it is taken back", async || {
-        TcpStream::connect(("127.0.0.1", far)).await.is_err().then_some(())
-    })
-    .await;
-    let done = tokio::time::timeout(PATIENCE, held.wait_with_output()).await.unwrap().unwrap();
-    assert!(done.status.success());
-    hop.ssh(&["-O", "exit", "-S", &path, "via"]).await.ok();
+    hop.ssh(&["-O", "exit", "-S", &path, host]).await.ok();
     ended(&mut master).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_of_the_target_are_refused_where_nobody_granted_them() {
-    let hop = Hop::start().await;
-    let ask = async |forward: &str| {
-        let args = ["-N", "-o", "ExitOnForwardFailure=yes", "-R", forward, "via"];
-        hop.ssh(&args).await.failed().err
-    };
-    let err = ask("0:127.0.0.1:1").await;
-    assert!(err.contains("remote port forwarding failed for listen port 0"), "{err}");
-    hop.refused("tcpip-forward localhost:0").await;
-    let err = ask("/tmp/never.sock:127.0.0.1:1").await;
-    assert!(err.contains("remote port forwarding failed for listen path"), "{err}");
-    hop.refused("streamlocal-forward /tmp/never.sock").await;
+async fn a_reader_that_pauses_leaves_its_neighbours_alone() {
+    readers_pause(Way::Jump).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_is_forwarded_where_that_is_granted() {
-    let hop = Hop::start().await;
-    let mut agent = Agent::start(&hop).await;
-    let option = agent.option();
-    let args = ["-A", "-o", &option, "HOST", "ssh-add -l"];
-    let (via, direct): (Ran, Ran) = hop.both(&args, b"").await;
-    assert!(direct.text().contains("SHA256:"), "{direct:?}");
-    assert_eq!(via, direct);
-    let without = hop.both(&["HOST", "ssh-add -l"], b"").await;
-    assert_eq!((without.1.code, &without.0), (Some(2), &without.1));
-    agent.process.kill().await.unwrap();
-
-    let allow = vec!["exec".parse().unwrap()];
-    let hop = Hop::granting(|grant| grant.allow = allow).await;
-    let mut agent = Agent::start(&hop).await;
-    let ran = hop.ssh(&["-A", "-o", &agent.option(), "via", "ssh-add -l"]).await;
-    assert_eq!(ran.code, Some(2), "{ran:?}");
-    hop.refused("auth-agent-req").await;
-    agent.process.kill().await.unwrap();
+async fn a_reader_that_pauses_on_a_chosen_target_leaves_its_neighbours_alone() {
+    readers_pause(Way::Selector).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,31 +1,34 @@
 //! What people use over SSH, on a target in record mode.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::support::hop::{Hop, Ran, fed};
+use crate::support::bastion::PASSWORD;
+use crate::support::hop::{Hop, fed};
+use crate::support::screen::Screen;
 use crate::support::ssh::digest;
+use crate::support::sshd::Sshd;
+use crate::support::ways::{ENTRANCES, Program, Reach, Way};
 use crate::support::{PATIENCE, command, ended, free_port, listening, present_user, tool};
 
-/// A file of some megabytes, and a name for its copy.
-fn file(hop: &Hop) -> (PathBuf, PathBuf) {
-    let file = hop.client.path("file");
-    let bytes = (0..500_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
+/// A file of a megabyte, and a name for its copy, for one way.
+fn file(hop: &Hop, name: &str) -> (PathBuf, PathBuf) {
+    let file = hop.client.path(&format!("file-{name}"));
+    let bytes = (0..250_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
     std::fs::write(&file, bytes.collect::<Vec<u8>>()).unwrap();
-    (file, hop.client.path("copy"))
+    (file, hop.client.path(&format!("copy-{name}")))
 }
 
 fn name(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn at(path: &Path) -> String {
-    format!("via:{}", path.display())
+fn at(host: &str, path: &Path) -> String {
+    format!("{host}:{}", path.display())
 }
 
 /// Takes the copy away, once it is known to be one.
@@ -40,70 +43,100 @@ async fn accessed(hop: &Hop, operation: &str, path: &Path) -> Value {
     hop.bastion.event("file-accessed", &fields).await
 }
 
-async fn tool_run(hop: &Hop, program: &str, args: &[&str]) -> Ran {
-    fed(&mut hop.client.command(program, args), b"").await
+/// Copies both ways with `tool`, in one of its protocols, where each is written down.
+async fn copies(reach: &Reach<'_>, tool: &str, options: &[&str]) {
+    let (file, copy) = file(reach.hop, &format!("{}{}", reach.way.host(), options.concat()));
+    let size = std::fs::metadata(&file).unwrap().len();
+    // The old protocol tells only the names that the source has for its files.
+    let old = options.iter().any(|option| ["-O", "-scp"].contains(option));
+    let told = |path: &Path| {
+        if old { PathBuf::from(file.file_name().unwrap()) } else { path.to_owned() }
+    };
+    let run = async |from: &str, to: &str| {
+        let ran = reach.run_tool(tool, &[options, &[from, to]].concat(), b"").await;
+        (ran.code == Some(0)).then_some(()).ok_or(ran)
+    };
+    run(name(&file), &at("HOST", &copy)).await.unwrap();
+    copied(&file, &copy);
+    let event = accessed(reach.hop, "upload", &told(&copy)).await;
+    assert_eq!((event["written"].as_u64(), event["read"].as_u64()), (Some(size), Some(0)));
+    run(&at("HOST", &file), name(&copy)).await.unwrap();
+    copied(&file, &copy);
+    let event = accessed(reach.hop, "download", &told(&file)).await;
+    assert_eq!((event["written"].as_u64(), event["read"].as_u64()), (Some(0), Some(size)));
+    let gone = at("HOST", &reach.hop.client.path("gone"));
+    run(&gone, name(&copy)).await.unwrap_err();
+    assert!(!copy.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scp_and_sftp_copy_both_ways_and_are_written_down() {
-    let hop = Hop::start().await;
-    let (file, copy) = file(&hop);
-    let size = std::fs::metadata(&file).unwrap().len();
-    tool_run(&hop, "scp", &[name(&file), &at(&copy)]).await.ok();
-    copied(&file, &copy);
-    let event = accessed(&hop, "upload", &copy).await;
-    assert_eq!((event["written"].as_u64(), event["read"].as_u64()), (Some(size), Some(0)));
-    tool_run(&hop, "scp", &["-p", &at(&file), name(&copy)]).await.ok();
-    copied(&file, &copy);
-    let event = accessed(&hop, "download", &file).await;
-    assert_eq!((event["written"].as_u64(), event["read"].as_u64()), (Some(0), Some(size)));
-    let gone = at(&hop.client.path("gone"));
-    tool_run(&hop, "scp", &[&gone, name(&copy)]).await.failed();
-
-    // The old protocol, which is a command.
-    tool_run(&hop, "scp", &["-O", name(&file), &at(&copy)]).await.ok();
-    copied(&file, &copy);
-    tool_run(&hop, "scp", &["-O", "-p", &at(&file), name(&copy)]).await.ok();
-    copied(&file, &copy);
-    hop.recorded(&format!("scp -t {}", copy.display())).await;
-
-    let dir = hop.client.path("dir");
-    let (inner, renamed) = (dir.join("inner"), dir.join("renamed"));
-    let batch = hop.client.path("batch");
-    let lines = [
-        format!("mkdir {}", dir.display()),
-        format!("put {} {}", file.display(), inner.display()),
-        format!("ls -l {}", dir.display()),
-        format!("chmod 600 {}", inner.display()),
-        format!("rename {} {}", inner.display(), renamed.display()),
-        format!("get {} {}", renamed.display(), copy.display()),
-        format!("rm {}", renamed.display()),
-        format!("rmdir {}", dir.display()),
-    ];
-    std::fs::write(&batch, lines.join("\n")).unwrap();
-    let ran = tool_run(&hop, "sftp", &["-b", name(&batch), "via"]).await.ok();
-    assert!(ran.text().contains("inner"), "{ran:?}");
-    copied(&file, &copy);
-    assert!(!dir.exists());
-    for (operation, path) in [
-        ("mkdir", &dir),
-        ("upload", &inner),
-        ("list", &dir.join("")),
-        ("setstat", &inner),
-        ("rename", &inner),
-        ("download", &renamed),
-        ("remove", &renamed),
-        ("rmdir", &dir),
-    ] {
-        accessed(&hop, operation, path).await;
+async fn scp_copies_both_ways_in_either_protocol() {
+    let hop = Hop::roomy("", |_| {}).await;
+    for reach in hop.reaches() {
+        let (tool, protocols) = match reach.program {
+            Program::OpenSsh => ("scp", [&["-q", "-p", "-s"], &["-q", "-p", "-O"]]),
+            Program::Plink => ("pscp", [&["-q", "-p", "-sftp"], &["-q", "-p", "-scp"]]),
+        };
+        for options in protocols {
+            copies(&reach, tool, options).await;
+        }
     }
-    assert_eq!(accessed(&hop, "rename", &inner).await["to"], name(&renamed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sftp_does_what_it_does_and_each_is_written_down() {
+    let hop = Hop::roomy("", |_| {}).await;
+    for reach in hop.reaches() {
+        let of = format!("{:?}-{:?}", reach.program, reach.way);
+        let (file, copy) = file(&hop, &of);
+        let dir = hop.client.path(&format!("dir-{of}"));
+        let (inner, renamed) = (dir.join("inner"), dir.join("renamed"));
+        let batch = hop.client.path("batch");
+        let (tool, options, list, rename): (_, &[&str], _, _) = match reach.program {
+            // With a batch it asks nobody, if it is not told to.
+            Program::OpenSsh => ("sftp", &["-o", "BatchMode=no"], "ls -l", "rename"),
+            Program::Plink => ("psftp", &[], "ls", "mv"),
+        };
+        let lines = [
+            format!("mkdir {}", dir.display()),
+            format!("put {} {}", file.display(), inner.display()),
+            format!("{list} {}", dir.display()),
+            format!("chmod 600 {}", inner.display()),
+            format!("{rename} {} {}", inner.display(), renamed.display()),
+            format!("get {} {}", renamed.display(), copy.display()),
+            format!("rm {}", renamed.display()),
+            format!("rmdir {}", dir.display()),
+        ];
+        std::fs::write(&batch, lines.join("\n")).unwrap();
+        let ran = reach
+            .run_tool(tool, &[options, &["-b", name(&batch), "HOST"]].concat(), b"")
+            .await
+            .ok();
+        assert!(ran.text().contains("inner"), "{reach:?} {ran:?}");
+        copied(&file, &copy);
+        assert!(!dir.exists());
+        let listed = if reach.program == Program::OpenSsh { dir.join("") } else { dir.clone() };
+        for (operation, path) in [
+            ("mkdir", &dir),
+            ("upload", &inner),
+            ("list", &listed),
+            ("setstat", &inner),
+            ("rename", &inner),
+            ("download", &renamed),
+            ("remove", &renamed),
+            ("rmdir", &dir),
+        ] {
+            accessed(&hop, operation, path).await;
+        }
+        assert_eq!(accessed(&hop, "rename", &inner).await["to"], name(&renamed));
+    }
 }
 
 /// A program that starts the `ssh` of alice's by itself.
 fn with_ssh(hop: &Hop, program: &str) -> Command {
     let mut command = command(tool(program));
     command.env("HOME", hop.client.path("")).current_dir(hop.client.path(""));
+    hop.client.answer_for(&mut command);
     command
 }
 
@@ -113,93 +146,132 @@ fn ssh_line(hop: &Hop) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rsync_copies_both_ways() {
-    let hop = Hop::start().await;
-    let (file, copy) = file(&hop);
+    let hop = Hop::roomy("", |_| {}).await;
     let tree = hop.client.path("tree");
     for n in 0..200 {
         let dir = tree.join(format!("d{}", n % 7));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join(format!("f{n}")), format!("{n}").repeat(n)).unwrap();
     }
-    let (there, back) = (hop.client.path("there"), hop.client.path("back"));
-    let trees = [format!("{}/", tree.display()), format!("{}/", there.display())];
-    for (from, to) in [
-        (name(&file).to_owned(), at(&copy)),
-        (trees[0].clone(), at(&there)),
-        (format!("via:{}", trees[1]), name(&back).to_owned()),
-    ] {
-        let mut rsync = with_ssh(&hop, "rsync");
-        fed(rsync.args(["-az", "-e", &ssh_line(&hop), &from, &to]), b"").await.ok();
+    for way in ENTRANCES {
+        let host = way.host();
+        let (file, copy) = file(&hop, host);
+        let there = hop.client.path(&format!("there-{host}"));
+        let back = hop.client.path(&format!("back-{host}"));
+        let trees = [format!("{}/", tree.display()), format!("{}/", there.display())];
+        for (from, to) in [
+            (name(&file).to_owned(), at(host, &copy)),
+            (trees[0].clone(), at(host, &there)),
+            (format!("{host}:{}", trees[1]), name(&back).to_owned()),
+        ] {
+            hop.sign_in_on(way);
+            let mut rsync = with_ssh(&hop, "rsync");
+            fed(rsync.args(["-az", "-e", &ssh_line(&hop), &from, &to]), b"").await.ok();
+        }
+        copied(&file, &copy);
+        let mut diff = command(tool("diff"));
+        fed(diff.arg("-r").arg(&tree).arg(&back), b"").await.ok();
     }
-    copied(&file, &copy);
-    let mut diff = command(tool("diff"));
-    fed(diff.arg("-r").arg(&tree).arg(&back), b"").await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn git_pushes_and_fetches() {
-    let hop = Hop::start().await;
-    let repository = hop.client.path("there.git");
-    let url = at(&repository);
-    let git = async |args: &[&str]| {
-        let mut git = with_ssh(&hop, "git");
-        git.args(["-c", "user.name=Alice", "-c", "user.email=alice@localhost"]);
-        git.args(["-c", "init.defaultBranch=main"]).args(args);
-        git.env("GIT_SSH_COMMAND", ssh_line(&hop)).env("GIT_CONFIG_NOSYSTEM", "1");
-        fed(&mut git, b"").await.ok().text()
-    };
-    git(&["init", "-q", "--bare", name(&repository)]).await;
-    git(&["init", "-q", "here"]).await;
-    std::fs::rename(file(&hop).0, hop.client.path("here/file")).unwrap();
-    git(&["-C", "here", "add", "file"]).await;
-    git(&["-C", "here", "commit", "-q", "-m", "a file"]).await;
-    git(&["-C", "here", "push", "-q", &url, "HEAD:main"]).await;
-    git(&["clone", "-q", &url, "clone"]).await;
-    assert_eq!(digest(&hop.client.path("clone/file")), digest(&hop.client.path("here/file")));
-    git(&["-C", "here", "commit", "-q", "--allow-empty", "-m", "nothing"]).await;
-    git(&["-C", "here", "push", "-q", &url, "HEAD:main"]).await;
-    git(&["-C", "clone", "fetch", "-q"]).await;
-    let head = git(&["-C", "here", "rev-parse", "HEAD"]).await;
-    assert_eq!(git(&["-C", "clone", "rev-parse", "origin/main"]).await, head);
+    let hop = Hop::roomy("", |_| {}).await;
+    for way in ENTRANCES {
+        let work = hop.client.path(&format!("work-{}", way.host()));
+        std::fs::create_dir(&work).unwrap();
+        let repository = work.join("there.git");
+        let url = at(way.host(), &repository);
+        let git = async |args: &[&str]| {
+            hop.sign_in_on(way);
+            let mut git = with_ssh(&hop, "git");
+            git.current_dir(&work).args(["-c", "user.name=Alice", "-c", "user.email=alice@db1"]);
+            git.args(["-c", "init.defaultBranch=main"]).args(args);
+            git.env("GIT_SSH_COMMAND", ssh_line(&hop)).env("GIT_CONFIG_NOSYSTEM", "1");
+            fed(&mut git, b"").await.ok().text()
+        };
+        git(&["init", "-q", "--bare", name(&repository)]).await;
+        git(&["init", "-q", "here"]).await;
+        std::fs::rename(file(&hop, way.host()).0, work.join("here/file")).unwrap();
+        git(&["-C", "here", "add", "file"]).await;
+        git(&["-C", "here", "commit", "-q", "-m", "a file"]).await;
+        git(&["-C", "here", "push", "-q", &url, "HEAD:main"]).await;
+        git(&["clone", "-q", &url, "clone"]).await;
+        assert_eq!(digest(&work.join("clone/file")), digest(&work.join("here/file")));
+        git(&["-C", "here", "commit", "-q", "--allow-empty", "-m", "nothing"]).await;
+        git(&["-C", "here", "push", "-q", &url, "HEAD:main"]).await;
+        git(&["-C", "clone", "fetch", "-q"]).await;
+        let head = git(&["-C", "here", "rev-parse", "HEAD"]).await;
+        assert_eq!(git(&["-C", "clone", "rev-parse", "origin/main"]).await, head);
+    }
+}
+
+/// What Ansible did on one host, of its last lines: "db1 : ok=3 changed=1 ... failed=0 ...".
+fn recap<'a>(text: &'a str, host: &str) -> &'a str {
+    let lines = text.lines().skip_while(|line| !line.starts_with("PLAY RECAP"));
+    let mut lines = lines.filter(|line| line.starts_with(host));
+    lines.next().unwrap_or_else(|| panic!("nothing of {host}: {text}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ansible_runs_a_playbook() {
+async fn ansible_pings_and_copies_to_three_targets() {
     let hop = Hop::start().await;
-    let (file, copy) = file(&hop);
+    let hosts = ["db1", "db2", "db3"];
+    let mut others = Vec::new();
+    for host in &hosts[1..] {
+        let sshd = Sshd::start().await;
+        hop.bastion.record_target(host, &sshd).await;
+        hop.bastion.add_grant("alice", host, |_| {}).await;
+        others.push(sshd);
+    }
+    let (file, copy) = file(&hop, "ansible");
+    let to = |host: &str| copy.with_extension(host);
     let playbook = hop.client.path("play.yml");
     let text = format!(
-        "- hosts: via\n  gather_facts: true\n  tasks:\n    - copy: {{src: '{}', dest: '{}'}}\n    \
-         - command: cksum {}\n      register: sum\n    - debug: {{var: sum.stdout}}\n",
+        "- hosts: all\n  gather_facts: false\n  tasks:\n    - ping:\n    \
+         - copy: {{src: '{}', dest: '{}.{{{{ inventory_hostname }}}}'}}\n    \
+         - command: cksum {}.{{{{ inventory_hostname }}}}\n",
         file.display(),
         copy.display(),
         copy.display(),
     );
     std::fs::write(&playbook, text).unwrap();
-    for transfer in ["sftp", "piped"] {
+    let known = hop.client.path("known_targets");
+    let ssh = format!(
+        "-F {} -J bastion -o UserKnownHostsFile={} -o StrictHostKeyChecking=yes",
+        hop.client.path("config").display(),
+        known.display()
+    );
+    for (transfer, pipelining) in [("sftp", "0"), ("piped", "1")] {
         let mut ansible = with_ssh(&hop, "ansible-playbook");
-        let ssh = format!("-F {}", hop.client.path("config").display());
         ansible
-            .args(["-i", "via,", "-e", "ansible_python_interpreter=/usr/bin/python3"])
+            .args(["-i", &hosts.join(","), "-u", &present_user()])
+            .args(["-e", "ansible_python_interpreter=/usr/bin/python3"])
             .args(["--ssh-common-args", &ssh])
             .arg(&playbook)
             .env("ANSIBLE_HOME", hop.client.path("ansible"))
             .env("ANSIBLE_REMOTE_TEMP", hop.client.path("remote"))
             .env("ANSIBLE_SSH_TRANSFER_METHOD", transfer)
-            .env("ANSIBLE_PIPELINING", if transfer == "piped" { "1" } else { "0" });
-        let ran = fed(&mut ansible, b"").await.ok();
-        assert!(ran.text().contains("failed=0"), "{}", ran.text());
-        copied(&file, &copy);
+            .env("ANSIBLE_PIPELINING", pipelining);
+        let text = fed(&mut ansible, b"").await.ok().text();
+        for host in hosts {
+            let recap = recap(&text, host);
+            assert!(recap.contains("ok=3") && recap.contains("failed=0"), "{text}");
+            copied(&file, &to(host));
+        }
+    }
+    // It was there through the bastion, on each of them.
+    for host in hosts {
+        hop.bastion.event("recording-started", &[("target", host), ("what", "exec")]).await;
+        hop.bastion.event("recording-started", &[("target", host), ("what", "sftp")]).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_editor_installs_its_server_and_reaches_it() {
-    let hop = Hop::start().await;
+/// As VS Code does: a shell without a terminal, its script on standard input, one connection for
+/// the script's output and for the server that it starts.
+async fn an_editor(reach: &Reach<'_>) {
     let socks = free_port();
     let proxy = socks.to_string();
-    // As VS Code does: a shell without a terminal, its script on standard input, one connection
-    // for the script's output and for the server that it starts.
     let script = "echo ready\n\
         perl -MIO::Socket::INET -e '\
         my $s = IO::Socket::INET->new(Listen => 5, LocalAddr => \"127.0.0.1\") or die;\
@@ -209,8 +281,7 @@ async fn an_editor_installs_its_server_and_reaches_it() {
         read line\n\
         kill $server\n\
         echo \"stopped by $line\"\n";
-    let mut ssh = hop.command(&["-T", "-D", &proxy, "via", "sh"]);
-    let mut child = ssh.stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = reach.start(&["-T", "-D", &proxy, "HOST", "sh"]).await;
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(script.as_bytes()).await.unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -223,7 +294,7 @@ async fn an_editor_installs_its_server_and_reaches_it() {
     let port: u16 = line.split("==").nth(1).unwrap().parse().unwrap();
     listening(socks).await;
     for n in 0..3 {
-        let mut stream = crate::record::by_socks(socks, port).await;
+        let mut stream = crate::record_onward::by_socks(socks, port).await;
         stream.write_all(format!("{n}\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer);
@@ -233,7 +304,7 @@ async fn an_editor_installs_its_server_and_reaches_it() {
     // And to a port that was forwarded before.
     let local = free_port();
     let forward = format!("{local}:127.0.0.1:{port}");
-    let mut other = hop.command(&["-N", "-L", &forward, "via"]).spawn().unwrap();
+    let mut other = reach.start(&["-N", "-L", &forward, "HOST"]).await;
     listening(local).await;
     let mut stream = TcpStream::connect(("127.0.0.1", local)).await.unwrap();
     stream.write_all(b"by -L\n").await.unwrap();
@@ -246,35 +317,53 @@ async fn an_editor_installs_its_server_and_reaches_it() {
     assert_eq!(next().await, "stopped by the editor");
     drop(stdin);
     assert!(ended(&mut child).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_editor_installs_its_server_and_reaches_it() {
+    let hop = Hop::roomy("", |_| {}).await;
+    for reach in hop.reaches() {
+        an_editor(&reach).await;
+    }
+    let rows: Vec<_> = hop
+        .recordings()
+        .await
+        .into_iter()
+        .filter(|row| row.command.as_deref() == Some("sh"))
+        .collect();
+    assert_eq!(rows.len(), hop.reaches().count());
+    for row in rows {
+        let id = row.id.clone();
+        hop.bastion.event("recording-ended", &[("recording", &id)]).await;
+    }
     assert!(hop.recorded("sh").await.output().contains("listeningOn=="));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plink_hops_too() {
-    let hop = Hop::start().await;
-    // PuTTY knows nothing of the authority here: it is told the key.
-    let proxy = format!("{} -W %host:%port bastion", ssh_line(&hop));
-    let key = stand_in_key(&hop).await;
-    let run = async |line: &str, input: &[u8]| {
-        let mut plink = with_ssh(&hop, "plink");
-        plink.args(["-ssh", "-batch", "-noagent", "-proxycmd", &proxy, "-hostkey", &key]);
-        plink.args(["-l", &present_user(), "db1", line]);
-        fed(&mut plink, input).await
-    };
-    let ran = run("cat; echo err >&2; exit 9", b"through PuTTY\n").await;
-    assert_eq!((ran.code, ran.text().as_str()), (Some(9), "through PuTTY\n"), "{ran:?}");
-    assert!(ran.err.contains("err"), "{ran:?}");
-    hop.recorded("cat; echo err >&2; exit 9").await;
-}
-
-/// The fingerprint of the key that the bastion shows in the target's place.
-async fn stand_in_key(hop: &Hop) -> String {
-    let known = hop.client.path("plain_known");
-    let option = format!("UserKnownHostsFile={}", known.display());
-    let args = ["-o", &option, "-o", "StrictHostKeyChecking=accept-new"];
-    let plain = ["-o", "HostKeyAlgorithms=ssh-ed25519", "via", "true"];
-    hop.ssh(&[&args[..], &plain].concat()).await.ok();
-    let mut keygen = command(tool("ssh-keygen"));
-    let ran = fed(keygen.arg("-l").arg("-f").arg(&known), b"").await.ok();
-    ran.text().split(' ').nth(1).unwrap().to_owned()
+async fn putty_hops_by_itself() {
+    let hop = Hop::roomy("", |_| {}).await;
+    // PuTTY's own jump: no ssh in between, and its questions are asked where it runs.
+    let session = format!(
+        "Protocol=ssh\nHostName=db1\nPortNumber=22\nUserName={}\nTryAgent=0\nProxyMethod=6\n\
+         ProxyHost=bastion-by-putty\n",
+        present_user()
+    );
+    std::fs::write(hop.client.path(".putty/sessions/hopped"), session).unwrap();
+    let chosen = std::fs::read_to_string(hop.client.path(".putty/sessions/chosen")).unwrap();
+    let bastion = chosen.lines().map(|line| match line.split_once('=') {
+        Some(("UserName", _)) => "UserName=alice\n".to_owned(),
+        _ => format!("{line}\n"),
+    });
+    let bastion = bastion.collect::<String>();
+    std::fs::write(hop.client.path(".putty/sessions/bastion-by-putty"), bastion).unwrap();
+    let plink =
+        hop.reach(Program::Plink, Way::Jump).command("plink", &["hopped", "echo in; exit 9"]);
+    let mut screen = Screen::run(&plink);
+    screen.expect("Password: ").await;
+    screen.type_line(PASSWORD).await;
+    screen.expect("6-digit code: ").await;
+    screen.type_line(&hop.bastion.code(&hop.alice)).await;
+    screen.expect("in").await;
+    assert_eq!(screen.end().await.0, Some(9));
+    hop.recorded("echo in; exit 9").await;
 }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::ChannelId;
@@ -69,7 +69,9 @@ impl Budget {
 pub struct ConnectionFlow {
     budget: Arc<Budget>,
     limits: FlowLimits,
-    channels: Mutex<HashMap<ChannelId, Arc<ChannelFlow>>>,
+    /// Not held: the pump holds its channel's flow. russh tells nobody of a client's answer to a
+    /// close of ours, and what was held for that channel would count to the connection's end.
+    channels: Mutex<HashMap<ChannelId, Weak<ChannelFlow>>>,
     /// How many channels trickle: almost always none, and then nothing else is looked at.
     trickling: Arc<AtomicUsize>,
 }
@@ -82,6 +84,8 @@ pub struct ChannelFlow {
     held: AtomicUsize,
     trickles: AtomicBool,
     trickling: Arc<AtomicUsize>,
+    /// Whether it was said what the channel is for.
+    begun: AtomicBool,
 }
 
 impl ConnectionFlow {
@@ -98,30 +102,50 @@ impl ConnectionFlow {
             held: AtomicUsize::new(0),
             trickles: AtomicBool::new(false),
             trickling: Arc::clone(&self.trickling),
+            begun: AtomicBool::new(false),
         });
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.insert(channel, Arc::clone(&flow));
+        channels.retain(|_, other| other.strong_count() > 0);
+        channels.insert(channel, Arc::downgrade(&flow));
         flow
     }
 
     /// Forgets a channel.
     pub fn closed(&self, channel: ChannelId) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flow) = channels.remove(&channel) {
+        if let Some(flow) = channels.remove(&channel).and_then(|flow| flow.upgrade()) {
             flow.trickle(false);
         }
+    }
+
+    /// Takes note of a request that says what a session is for; false if one did before: only one
+    /// per channel can succeed (RFC 4254 section 6.5).
+    pub(in crate::server) fn begin(&self, channel: ChannelId) -> bool {
+        self.find(channel).is_none_or(|flow| !flow.begun.swap(true, Ordering::Relaxed))
+    }
+
+    /// Whether there was such a request.
+    pub(in crate::server) fn begun(&self, channel: ChannelId) -> bool {
+        self.find(channel).is_some_and(|flow| flow.begun.load(Ordering::Relaxed))
+    }
+
+    fn find(&self, channel: ChannelId) -> Option<Arc<ChannelFlow>> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.get(&channel)?.upgrade()
     }
 
     /// The size of the next window; for `Handler::adjust_window`.
     pub fn adjust_window(&self, channel: ChannelId, _current: u32) -> u32 {
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let full = self.budget.held() > self.budget.limit;
-        let Some(flow) = channels.get(&channel) else { return self.limits.window };
+        let Some(flow) = channels.get(&channel).and_then(Weak::upgrade) else {
+            return self.limits.window;
+        };
         let over = full || flow.held() > self.limits.channel;
         flow.trickle(over);
         // The window is the connection's: what this channel gets, a full one may take.
         let neighbour = self.trickling.load(Ordering::Relaxed) > 0
-            && channels.values().any(|other| other.held() > self.limits.hard());
+            && channels.values().filter_map(Weak::upgrade).any(|o| o.held() > self.limits.hard());
         if over || neighbour { CLOSED } else { self.limits.window }
     }
 
@@ -131,7 +155,7 @@ impl ConnectionFlow {
             return None;
         }
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.get(&channel)?.trickles.load(Ordering::Relaxed).then_some(TRICKLE)
+        channels.get(&channel)?.upgrade()?.trickles.load(Ordering::Relaxed).then_some(TRICKLE)
     }
 }
 

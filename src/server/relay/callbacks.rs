@@ -149,7 +149,14 @@ impl Handler {
 enum Wanted {
     Agent,
     X11(String, u32),
-    Forwarded { address: String, port: u32, originator: String, originator_port: u32 },
+    Forwarded {
+        address: String,
+        port: u32,
+        originator: String,
+        originator_port: u32,
+    },
+    /// From a socket file.
+    ForwardedAt(String),
 }
 
 impl std::fmt::Display for Wanted {
@@ -161,6 +168,7 @@ impl std::fmt::Display for Wanted {
                 let (address, originator) = (noted(address), noted(originator));
                 write!(f, "forwarded-tcpip {address}:{port} for {originator}:{originator_port}")
             }
+            Self::ForwardedAt(path) => write!(f, "forwarded-streamlocal {}", noted(path)),
         }
     }
 }
@@ -170,7 +178,7 @@ impl Wanted {
         match self {
             Self::Agent => Capability::Agent,
             Self::X11(..) => Capability::X11,
-            Self::Forwarded { .. } => Capability::RemoteForward,
+            Self::Forwarded { .. } | Self::ForwardedAt(_) => Capability::RemoteForward,
         }
     }
 
@@ -184,6 +192,7 @@ impl Wanted {
             Self::Forwarded { address, port, originator, originator_port } => {
                 user.channel_open_forwarded_tcpip(address, port, originator, originator_port).await
             }
+            Self::ForwardedAt(path) => user.channel_open_forwarded_streamlocal(path).await,
         }
     }
 }
@@ -260,6 +269,17 @@ impl client::Handler for Handler {
         Ok(())
     }
 
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.join(channel, reply, Wanted::ForwardedAt(path.to_owned()));
+        Ok(())
+    }
+
     // What no sshd opens. Dropping the reply refuses it.
 
     async fn server_channel_open_session(
@@ -285,16 +305,6 @@ impl client::Handler for Handler {
     }
 
     async fn server_channel_open_direct_streamlocal(
-        &mut self,
-        _channel: Channel<Msg>,
-        _path: &str,
-        _reply: ChannelOpenHandle,
-        _session: &mut client::Session,
-    ) -> Result<(), russh::Error> {
-        Ok(())
-    }
-
-    async fn server_channel_open_forwarded_streamlocal(
         &mut self,
         _channel: Channel<Msg>,
         _path: &str,

@@ -113,8 +113,7 @@ impl Both<'_> {
                     if self.channel.goes_on {
                         continue;
                     }
-                    let told = user.out.exit_status(exit_status).await;
-                    if finished && told.is_ok() { user.out.eof().await } else { told }
+                    user.out.exit_status(exit_status).await
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
                     outcome = Some(format!("signal {signal_name:?}"));
@@ -134,13 +133,10 @@ impl Both<'_> {
                     .await
                     .map_err(|()| russh::Error::SendError),
                 ChannelMsg::Eof if self.channel.goes_on => Ok(()),
-                // Told after the status: a client whose own input has ended closes the channel at
-                // once, and then could be told nothing more.
-                ChannelMsg::Eof if outcome.is_none() => {
+                ChannelMsg::Eof => {
                     finished = true;
                     Ok(())
                 }
-                ChannelMsg::Eof => user.out.eof().await,
                 ChannelMsg::Success => {
                     replies.next();
                     Ok(())
@@ -156,7 +152,10 @@ impl Both<'_> {
                 ChannelMsg::Close => return self.finish(outcome).await,
                 _ => Ok(()),
             };
-            if sent.is_err() {
+            // The end of the output is told after the status: a client whose own input has ended
+            // closes the channel at once, and then could be told nothing more.
+            let now = outcome.is_some() && std::mem::take(&mut finished);
+            if sent.is_err() || (now && user.out.eof().await.is_err()) {
                 return End::User;
             }
         }

@@ -23,7 +23,7 @@ use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target};
 use crate::policy::Checked;
 use crate::policy::Refused;
-use crate::server::answers::{Answering, answers};
+use crate::server::answers::{Answering, answer, answers};
 use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
 use crate::server::forward::ConnectionFlow;
@@ -333,6 +333,8 @@ impl Answering for Handler {
         self.door.relay.get()
     }
 
+    async fn make_way(&self, _user: russh::server::Handle) {} // Who is in, has come this way.
+
     fn allowed(&self, right: Capability, request: &str) -> bool {
         self.relay().is_some_and(|relay| relay.check(right, request).is_ok())
     }
@@ -477,7 +479,7 @@ impl russh::server::Handler for Handler {
         _value: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
+        Ok(answer(session, channel, !self.door.flow.begun(channel))?)
     }
 
     async fn subsystem_request(
@@ -486,13 +488,6 @@ impl russh::server::Handler for Handler {
         _name: &str,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        Ok(session.channel_success(channel)?)
-    }
-
-    async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Ended> {
-        if let Some(relay) = self.relay() {
-            relay.refuse_use(&format!("streamlocal-forward {path}"));
-        }
-        Ok(false)
+        Ok(answer(session, channel, self.door.flow.begin(channel))?)
     }
 }

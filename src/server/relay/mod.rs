@@ -27,6 +27,7 @@ mod sign_in;
 mod stream;
 mod target;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use tokio_util::task::TaskTracker;
 
 pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
-pub(super) use onward::{Onward, listen, serve_onward, unlisten};
+pub(super) use onward::{Onward, listen, listen_at, serve_onward, unlisten, unlisten_at};
 pub(super) use session::serve as serve_session;
 pub(super) use session::{Controls, Setup, Start, User, gather, intake};
 
@@ -95,7 +96,9 @@ pub(super) struct Relay {
     /// The target connection that was made while signing in, or that all channels share.
     home: tokio::sync::Mutex<Option<target::Home>>,
     /// Whether the user's client offered its agent.
-    agent: std::sync::atomic::AtomicBool,
+    agent: AtomicBool,
+    /// Whether it was said outside a terminal that this is recorded.
+    told: AtomicBool,
     /// Why it was ended from here.
     lapsed: OnceLock<String>,
 }
@@ -129,8 +132,9 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        let (agent, lapsed) = (Default::default(), OnceLock::new());
-        Ok(Arc::new(Self { conn, permit, addresses, user, flow, cancel, home, agent, lapsed }))
+        let (agent, told, lapsed) = Default::default();
+        let relay = Self { conn, permit, addresses, user, flow, cancel, home, agent, told, lapsed };
+        Ok(Arc::new(relay))
     }
 
     /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH

@@ -1,5 +1,5 @@
-//! Connections beside the sessions: from a target on (`-L`, `-D`, socket files), and the ports that a
-//! target listens on for the user (`-R`).
+//! Connections beside the sessions: from a target on (`-L`, `-D`, socket files), and the ports and
+//! socket files that a target listens on for the user (`-R`).
 //!
 //! Always holds: each is checked, and written down before it is opened.
 
@@ -117,8 +117,8 @@ fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
     }
 }
 
-/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
+/// The connection that the target's listening is asked for on, once `what` is written down.
+async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnection>> {
     let home = match relay.home().await {
         Some(home) => home,
         None => match relay.connection().await {
@@ -129,9 +129,12 @@ pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u
             Ok(Stage::Asking(_)) | Err(_) => return None,
         },
     };
-    if !relay.opened_onward(&noted(&format!("tcpip-forward {address}:{port}"))).await {
-        return None;
-    }
+    relay.opened_onward(&noted(&what)).await.then_some(home)
+}
+
+/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
+pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
+    let home = listener(relay, format!("tcpip-forward {address}:{port}")).await?;
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
     bound.ok()?.ok()
 }
@@ -141,4 +144,17 @@ pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port:
     let Some(home) = relay.home().await else { return false };
     let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
     matches!(done, Ok(Ok(())))
+}
+
+/// Asks the target to listen at a socket file (OpenSSH's PROTOCOL section 2.4).
+pub(in crate::server) async fn listen_at(relay: &Arc<Relay>, path: &str) -> bool {
+    let what = format!("streamlocal-forward {path}");
+    let Some(home) = listener(relay, what).await else { return false };
+    matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())))
+}
+
+/// Takes that back.
+pub(in crate::server) async fn unlisten_at(relay: &Arc<Relay>, path: &str) -> bool {
+    let Some(home) = relay.home().await else { return false };
+    matches!(timeout(STEP, home.handle.cancel_streamlocal_forward(path)).await, Ok(Ok(())))
 }

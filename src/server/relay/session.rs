@@ -53,15 +53,17 @@ pub(in crate::server) async fn serve(
         relay.conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
+    let id = channel.id();
+    // Before the user can ask for anything: what was asked for is kept there.
+    let uplink = Uplink::new(relay.flow.open(id));
     reply.accept().await;
     let relay = Arc::clone(relay);
     let tasks = relay.conn.tasks.clone();
     tasks.spawn(async move {
         let _slot = slot;
-        let id = channel.id();
         let (from_user, to_user) = channel.split();
         let user = User { id, handle: user, out: to_user };
-        run(&relay, from_user, &user, Uplink::new(relay.flow.open(id))).await;
+        run(&relay, from_user, &user, uplink).await;
     });
 }
 
@@ -424,15 +426,23 @@ impl Carried<'_> {
         }
     }
 
-    /// Says that the session is recorded, where the inner SSH has no banner that said it.
+    /// Says that the session is recorded, where the inner SSH has no banner that said it: in each
+    /// terminal; without one on standard error, as a client shows a banner, and once.
     async fn tell(&self) -> Result<(), String> {
         let notice = &self.relay.conn.settings.record.notice;
         let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
-        if notice.is_empty() || !on_outer || self.setup.terminal.is_none() {
+        if notice.is_empty() || !on_outer {
             return Ok(());
         }
-        let line = format!("{notice}\r\n");
-        self.user.out.data_bytes(line).await.map_err(|_| "you left".to_owned())
+        let (line, out) = (format!("{notice}\r\n"), &self.user.out);
+        let told = if self.setup.terminal.is_some() {
+            out.data_bytes(line).await
+        } else if !self.relay.told.swap(true, Relaxed) {
+            out.extended_data_bytes(1, line).await
+        } else {
+            Ok(())
+        };
+        told.map_err(|_| "you left".to_owned())
     }
 
     /// The target connection for this channel, with the user's answers where it asks.

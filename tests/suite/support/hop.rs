@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use sallyport::domain::Grant;
+use sallyport::clock::Clock;
+use sallyport::domain::{Grant, UnixTime};
 use sallyport::recording::Header;
 use sallyport::recording::asciicast::{Kind, Reader};
 use sallyport::store::RecordingRow;
@@ -14,6 +15,7 @@ use tokio::process::{Child, Command};
 use super::bastion::{Engine, PASSWORD, Person, TestBastion};
 use super::ssh::Client;
 use super::sshd::Sshd;
+use super::ways::Way;
 use super::{PATIENCE, command, ended, eventually, present_user, tool};
 
 /// What people are told before a recorded session.
@@ -68,6 +70,17 @@ impl Hop {
         Self::start_with("", "", change).await
     }
 
+    /// Where alice may sign in anew as often as she wants to: each time the bastion's clock moves
+    /// on to the next code, and a client believes in the bastion's certificates only if that clock
+    /// is not ahead of its own.
+    pub async fn roomy(conf: &str, change: impl FnOnce(&mut Grant)) -> Self {
+        let start = UnixTime(Clock::System.now().0 - 12 * 3600 * 1000);
+        let bastion = TestBastion::start_at(start, Engine::Sqlite, "").await;
+        let sshd = Sshd::start_with(conf).await;
+        bastion.record_target("db1", &sshd).await;
+        Self::around(bastion, sshd, change).await
+    }
+
     /// With `config` in the bastion's configuration and `conf` in the sshd's.
     pub async fn start_with(config: &str, conf: &str, change: impl FnOnce(&mut Grant)) -> Self {
         let bastion = TestBastion::start_with(Engine::Sqlite, config).await;
@@ -89,6 +102,11 @@ impl Hop {
         let strict = format!(
             "User {user}\nUserKnownHostsFile {known}\nStrictHostKeyChecking yes\nLogLevel INFO\n{QUICK}"
         );
+        let chosen = format!(
+            "HostName 127.0.0.1\nPort {}\nUser alice+{user}@db1\nHostKeyAlias bastion\n\
+             UserKnownHostsFile {known}\nStrictHostKeyChecking yes\nLogLevel INFO\n{QUICK}",
+            bastion.port
+        );
         let control = client.path("control");
         let client = client
             .host("via", &format!("HostName db1\nProxyJump bastion\n{strict}"))
@@ -100,10 +118,12 @@ impl Hop {
                     sshd.identity().display()
                 ),
             )
+            .host("chosen", &chosen)
             .host("bastion", &format!("{QUICK}\nControlPath {}", control.display()));
         client.answers(&[PASSWORD, &bastion.code(&alice)]);
         let mut master = client.command("ssh", &["-M", "-N", "bastion"]);
         let master = master.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        super::ways::save_sessions(&client, &bastion, &sshd).await;
         eventually("the outer connection is up", async || control.exists().then_some(())).await;
         Self { client, master, bastion, sshd, alice }
     }
@@ -147,8 +167,14 @@ impl Hop {
 
     /// A connection to the target through the bastion that carries many sessions: `-S` its path.
     pub async fn shared(&self, options: &[&str]) -> (Child, String) {
+        self.shared_on(Way::Jump, options).await
+    }
+
+    /// The same on another way.
+    pub async fn shared_on(&self, way: Way, options: &[&str]) -> (Child, String) {
         let path = self.client.path("shared").display().to_string();
-        let args = [options, &["-M", "-N", "-S", &path, "via"]].concat();
+        let args = [options, &["-M", "-N", "-S", &path, way.host()]].concat();
+        self.sign_in_on(way);
         let child = self.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let file = PathBuf::from(&path);
         eventually("the inner connection is up", async || file.exists().then_some(())).await;
@@ -211,8 +237,12 @@ impl Agent {
         Self { process, socket }
     }
 
+    pub fn socket(&self) -> String {
+        self.socket.display().to_string()
+    }
+
     pub fn option(&self) -> String {
-        format!("IdentityAgent={}", self.socket.display())
+        format!("IdentityAgent={}", self.socket())
     }
 }
 
@@ -255,7 +285,12 @@ pub fn read(path: &Path) -> (Header, Vec<Kind>) {
 /// Runs a command with `input` on its standard input to its end.
 pub async fn fed(command: &mut Command, input: &[u8]) -> Ran {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let child = command.spawn().unwrap();
+    feed(child, input, &format!("{command:?}")).await
+}
+
+/// The same with what runs already, as `what`.
+pub async fn feed(mut child: Child, input: &[u8], what: &str) -> Ran {
     let mut stdin = child.stdin.take().unwrap();
     let feed = async move {
         // A program may end before it read everything.
@@ -265,7 +300,7 @@ pub async fn fed(command: &mut Command, input: &[u8]) -> Ran {
     };
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
     let done = tokio::time::timeout(PATIENCE, both).await;
-    let done = done.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();
+    let done = done.unwrap_or_else(|_| panic!("{what} did not end")).unwrap();
     let err = String::from_utf8_lossy(&done.stderr).replace(NOTICE, "");
     let err = err.replace("Connection to db1 ", "Connection to 127.0.0.1 ");
     Ran { code: done.status.code(), out: done.stdout, err }

@@ -24,6 +24,8 @@ pub mod screen;
 pub mod server;
 pub mod ssh;
 pub mod sshd;
+pub mod ways;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -119,7 +119,8 @@ async fn template(bin: &Path) -> PathBuf {
     done
 }
 
-fn is_root() -> bool {
+/// Whether root runs the tests.
+pub fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
@@ -133,7 +134,8 @@ fn as_owner(program: PathBuf) -> Command {
     by_owner
 }
 
-async fn own(dir: &Path) {
+/// Gives a folder to the user `postgres`, if root runs the tests.
+pub async fn own(dir: &Path) {
     if is_root() {
         run(command("/bin/chown").arg("-R").arg("postgres").arg(dir)).await;
     }

@@ -1,8 +1,12 @@
 //! An SSH client that sends whatever a test wants to, in whatever order: RFC 4253 with
 //! curve25519-sha256 and aes256-gcm@openssh.com, and no check of the server's key.
 
+use std::path::Path;
+
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
+use ring::signature::Ed25519KeyPair;
 use ring::{aead, digest, rand::SystemRandom};
+use russh::keys::PrivateKey;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -11,6 +15,7 @@ use super::PATIENCE;
 pub const DISCONNECT: u8 = 1;
 pub const IGNORE: u8 = 2;
 const UNIMPLEMENTED: u8 = 3;
+const DEBUG: u8 = 4;
 const SERVICE_REQUEST: u8 = 5;
 const EXT_INFO: u8 = 7;
 const KEXINIT: u8 = 20;
@@ -19,6 +24,7 @@ const ECDH_INIT: u8 = 30;
 const USERAUTH_REQUEST: u8 = 50;
 pub const USERAUTH_FAILURE: u8 = 51;
 pub const USERAUTH_SUCCESS: u8 = 52;
+const USERAUTH_BANNER: u8 = 53;
 pub const INFO_REQUEST: u8 = 60;
 const INFO_RESPONSE: u8 = 61;
 pub const CHANNEL_OPEN: u8 = 90;
@@ -83,6 +89,8 @@ impl Cipher {
 pub struct RawClient {
     pub stream: TcpStream,
     keys: Option<(Cipher, Cipher)>,
+    /// The session's identifier (RFC 4253 section 7.2).
+    id: Vec<u8>,
 }
 
 impl RawClient {
@@ -102,7 +110,7 @@ impl RawClient {
     /// Agrees on keys over a connection; `None` if the server closes it.
     pub async fn over(stream: TcpStream) -> Option<Self> {
         stream.set_nodelay(true).unwrap();
-        let mut client = Self { stream, keys: None };
+        let mut client = Self { stream, keys: None, id: Vec::new() };
         client.write(format!("{VERSION}\r\n").as_bytes()).await;
         let server_version = client.line().await?;
         let lists = [
@@ -149,6 +157,7 @@ impl RawClient {
             let iv = derive(iv).as_ref()[..12].try_into().unwrap();
             Cipher { key: aead::LessSafeKey::new(key), iv }
         };
+        client.id = session.as_ref().to_vec();
         client.send(&[NEWKEYS]).await;
         client.expect(NEWKEYS).await?;
         client.keys = Some((cipher(b'A', b'C'), cipher(b'B', b'D')));
@@ -211,7 +220,7 @@ impl RawClient {
             body.truncate(body.len() - tag);
         }
         let payload = body[1..body.len() - usize::from(body[0])].to_vec();
-        if [IGNORE, UNIMPLEMENTED, EXT_INFO].contains(&payload[0]) {
+        if [IGNORE, UNIMPLEMENTED, DEBUG, EXT_INFO].contains(&payload[0]) {
             return Box::pin(self.receive()).await;
         }
         Some(payload)
@@ -238,13 +247,37 @@ impl RawClient {
         self.send(&packet.0).await;
     }
 
+    /// Signs in without anything to show; the last reply.
+    pub async fn sign_in_by_none(&mut self, user: &str) -> u8 {
+        self.send(&Self::request(user, "none").0).await;
+        self.reply().await
+    }
+
+    /// Signs in with an Ed25519 key (RFC 4252 section 7); the last reply.
+    pub async fn sign_in_by_key(&mut self, user: &str, key: &Path) -> u8 {
+        let key = PrivateKey::read_openssh_file(key).unwrap();
+        let seed = &key.key_data().ed25519().unwrap().private;
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).unwrap();
+        let blob = key.public_key().to_bytes().unwrap();
+        let request = Self::request(user, "publickey").bytes(&[1]).text("ssh-ed25519").text(blob);
+        let signed = Packet::default().text(&self.id).bytes(&request.0).0;
+        let signature = Packet::default().text("ssh-ed25519").text(pair.sign(&signed)).0;
+        self.send(&request.text(signature).0).await;
+        self.reply().await
+    }
+
     pub async fn answer(&mut self, answer: &str) {
         self.send(&Packet::new(INFO_RESPONSE).number(1).text(answer).0).await;
     }
 
     /// What the server says to a request; [`DISCONNECT`] at the connection's end.
     pub async fn reply(&mut self) -> u8 {
-        self.receive().await.map_or(DISCONNECT, |packet| packet[0])
+        loop {
+            match self.receive().await.map_or(DISCONNECT, |packet| packet[0]) {
+                USERAUTH_BANNER => {}
+                other => return other,
+            }
+        }
     }
 
     /// A whole login: the last reply.

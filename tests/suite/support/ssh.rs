@@ -87,11 +87,15 @@ impl Client {
             .arg("-F")
             .arg(self.path("config"))
             .args(args)
-            .env("SSH_ASKPASS", self.path("ask"))
-            .env("SSH_ASKPASS_REQUIRE", "force")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        self.answer_for(&mut command);
         command
+    }
+
+    /// Lets an `ssh` that a program starts take the prepared answers.
+    pub fn answer_for(&self, command: &mut Command) {
+        command.env("SSH_ASKPASS", self.path("ask")).env("SSH_ASKPASS_REQUIRE", "force");
     }
 
     /// Starts `ssh` with something at its other end that sends lines back.
