@@ -3,7 +3,9 @@
 use sallyport::audit::Context;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
-use crate::support::raw::{DISCONNECT, INFO_REQUEST, RawClient, USERAUTH_FAILURE};
+use crate::support::raw::{
+    DISCONNECT, INFO_REQUEST, Packet, RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS,
+};
 use crate::support::ssh::Client;
 use crate::support::{eventually, on_both_engines};
 
@@ -81,4 +83,57 @@ async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
     let other = Client::new(&bastion, "bob");
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     other.ssh(&["bastion", "help"]).await.ok();
+}
+
+/// Opens a session with this window and asks for a shell in a terminal; gives the channel's number.
+async fn terminal_with(client: &mut RawClient, window: u32) -> u32 {
+    let open = Packet::new(90).text("session").number(0).number(window).number(32_768);
+    client.send(&open.0).await;
+    let id = loop {
+        let packet = client.receive().await.unwrap();
+        if packet[0] == 91 {
+            break u32::from_be_bytes(packet[5..9].try_into().unwrap());
+        }
+    };
+    let pty = Packet::new(98).number(id).text("pty-req").bytes(&[1]).text("xterm");
+    let pty = pty.number(80).number(24).number(0).number(0).text("");
+    client.send(&pty.0).await;
+    client.send(&Packet::new(98).number(id).text("shell").bytes(&[1]).0).await;
+    id
+}
+
+/// A client whose window is full when it chooses a target, and that leaves then: russh never wakes
+/// who waits for such a window.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_menu_whose_client_left_with_a_full_window_holds_nothing() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let sshd = crate::support::sshd::Sshd::start().await;
+    bastion.record_target("db1", &sshd).await;
+    let alice = bastion.person("alice").await;
+    let account = crate::support::present_user().parse().unwrap();
+    bastion.add_grant("alice", "db1", |grant| grant.accounts = vec![account]).await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    // The first picture fills the window of the second.
+    terminal_with(&mut client, 1 << 20).await;
+    let picture = loop {
+        let packet = client.receive().await.unwrap();
+        if packet[0] == 94 {
+            break u32::from_be_bytes(packet[5..9].try_into().unwrap());
+        }
+    };
+    let id = terminal_with(&mut client, picture).await;
+    let typed = Packet::new(94).number(id).text("\r".to_owned() + &"x".repeat(30_000));
+    for _ in 0..10 {
+        client.send(&typed.0).await;
+    }
+    eventually("it is held for the menu", async || {
+        (bastion.bastion.budget.held() > 0).then_some(())
+    })
+    .await;
+    drop(client);
+    eventually("nothing is held", async || (bastion.bastion.budget.held() == 0).then_some(()))
+        .await;
+    bastion.event("session-ended", &[("user", "alice")]).await;
 }

@@ -108,7 +108,10 @@ async fn what_is_refused_is_said_and_leads_back() {
     screen.shows("shell is not granted to you on db1").await;
     assert!(screen.alternate());
     hop.refused("shell").await;
-    screen.press("db1\u{3}").await; // Ctrl-C clears the filter, and then leaves.
+    screen.press("db").await;
+    screen.shows("Filter: db").await;
+    screen.press("\u{3}").await; // Clears the filter, and then leaves.
+    screen.shows("Type to filter").await;
     screen.press("\u{3}").await;
     assert_eq!(screen.ended().await, Some(0));
     assert!(!screen.alternate());

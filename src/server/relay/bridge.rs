@@ -80,6 +80,18 @@ impl Uplink {
         }
     }
 
+    /// Drops what waits, but for the end of it.
+    pub(super) fn forget(&self) {
+        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        pieces.retain(|piece| match piece {
+            Piece::Data(data) => {
+                self.flow.give(data.len());
+                false
+            }
+            Piece::Eof | Piece::Close => true,
+        });
+    }
+
     /// Takes note that `len` bytes are no longer held.
     pub(in crate::server) fn done(&self, len: usize) {
         self.flow.give(len);

@@ -25,11 +25,16 @@ use crate::server::shell;
 const REFRESH: Duration = Duration::from_secs(60);
 /// How long a client may take for its last picture.
 const LAST: Duration = Duration::from_secs(1);
+/// Bytes of keys that are read before anything else gets its turn: each key costs a new picture's
+/// worth of work.
+const TURN: usize = 256;
 /// Undoes what a program that was cut off may have left in the terminal: reports of the mouse, the
-/// focus and of pasting, cursor and keypad keys for programs, a part of the screen that scrolls
-/// alone, other letters, a hidden cursor (DEC private modes as xterm has them; ECMA-48).
-const TIDY: &[u8] = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\
-    \x1b[?1l\x1b>\x1b[4l\x1b[?7h\x1b7\x1b[r\x1b8\x1b(B\x0f\x1b[?25h\x1b[0m";
+/// focus and of pasting, cursor and keypad keys for programs, keys told apart by more than a
+/// terminal's own sequences (xterm's modifyOtherKeys, kitty's keyboard), eight-bit controls, margins
+/// and an origin of its own, other letters, a hidden cursor (DEC private modes as xterm has them).
+const TIDY: &[u8] = b"\x1b F\x1b[?9l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1005l\x1b[?1006l\
+    \x1b[?1015l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[>4m\x1b[<9u\x1b[4l\x1b[?7h\
+    \x1b7\x1b[?6l\x1b[?69l\x1b[r\x1b8\x1b(B\x0f\x1b[?25h\x1b[0m";
 
 /// Shows the menu on a session channel whose requests were taken in, until the user has had enough.
 pub(in crate::server) async fn serve(
@@ -104,7 +109,13 @@ impl Visitor<'_> {
         let ended = self.conn.ended_by_us();
         let end = async {
             let out = &self.user.out;
-            out.data_bytes(menu.leave()).await?;
+            let left = menu.leave();
+            if left.is_empty() && ended.is_some() {
+                // Cut off at a target, perhaps in an editor.
+                out.data_bytes(TIDY).await?;
+                out.data_bytes(&b"\x1b[?1049l"[..]).await?;
+            }
+            out.data_bytes(left).await?;
             if let Some(why) = &ended {
                 self.user.say(why).await?;
             }
@@ -126,10 +137,8 @@ impl Visitor<'_> {
         let mut revisions = self.conn.bastion.revisions();
         let mut stale = Instant::now() + REFRESH;
         loop {
-            let picture = menu.draw();
-            tokio::select! {
-                sent = self.user.out.data_bytes(picture) => if sent.is_err() { return },
-                () = self.conn.cancel.cancelled() => return,
+            if !self.send(menu.draw()).await {
+                return;
             }
             let next = tokio::select! {
                 next = self.next(&mut keys) => next,
@@ -150,6 +159,7 @@ impl Visitor<'_> {
                 }
                 Next::Keys(pressed, rest) => {
                     self.uplink.give_back(rest);
+                    tokio::task::yield_now().await; // Whoever sends keys without end is not alone.
                     for key in pressed {
                         match menu.key(key) {
                             menu::Outcome::Stay => {}
@@ -167,6 +177,16 @@ impl Visitor<'_> {
         }
     }
 
+    /// Sends to the terminal; false if there is nobody to send to any more. A client that keeps its
+    /// window shut is not waited for beyond its connection: russh does not wake who waits for it.
+    async fn send(&self, bytes: impl Into<Bytes>) -> bool {
+        tokio::select! {
+            sent = self.user.out.data_bytes(bytes.into()) => sent.is_ok(),
+            _ = self.left.wait() => false,
+            () = self.conn.cancel.cancelled() => false,
+        }
+    }
+
     async fn next(&self, keys: &mut menu::Keys) -> Next {
         let pause = async {
             match keys.pending() {
@@ -176,7 +196,11 @@ impl Visitor<'_> {
         };
         tokio::select! {
             piece = self.uplink.next() => match piece {
-                Piece::Data(data) => self.read(keys, data),
+                Piece::Data(data) => {
+                    let (pressed, used, rest) = turn(keys, data);
+                    self.uplink.done(used);
+                    Next::Keys(pressed, rest)
+                }
                 Piece::Eof | Piece::Close => Next::Leave,
             },
             control = self.controls.next() => match control {
@@ -185,22 +209,6 @@ impl Visitor<'_> {
             },
             () = pause => Next::Keys(keys.flush(), Bytes::new()),
         }
-    }
-
-    /// Reads up to the first key that may lead away: what comes after it is typed for there.
-    fn read(&self, keys: &mut menu::Keys, mut data: Bytes) -> Next {
-        let mut pressed = Vec::new();
-        let mut used = 0;
-        for byte in &data {
-            used += 1;
-            pressed.extend(keys.push(std::slice::from_ref(byte)));
-            if pressed.contains(&menu::Key::Enter) {
-                break;
-            }
-        }
-        let rest = data.split_off(used);
-        self.uplink.done(used);
-        Next::Keys(pressed, rest)
     }
 
     /// Puts what the store holds now into the menu.
@@ -244,7 +252,7 @@ impl Visitor<'_> {
         account: String,
     ) -> bool {
         let name = format!("{account}@{target}");
-        if self.user.out.data_bytes(menu.leave()).await.is_err() {
+        if !self.send(menu.leave()).await {
             return false;
         }
         if let (Some(terminal), Some(size)) = (&mut setup.terminal, self.controls.size()) {
@@ -258,9 +266,11 @@ impl Visitor<'_> {
             End::Failed(why) => why,
             End::Cut => format!("{name}: ended"),
         };
-        if self.user.out.data_bytes(TIDY).await.is_err() {
+        if !self.send(TIDY).await {
             return false;
         }
+        // What was typed for the target, and it did not take, is not for the menu.
+        self.uplink.forget();
         if let Some((columns, rows, ..)) = self.controls.size() {
             menu.resize(cells(columns), cells(rows));
         }
@@ -297,4 +307,37 @@ impl Visitor<'_> {
 /// Columns or rows as the menu takes them.
 fn cells(count: u32) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+/// Reads a turn's worth of keys, up to the first that may lead away: what comes after it is typed for
+/// there. Gives the keys, how many bytes they were, and what is left.
+fn turn(keys: &mut menu::Keys, mut data: Bytes) -> (Vec<menu::Key>, usize, Bytes) {
+    let mut pressed = Vec::new();
+    let mut used = 0;
+    for byte in data.iter().take(TURN) {
+        used += 1;
+        let whole = keys.push(std::slice::from_ref(byte));
+        let leads_away = whole.contains(&menu::Key::Enter);
+        pressed.extend(whole);
+        if leads_away {
+            break;
+        }
+    }
+    let rest = data.split_off(used);
+    (pressed, used, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_short_and_ends_where_the_menu_may_be_left() {
+        let mut keys = menu::Keys::default();
+        let (pressed, used, rest) = turn(&mut keys, Bytes::from_static(b"db\rls\r"));
+        assert_eq!(pressed, [menu::Key::Char('d'), menu::Key::Char('b'), menu::Key::Enter]);
+        assert_eq!((used, &rest[..]), (3, &b"ls\r"[..]));
+        let (pressed, used, rest) = turn(&mut keys, Bytes::from(vec![b'a'; 32_000]));
+        assert_eq!((pressed.len(), used, rest.len()), (TURN, TURN, 32_000 - TURN));
+    }
 }
