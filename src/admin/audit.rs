@@ -8,6 +8,8 @@ use super::output::{Format, Row, list};
 use super::{Out, Verbs};
 use crate::audit::Record;
 use crate::audit::chain::{Anchor, Checkpoint, GENESIS, Link, Verifier, verify_export};
+use crate::cli::ListEvents;
+use crate::domain::When;
 use crate::keys::AuditPublicKey;
 use crate::store::EventFilter;
 
@@ -20,11 +22,14 @@ const PAGE: i64 = 2000;
 /// When the store fails, or holds an event that cannot be read.
 pub async fn list_events(
     verbs: &Verbs<'_>,
-    filter: &EventFilter,
-    limit: u32,
+    asked: ListEvents,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
-    let rows = verbs.store.events(filter, i64::from(limit)).await?;
+    let zone = jiff::tz::TimeZone::system();
+    let time = |when: Option<When>| when.map(|when| when.resolve(verbs.now, &zone)).transpose();
+    let ListEvents { kind, user, session, since, until, limit } = asked;
+    let filter = EventFilter { kind, user, session, since: time(since)?, until: time(until)? };
+    let rows = verbs.store.events(&filter, i64::from(limit)).await?;
     let records = rows.iter().map(|row| {
         serde_json::from_str::<Record>(&row.body)
             .with_context(|| format!("event {} cannot be read", row.seq))

@@ -85,8 +85,15 @@ impl FromStr for Hours {
             .trim()
             .rsplit_once(' ')
             .ok_or_else(|| fail("they need days, times and a time zone".into()))?;
-        let tz = TimeZone::get(zone)
-            .map_err(|_| fail(format!("{:?} is no time zone", printable(zone))))?;
+        let tz = TimeZone::get(zone).map_err(|_| {
+            let zone = printable(zone);
+            fail(match zone.contains(':') {
+                true => "a time zone is missing at the end, such as Europe/Berlin or UTC".into(),
+                false => {
+                    format!("{zone:?} is no time zone: write one such as Europe/Berlin or UTC")
+                }
+            })
+        })?;
         let windows =
             windows.split(';').map(|w| window(w.trim()).map_err(fail)).collect::<Result<_, _>>()?;
         Ok(Self { windows, zone: tz.iana_name().unwrap_or(zone).to_owned(), tz })

@@ -9,13 +9,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use russh::ChannelReadHalf;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bridge::{Piece, Uplink};
 use super::selector::Selector;
-use super::session::{Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake};
+use super::session::{
+    Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake, tell_of_stopping,
+};
 use crate::console::{self, menu};
 use crate::domain::printable;
 use crate::server::connection::Connection;
@@ -92,6 +95,7 @@ enum Next {
     Keys(Vec<menu::Key>, Bytes),
     Resize(u32, u32),
     Refresh,
+    Say(String),
     Leave,
 }
 
@@ -125,6 +129,7 @@ impl Visitor<'_> {
         let mut keys = menu::Keys::default();
         let mut revisions = self.conn.bastion.revisions();
         let mut stale = Instant::now() + REFRESH;
+        let mut stopping = std::pin::pin!(self.conn.stopping().fuse());
         loop {
             let picture = menu.draw();
             tokio::select! {
@@ -138,11 +143,13 @@ impl Visitor<'_> {
                     Ok(()) => Next::Refresh,
                     Err(_) => Next::Leave, // The bastion is going.
                 },
+                why = &mut stopping => Next::Say(why),
                 _ = self.left.wait() => return,
                 () = self.conn.cancel.cancelled() => return,
             };
             match next {
                 Next::Leave => return,
+                Next::Say(why) => menu.say(&why),
                 Next::Resize(columns, rows) => menu.resize(cells(columns), cells(rows)),
                 Next::Refresh => {
                     stale = Instant::now() + REFRESH;
@@ -285,6 +292,7 @@ impl Visitor<'_> {
         let left = async {
             tokio::select! {
                 why = relay.watch() => End::Failed(why),
+                () = tell_of_stopping(self.conn, user, setup) => End::Cut,
                 end = self.left.wait() => end,
             }
         };
