@@ -324,9 +324,9 @@ pub struct Explain {
 pub enum AuditCommand {
     /// List events, newest first
     List(ListEvents),
-    /// Check that no event was edited, dropped, reordered or cut off
+    /// Check that no event was edited, dropped, reordered, inserted or cut off
     #[command(
-        after_help = "Examples:\n  sallyport audit verify\n  sallyport audit verify audit.jsonl --key-file audit_key.pub --anchor 4711:9f86d0..."
+        after_help = "Every event's hash and signature is checked.\n\nExamples:\n  sallyport audit verify\n  sallyport audit verify audit.jsonl --key-file audit_key.pub --anchor 4711:9f86d0..."
     )]
     Verify {
         /// An export to check, in place of the store
@@ -449,7 +449,7 @@ pub enum ConsoleCommand {
 pub enum ConsoleAudit {
     /// List events, newest first
     List(ListEvents),
-    /// Check that no event was edited, dropped, reordered or cut off
+    /// Check that no event was edited, dropped, reordered, inserted or cut off
     Verify,
     /// Every event as a line of JSON, and a signed checkpoint at the end
     Export,

@@ -197,6 +197,13 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_time_zone_is_told_from_a_wrong_one() {
+        let says = |text: &str| text.parse::<Hours>().unwrap_err().to_string();
+        assert!(says("daily 22:00-06:00").contains("a time zone is missing"));
+        assert!(says("Mon-Fri 08:00-18:00 Berlin").contains("\"Berlin\" is no time zone"));
+    }
+
+    #[test]
     fn windows_of_the_week() {
         let berlin = |s: &str| format!("{s}[Europe/Berlin]");
         for (hours, inside, outside) in [
