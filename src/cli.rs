@@ -29,7 +29,7 @@ pub struct Cli {
     /// The configuration file [default: $SALLYPORT_CONFIG, ./sallyport.toml, /etc/sallyport/sallyport.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Show JSON: what is listed, shown, explained or verified, a new password, a new grant
+    /// Show JSON: what is listed, shown, checked, explained or verified; new passwords, keys, grants
     #[arg(long, global = true)]
     pub json: bool,
     /// What to do
@@ -68,7 +68,7 @@ pub enum Command {
     /// Authenticators: show, reset
     #[command(subcommand)]
     Otp(OtpCommand),
-    /// Targets: add, list, show, remove
+    /// Targets: add, list, show, remove, pin, unpin, account
     #[command(subcommand)]
     Target(TargetCommand),
     /// Grants: add, list, remove
@@ -79,7 +79,7 @@ pub enum Command {
         after_help = "Example: sallyport explain alice db1 --from 192.0.2.7 --at 2026-12-24T18:00"
     )]
     Explain(Explain),
-    /// Sessions: list, show, kill
+    /// Sessions: list, show, play, watch, search, export, kill
     #[command(subcommand)]
     Session(SessionCommand),
     /// The audit log: list, verify, key, export
@@ -135,6 +135,9 @@ pub enum UserCommand {
     Disable {
         /// Whom
         name: UserName,
+        /// Also the last administrator
+        #[arg(long)]
+        force: bool,
     },
     /// Enable a disabled user
     Enable {
@@ -150,6 +153,9 @@ pub enum UserCommand {
     Remove {
         /// Whom
         name: UserName,
+        /// Also the last administrator
+        #[arg(long)]
+        force: bool,
     },
     /// Set a new password; prints a one-time one unless one is given
     Passwd {
@@ -317,29 +323,10 @@ pub struct Explain {
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
     /// List events, newest first
-    List {
-        /// Only of this kind, such as signed-in or forward-refused
-        #[arg(long, value_name = "K", value_parser = PossibleValuesParser::new(kinds()))]
-        kind: Option<String>,
-        /// Only about this user
-        #[arg(long, value_name = "U")]
-        user: Option<String>,
-        /// Only of this session, by its id or the beginning of it
-        #[arg(long, value_name = "ID")]
-        session: Option<IdPrefix>,
-        /// Only from this time on
-        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
-        since: Option<When>,
-        /// Only before this time
-        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
-        until: Option<When>,
-        /// At most so many
-        #[arg(long, value_name = "N", default_value_t = 50)]
-        limit: u32,
-    },
-    /// Check that no event was edited, dropped, reordered or cut off
+    List(ListEvents),
+    /// Check that no event was edited, dropped, reordered, inserted or cut off
     #[command(
-        after_help = "Examples:\n  sallyport audit verify\n  sallyport audit verify audit.jsonl --key-file audit_key.pub --anchor 4711:9f86d0..."
+        after_help = "Every event's hash and signature is checked.\n\nExamples:\n  sallyport audit verify\n  sallyport audit verify audit.jsonl --key-file audit_key.pub --anchor 4711:9f86d0..."
     )]
     Verify {
         /// An export to check, in place of the store
@@ -361,6 +348,29 @@ pub enum AuditCommand {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+}
+
+/// `audit list`, on the host and in a session on the bastion.
+#[derive(Debug, Args)]
+pub struct ListEvents {
+    /// Only of this kind, such as signed-in or forward-refused
+    #[arg(long, value_name = "K", value_parser = PossibleValuesParser::new(kinds()))]
+    pub kind: Option<String>,
+    /// Only about this user
+    #[arg(long, value_name = "U")]
+    pub user: Option<String>,
+    /// Only of this session, by its id or the beginning of it
+    #[arg(long, value_name = "ID")]
+    pub session: Option<IdPrefix>,
+    /// Only from this time on
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub since: Option<When>,
+    /// Only before this time
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub until: Option<When>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub limit: u32,
 }
 
 /// `sallyport ca ...`
@@ -438,18 +448,8 @@ pub enum ConsoleCommand {
 #[derive(Debug, Subcommand)]
 pub enum ConsoleAudit {
     /// List events, newest first
-    List {
-        /// Only of this kind
-        #[arg(long, value_name = "K", value_parser = PossibleValuesParser::new(kinds()))]
-        kind: Option<String>,
-        /// Only about this user
-        #[arg(long, value_name = "U")]
-        user: Option<String>,
-        /// At most so many
-        #[arg(long, value_name = "N", default_value_t = 50)]
-        limit: u32,
-    },
-    /// Check that no event was edited, dropped, reordered or cut off
+    List(ListEvents),
+    /// Check that no event was edited, dropped, reordered, inserted or cut off
     Verify,
     /// Every event as a line of JSON, and a signed checkpoint at the end
     Export,
@@ -460,12 +460,32 @@ pub enum ConsoleAudit {
 /// # Errors
 /// Help or an error as text to show, and whether it is an error.
 pub fn parse_console(words: &str) -> Result<Console, (String, bool)> {
-    let usage = |text: String| (format!("{text}; try 'help'\n"), true);
+    let usage = |text: String| (format!("sallyport: {text} (see 'help')\n"), true);
     let words = split(words).map_err(usage)?;
-    Console::try_parse_from(words).map_err(|error| {
-        let text: Vec<String> = error.render().to_string().lines().map(printable).collect();
-        (format!("{}\n", text.join("\n")), error.use_stderr())
+    Console::try_parse_from(words).map_err(|error| match said_in_one_line(&error) {
+        Some(line) => usage(line),
+        None => {
+            let text: Vec<String> = error.render().to_string().lines().map(printable).collect();
+            (format!("{}\n", text.join("\n")), error.use_stderr())
+        }
     })
+}
+
+/// What is wrong with a command line, in one printable line; `None` if it asked for help, or said so
+/// little that help is the answer.
+pub fn said_in_one_line(error: &clap::Error) -> Option<String> {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        return None;
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    // What follows is for what "(see --help)" says shorter.
+    let is_about_help =
+        |line: &&str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let said: Vec<&str> = lines.take_while(|line| !is_about_help(line)).collect();
+    let line = said.join(" ");
+    Some(printable(line.strip_prefix("error: ").unwrap_or(&line)))
 }
 
 /// The help of a session on the bastion itself.

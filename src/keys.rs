@@ -151,7 +151,7 @@ pub enum PublicKeyError {
     )]
     Format(String),
     /// It is weak.
-    #[error("{0} keys of that size are too weak: use ed25519, or RSA of 2048 bits at least")]
+    #[error("the key is too weak ({0}): use ed25519, or RSA of 2048 bits at least")]
     Weak(String),
 }
 
@@ -164,7 +164,9 @@ pub fn public_key(line: &str) -> Result<(String, String), PublicKeyError> {
     let fail = |e: russh::keys::ssh_key::Error| PublicKeyError::Format(e.to_string());
     let mut key = PublicKey::from_openssh(line).map_err(fail)?;
     if !is_strong(&key) {
-        return Err(PublicKeyError::Weak(key.algorithm().to_string()));
+        let bits = key.key_data().rsa().map(|rsa| format!(" of {} bits", rsa.key_size()));
+        let kind = if bits.is_some() { "RSA".to_owned() } else { key.algorithm().to_string() };
+        return Err(PublicKeyError::Weak(kind + &bits.unwrap_or_default()));
     }
     let comment = crate::domain::printable(key.comment().as_str_lossy());
     key.set_comment(comment);

@@ -18,11 +18,10 @@ use sallyport::cli::{
 };
 use sallyport::clock::Clock;
 use sallyport::config::{self, Config, KeyFile, Loaded};
-use sallyport::domain::When;
 use sallyport::keys::{self, AuditPublicKey};
 use sallyport::recording::player::Key;
 use sallyport::server::relay;
-use sallyport::store::{EventFilter, Store};
+use sallyport::store::Store;
 use sallyport::{harden, logging, serve, setup};
 
 /// What the process exits with for a wrong command line: EX_USAGE of sysexits(3). A wrong
@@ -48,23 +47,13 @@ fn main() -> ExitCode {
 
 /// Shows help, or says in one line what is wrong with the command line.
 fn unparsed(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
-        return if error.print().is_ok() { code } else { ExitCode::FAILURE };
+    match cli::said_in_one_line(error) {
+        Some(line) => eprintln!("sallyport: {line} (see --help)"),
+        None if error.print().is_err() => return ExitCode::FAILURE,
+        None => {}
     }
-    let text = error.render().to_string();
-    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said: Vec<&str> = said.take_while(|line| !is_about_help(line)).collect();
-    let line = said.join(" ");
-    let line = sallyport::domain::printable(line.strip_prefix("error: ").unwrap_or(&line));
-    eprintln!("sallyport: {line} (see --help)");
     code
-}
-
-/// Whether a line of clap's stands for what "(see --help)" says shorter.
-fn is_about_help(line: &&str) -> bool {
-    line.starts_with("Usage:") || line.starts_with("For more information")
 }
 
 /// Runs a command; whether the answer to what it asked is yes.
@@ -99,16 +88,20 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
             }
             let (_store, one_time) = setup::init(&loaded.config, &Clock::System).await?;
             match one_time {
+                one_time if cli.json => {
+                    println!("{}", setup::made(&loaded.config, one_time.as_ref())?);
+                }
                 Some(one_time) => {
-                    setup::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?
+                    setup::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?;
                 }
                 None => {
-                    println!("{} is in order; nothing was made", loaded.config.data_dir.display())
+                    println!("{} is in order; nothing was made", loaded.config.data_dir.display());
+                    println!("host key: {}", setup::host_key(&loaded.config)?);
                 }
             }
             Ok(true)
         }
-        Command::Check => check(&loaded).await.map(|()| true),
+        Command::Check => check(&loaded, cli.json).await.map(|()| true),
         Command::Ca(cli::CaCommand::Show { which }) => {
             let key = match which {
                 cli::Authority::Host => KeyFile::HostCa,
@@ -127,7 +120,16 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
         }
         Command::Audit(cli::AuditCommand::Key) => {
             let key = keys::load(&loaded.config.key_path(KeyFile::AuditKey))?;
-            println!("{}", keys::AuditKey::new(key).public().to_line());
+            let public = keys::AuditKey::new(key).public();
+            if cli.json {
+                let (key, fingerprint) = (public.to_line(), public.fingerprint());
+                println!(
+                    "{}",
+                    serde_json::json!({ "public_key": key, "fingerprint": fingerprint })
+                );
+            } else {
+                println!("{}", public.to_line());
+            }
             Ok(true)
         }
         command => verb(&loaded, cli.json, command).await,
@@ -135,24 +137,28 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
 }
 
 /// Opens everything that `serve` opens, and says so.
-async fn check(loaded: &Loaded) -> anyhow::Result<()> {
+async fn check(loaded: &Loaded, json: bool) -> anyhow::Result<()> {
     let config = &loaded.config;
-    let source = loaded
-        .path
-        .as_ref()
-        .map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
-    println!("configuration  {source}");
+    let source = match &loaded.path {
+        Some(path) => path.display().to_string(),
+        None => "built-in defaults".to_owned(),
+    };
     let store = setup::open(config).await?;
-    println!(
-        "store          {}",
-        if config.store_url().starts_with("sqlite:") {
-            config.store_url()
-        } else {
-            "PostgreSQL".into()
-        }
-    );
     drop(serve::bastion(config, store, Clock::System)?);
+    let url = config.store_url();
+    let store = if url.starts_with("sqlite:") { url } else { "PostgreSQL".to_owned() };
+    let host_key = setup::host_key(config)?;
+    if json {
+        let shown = serde_json::json!({
+            "configuration": source, "store": store, "keys": "in order", "host_key": host_key,
+        });
+        println!("{shown}");
+        return Ok(());
+    }
+    println!("configuration  {source}");
+    println!("store          {store}");
     println!("keys           in order");
+    println!("host key       {host_key}");
     Ok(())
 }
 
@@ -244,7 +250,12 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
                 store.keyring().add_key()?;
             }
             let secrets = store.reseal(&context, verbs.now).await?;
-            writeln!(out, "{secrets} secrets are sealed under key {}", store.keyring().primary())?;
+            let key = store.keyring().primary();
+            if json {
+                writeln!(out, "{}", serde_json::json!({ "secrets": secrets, "key": key }))?;
+            } else {
+                writeln!(out, "{secrets} secrets are sealed under key {key}")?;
+            }
         }
         Command::Serve
         | Command::Init { .. }
@@ -263,14 +274,8 @@ async fn audit(
     command: cli::AuditCommand,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
-    let zone = jiff::tz::TimeZone::system();
-    let time = |when: Option<When>| when.map(|when| when.resolve(verbs.now, &zone)).transpose();
     match command {
-        cli::AuditCommand::List { kind, user, session, since, until, limit } => {
-            let filter =
-                EventFilter { kind, user, session, since: time(since)?, until: time(until)? };
-            admin::list_events(verbs, &filter, limit, out).await
-        }
+        cli::AuditCommand::List(asked) => admin::list_events(verbs, asked, out).await,
         cli::AuditCommand::Key => bail!("this command is run elsewhere"),
         cli::AuditCommand::Verify { anchors, .. } => admin::verify_store(verbs, anchors, out).await,
         cli::AuditCommand::Export { .. } => admin::export(verbs, out).await,

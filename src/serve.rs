@@ -6,7 +6,6 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,15 +23,12 @@ use crate::server::forward::{FlowLimits, PumpLimits};
 use crate::server::guard::{Guard, Limits};
 use crate::server::hashing::Hashing;
 use crate::server::settings::RecordSettings;
-use crate::server::{self, Bastion, Settings, SshConfig, relay, socket, ssh};
+use crate::server::{self, Bastion, Front, Settings, relay, socket};
 use crate::setup::{cost, host_name, init, password_rules, private_folder, welcome};
 use crate::store::Store;
 
-/// How long a host certificate is good for; a new one is made at every start, reload and day.
-const CERTIFICATE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// What one recording may hold in memory for a slow disk.
 const RECORD_QUEUE: usize = 1 << 20;
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The settings of new connections.
 ///
@@ -113,15 +109,21 @@ pub fn limits(config: &Config) -> Limits {
     }
 }
 
-fn ssh_config(config: &Config, settings: &Settings, clock: &Clock) -> anyhow::Result<SshConfig> {
-    let host_key = keys::load(&config.key_path(KeyFile::HostKey))?;
-    let ca = keys::load(&config.key_path(KeyFile::HostCa))?;
-    let mut names = vec![settings.public_host.clone(), settings.host_name.clone()];
-    names.retain(|name| !name.is_empty());
+fn front(config: &Config, settings: &Settings) -> anyhow::Result<Front> {
+    let host = settings.host_name.as_str();
+    // People type a host's short name as well.
+    let short = host.split('.').next().unwrap_or(host);
+    let names = [settings.public_host.as_str(), host, short, "localhost"];
+    let mut names: Vec<String> =
+        names.into_iter().filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    names.sort();
     names.dedup();
-    let public = host_key.public_key();
-    let certificate = keys::host_certificate(&ca, public, &names, clock.now(), CERTIFICATE)?;
-    Ok(ssh::config(host_key, certificate, settings.rules.methods, settings.flow.window))
+    Ok(Front {
+        host_key: keys::load(&config.key_path(KeyFile::HostKey))?,
+        names,
+        methods: settings.rules.methods,
+        window: settings.flow.window,
+    })
 }
 
 /// Puts a bastion together from a configuration and an opened store.
@@ -130,7 +132,7 @@ fn ssh_config(config: &Config, settings: &Settings, clock: &Clock) -> anyhow::Re
 /// When a key cannot be used, or a value is out of range.
 pub fn bastion(config: &Config, store: Store, clock: Clock) -> anyhow::Result<Bastion> {
     let settings = settings(config)?;
-    let ssh = ssh_config(config, &settings, &clock)?;
+    let front = front(config, &settings)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let places =
         if config.login.hash_concurrency == 0 { cores } else { config.login.hash_concurrency };
@@ -139,7 +141,7 @@ pub fn bastion(config: &Config, store: Store, clock: Clock) -> anyhow::Result<Ba
     let ca = |key| keys::load(&config.key_path(key));
     let relay = relay::Shared::new(ca(KeyFile::HostCa)?, ca(KeyFile::UserCa)?, writer);
     let guard = Guard::new(limits(config));
-    Ok(Bastion::new(store, clock, guard, hashing, (settings, ssh), relay))
+    Ok(Bastion::new(store, clock, guard, hashing, (settings, front), relay))
 }
 
 /// `sallyport serve`: serves until SIGTERM or SIGINT.
@@ -217,20 +219,15 @@ fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Outp
     })
 }
 
-/// On SIGHUP, and once a day for the sake of the host certificate, reads the configuration anew.
+/// On SIGHUP reads the configuration anew.
 async fn watch_reloads(
     bastion: Arc<Bastion>,
     mut config: Config,
     mut hangup: tokio::signal::unix::Signal,
     load_again: impl Fn() -> anyhow::Result<Loaded> + Send + 'static,
 ) {
-    loop {
-        let asked = tokio::select! {
-            _ = hangup.recv() => true,
-            () = tokio::time::sleep(DAY) => false,
-        };
-        let new = if asked { load_again().map(|loaded| loaded.config) } else { Ok(config.clone()) };
-        match new.and_then(|new| reload(&bastion, &config, new)) {
+    while hangup.recv().await.is_some() {
+        match load_again().and_then(|loaded| reload(&bastion, &config, loaded.config)) {
             Ok(new) => config = new,
             Err(error) => {
                 let error = logging::whole(&error);
@@ -246,9 +243,9 @@ fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config
         tracing::warn!(key, "changed in the configuration: takes a restart");
     }
     let settings = settings(&new)?;
-    let ssh = ssh_config(&new, &settings, &bastion.clock)?;
+    let front = front(&new, &settings)?;
     bastion.guard.set_limits(limits(&new));
-    bastion.reload(settings, ssh);
+    bastion.reload(settings, front);
     for key in in_force {
         tracing::info!(key, "changed in the configuration");
     }

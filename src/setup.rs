@@ -173,6 +173,29 @@ async fn first_admin(
     }
 }
 
+/// The host key's kind and fingerprint, as ssh's question about it has them.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn host_key(config: &Config) -> anyhow::Result<String> {
+    let key = keys::load(&config.key_path(KeyFile::HostKey))?;
+    Ok(format!("ED25519 {}", keys::public_key_line(key.public_key())?.1))
+}
+
+/// What `init --json` tells.
+///
+/// # Errors
+/// When the host key cannot be used.
+pub fn made(config: &Config, one_time: Option<&SecretString>) -> anyhow::Result<serde_json::Value> {
+    Ok(serde_json::json!({
+        "data_dir": config.data_dir,
+        "made": one_time.is_some(),
+        "administrator": one_time.map(|_| "admin"),
+        "one_time_password": one_time.map(|password| password.expose_secret()),
+        "host_key": host_key(config)?,
+    }))
+}
+
 /// Tells whoever started it for the first time how to go on.
 ///
 /// # Errors
@@ -201,7 +224,8 @@ pub fn welcome(
     writeln!(out, "This is the first start: made keys, a store and an administrator.\n")?;
     writeln!(out, "  administrator       admin")?;
     writeln!(out, "  one-time password   {password}")?;
-    writeln!(out, "  sign in with        ssh -p {port} admin@{host}\n")?;
+    writeln!(out, "  sign in with        ssh -p {port} admin@{host}")?;
+    writeln!(out, "  host key            {}, which ssh asks about\n", host_key(config)?)?;
     writeln!(out, "The first login sets a password and binds an authenticator app.")?;
     out.flush()?;
     Ok(())

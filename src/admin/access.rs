@@ -57,6 +57,12 @@ pub async fn grants(
     match command {
         GrantCommand::Add(add) => {
             let grant = grant(*add, now)?;
+            let same = |old: &&Grant| {
+                Grant { id: grant.id.clone(), created_at: now, ..(*old).clone() } == grant
+            };
+            if let Some(old) = store.grants().await?.iter().find(same) {
+                bail!("there is this grant already: {} ({old})", old.id);
+            }
             store.add_grant(&grant, context, now).await?;
             match verbs.format {
                 Format::Json => json_line(out, &grant)?,
@@ -121,6 +127,11 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     };
     let mut explained =
         policy::explain(&question, &access.targets, &access.grants, &destination, at);
+    if let (true, Some(target)) = (explained.permitted, access.targets.first())
+        && let Some(why) = super::target::unreachable(target).await
+    {
+        explained.cannot_be_reached(&why);
+    }
     look_at_sign_in(&mut explained, &detail, question.source, at);
     match verbs.format {
         Format::Json => json_line(out, &explained)?,

@@ -13,7 +13,11 @@ use crate::domain::{
     AccountAuth, Grant, GrantObject, Id, Mode, Target, TargetAddress, TargetName, UnixTime,
 };
 use crate::keys;
+use crate::policy;
 use crate::store::{AccountRow, Store, TrustedKey};
+
+/// How long a new target's name may take to resolve, for the sake of a warning.
+const RESOLVE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// What a command takes from elsewhere than its arguments.
 #[derive(Default)]
@@ -53,6 +57,9 @@ pub async fn targets(
             let target = Target { id: Id::random()?, name, address, mode, labels, created_at: now };
             store.add_target(&target, context, now).await?;
             added(&target, out)?;
+            if let Some(warning) = unreachable(&target).await {
+                writeln!(out, "warning: {warning}")?;
+            }
         }
         TargetCommand::List => list(out, verbs.format, &store.targets().await?)?,
         TargetCommand::Show { name } => show(out, verbs.format, &detail(store, &name).await?)?,
@@ -71,6 +78,22 @@ pub async fn targets(
         TargetCommand::Account(command) => accounts(verbs, command, input.secret, out).await?,
     }
     Ok(())
+}
+
+/// Why nobody would be let through to a target, if its name leads nowhere that is permitted.
+pub(super) async fn unreachable(target: &Target) -> Option<String> {
+    let (host, port) = (&target.address.host, target.address.port);
+    let looking = tokio::net::lookup_host((host.as_str(), port));
+    // One that does not resolve yet is no fault.
+    let found = tokio::time::timeout(RESOLVE, looking).await.ok()?.ok()?;
+    let found: Vec<_> = found.map(|address| address.ip()).collect();
+    let ip = policy::forbidden_address(host, &found)?;
+    let address = std::net::SocketAddr::new(ip, port);
+    Some(format!(
+        "{} is at {host}, which leads to {ip}, and no name may lead there: everybody is refused. \
+         Register the address itself, if that is meant: sallyport target add NAME {address}",
+        target.name
+    ))
 }
 
 fn added(target: &Target, out: &mut Out<'_>) -> std::io::Result<()> {
@@ -124,8 +147,18 @@ async fn accounts(
         AccountCommand::Add { target, account, auth, .. } => {
             let secret = checked(auth, secret)?;
             let secret = secret.as_ref().map(|secret| secret.as_slice());
+            if find_target(store, &target).await?.mode == Mode::Tunnel {
+                bail!(
+                    "{target} is in tunnel mode: people sign in there themselves, so it takes no \
+                     accounts (see 'sallyport target add --help')"
+                );
+            }
+            let rows = store.accounts(&target).await?;
+            let before = rows.iter().find(|row| row.account == account.as_str());
             store.set_account(&target, &account, (auth, secret), context, now).await?;
-            writeln!(out, "the bastion signs in on {target} as {account} by: {auth}")?;
+            let instead = before.map(|row| format!(", no longer by: {}", row.auth));
+            let instead = instead.unwrap_or_default();
+            writeln!(out, "the bastion signs in on {target} as {account} by: {auth}{instead}")?;
         }
         AccountCommand::List { target } => {
             list(out, verbs.format, &store.accounts(&target).await?)?;

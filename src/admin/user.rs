@@ -10,9 +10,9 @@ use super::output::{Format, Row, json_line, list, show};
 use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{OtpCommand, UserCommand, UserKeyCommand};
-use crate::domain::{Factor, UnixTime, UserName, printable};
+use crate::domain::{Factor, Role, UnixTime, UserName, printable};
 use crate::keys::public_key;
-use crate::store::{KeyRow, NewUser, UserDetail, UserRow};
+use crate::store::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 /// Where a new password comes from.
 #[derive(Debug)]
@@ -81,13 +81,20 @@ pub async fn users(
         }
         UserCommand::List => {
             let users = store.users().await?;
-            let rows: Vec<_> = users.into_iter().map(|row| Listed { row, now }).collect();
+            let locked = store.locked(now).await?;
+            let rows: Vec<_> = users
+                .into_iter()
+                .map(|row| Listed { locked: locked.contains(&row.name), row, now })
+                .collect();
             list(out, verbs.format, &rows)?;
         }
         UserCommand::Show { name } => {
             show(out, verbs.format, &Shown { detail: store.user(&name).await?, now })?;
         }
-        UserCommand::Disable { name } => {
+        UserCommand::Disable { name, force } => {
+            if !force {
+                keep_an_admin(verbs, &name, "disable").await?;
+            }
             store.set_disabled(&name, true, context, now).await?;
             writeln!(out, "{name} is disabled; their sessions end")?;
         }
@@ -99,7 +106,10 @@ pub async fn users(
             let lifted = store.unlock(&name, context, now).await?;
             writeln!(out, "{name} is unlocked; failures from {lifted} sources are forgotten")?;
         }
-        UserCommand::Remove { name } => {
+        UserCommand::Remove { name, force } => {
+            if !force {
+                keep_an_admin(verbs, &name, "remove").await?;
+            }
             store.remove_user(&name, context, now).await?;
             writeln!(out, "{name} is removed; their sessions end")?;
         }
@@ -120,6 +130,21 @@ pub async fn users(
     Ok(())
 }
 
+/// Refuses to take the last administrator away who can sign in.
+async fn keep_an_admin(verbs: &Verbs<'_>, name: &UserName, what: &str) -> anyhow::Result<()> {
+    let users = verbs.store.users().await?;
+    let mut admins =
+        users.iter().filter(|row| row.role == Role::Admin.word() && row.disabled_at.is_none());
+    let (first, more) = (admins.next(), admins.next());
+    if more.is_none() && first.is_some_and(|row| row.name == name.as_str()) {
+        bail!(
+            "{name} is the last administrator: add another first, or say --force to {what} them all \
+             the same (this command line works without one)"
+        );
+    }
+    Ok(())
+}
+
 /// Runs `otp ...`.
 ///
 /// # Errors
@@ -133,7 +158,17 @@ pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> a
         OtpCommand::Reset { name } => {
             let until = verbs.now.plus(verbs.binding_window);
             verbs.store.reset_otp(&name, until, verbs.context, verbs.now).await?;
-            writeln!(out, "{name} may bind an authenticator at the next login, until {until}")?;
+            match verbs.format {
+                Format::Json => {
+                    json_line(out, &serde_json::json!({ "name": name, "binding_until": until }))?;
+                }
+                Format::Table { .. } => {
+                    writeln!(
+                        out,
+                        "{name} may bind an authenticator at the next login, until {until}"
+                    )?;
+                }
+            }
         }
     }
     Ok(())
@@ -243,6 +278,8 @@ fn time(at: Option<UnixTime>) -> String {
 struct Listed {
     #[serde(flatten)]
     row: UserRow,
+    /// From some source at least.
+    locked: bool,
     #[serde(skip)]
     now: UnixTime,
 }
@@ -251,12 +288,16 @@ impl Row for Listed {
     const HEADINGS: &'static [&'static str] =
         &["USER", "ROLE", "STATE", "PASSWORD", "AUTHENTICATOR"];
     fn cells(&self) -> Vec<String> {
-        user_cells(&self.row, self.now)
+        user_cells(&self.row, self.locked, self.now)
     }
 }
 
-fn user_cells(row: &UserRow, now: UnixTime) -> Vec<String> {
-    let state = if row.disabled_at.is_some() { "disabled" } else { "enabled" };
+fn user_cells(row: &UserRow, locked: bool, now: UnixTime) -> Vec<String> {
+    let state = match (row.disabled_at, locked) {
+        (Some(_), _) => "disabled",
+        (None, true) => "locked",
+        (None, false) => "enabled",
+    };
     let password = if row.password_one_time != 0 { "one-time" } else { "own" };
     let authenticator = match (row.otp_bound_at, row.binding_until.map(UnixTime)) {
         (Some(at), _) => format!("bound {}", UnixTime(at)),
@@ -291,7 +332,8 @@ impl Row for Shown {
     ];
     fn cells(&self) -> Vec<String> {
         let detail = &self.detail;
-        let mut cells = user_cells(&detail.user, self.now);
+        let holds = |lock: &LockRow| lock.locked_until.is_some_and(|until| self.now.0 < until);
+        let mut cells = user_cells(&detail.user, detail.locks.iter().any(holds), self.now);
         let keys: Vec<&str> = detail.keys.iter().map(|key| key.fingerprint.as_str()).collect();
         let failures: Vec<String> = detail
             .locks
@@ -344,10 +386,12 @@ mod tests {
             otp_last_used_at: None,
             otp_drift_seconds: None,
         };
-        let at = |now| user_cells(&row, UnixTime(now)).pop().unwrap();
+        let at = |now| user_cells(&row, false, UnixTime(now)).pop().unwrap();
+        assert_eq!(user_cells(&row, false, UnixTime(0))[2], "enabled");
+        assert_eq!(user_cells(&row, true, UnixTime(0))[2], "locked");
         assert_eq!(at(0), "may bind until 1970-01-01T00:01:00Z");
         assert_eq!(at(60_000), "none, time to bind was over 1970-01-01T00:01:00Z: 'otp reset'");
-        let json = serde_json::to_value(Listed { row, now: UnixTime(0) }).unwrap();
+        let json = serde_json::to_value(Listed { row, locked: true, now: UnixTime(0) }).unwrap();
         assert_eq!(json["password_one_time"], true);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Always holds: prompts are plain text with line breaks, printable everywhere but for the half
 //! blocks of the QR picture; the first screen of binding fits 80 columns and 24 rows for the
-//! issuer "Sallyport" and a short user name.
+//! issuer "Sallyport" and a short user name, with the "(user@host) " that OpenSSH puts before it.
 
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -20,7 +20,7 @@ pub const REPEAT: &str = "Repeat the new password: ";
 /// Says that the two differ.
 pub const NO_MATCH: &str = "The two do not match.";
 /// Says that the confirming code is wrong.
-pub const BINDING_WRONG: &str = "That code is wrong. Wait for the next one and try again.";
+pub const BINDING_WRONG: &str = "That code is wrong: try the next one.";
 
 const BIND_ASK: &str = "6-digit code (i inverts the picture, a draws ASCII, r makes a new one): ";
 
@@ -31,8 +31,14 @@ pub fn new_password_again(why: &str) -> String {
 
 /// Shows the picture and the key of a new authenticator, and asks for its first code.
 pub fn bind(style: Style, uri: &str, secret: &Secret, note: Option<&str>) -> String {
-    let head = note.unwrap_or("Bind your authenticator app: scan this code.");
-    let picture = match qr::render(uri, style) {
+    let picture = qr::render(uri, style);
+    let rows = picture.as_ref().map_or(0, |picture| picture.lines().count() + 3);
+    let head = match (note, style) {
+        (Some(note), _) => note.to_owned(),
+        (None, Style::Ascii) => format!("Scan this code: your window needs {rows} rows."),
+        (None, _) => "Bind your authenticator app: scan this code.".to_owned(),
+    };
+    let picture = match picture {
         Ok(picture) => format!("{picture}\n  or type this key into the app:"),
         Err(_) => "  The name is too long for a picture. Type this key into the app:".to_owned(),
     };
@@ -64,7 +70,9 @@ pub fn bind_input(typed: &str) -> BindInput {
 
 /// Says that the confirming code is one of another moment.
 pub fn binding_drift(seconds: i64) -> String {
-    format!("Your phone's clock is {}: set it to automatic and try again.", off(seconds))
+    let side = if seconds > 0 { "fast" } else { "slow" };
+    let seconds = seconds.unsigned_abs();
+    format!("Your phone's clock is {seconds} s {side}: make it automatic.")
 }
 
 /// Shows the recovery codes, and waits.
@@ -119,11 +127,19 @@ mod tests {
     use super::super::{qr::tests::decode_from_screen, recovery};
     use super::*;
 
-    fn fits(text: &str) -> bool {
+    /// What OpenSSH puts before the text of a prompt.
+    const PREFIX: &str = "(alice@bastion.example.org) ";
+
+    fn fits_in(rows: usize, text: &str) -> bool {
+        let text = format!("{PREFIX}{text}");
         let lines: Vec<&str> = text.split('\n').collect();
         // Behind the last prompt six digits are typed.
         let typed = lines.last().is_none_or(|line| line.chars().count() + 6 <= 80);
-        lines.len() <= 24 && typed && lines.iter().all(|line| line.chars().count() <= 80)
+        lines.len() <= rows && typed && lines.iter().all(|line| line.chars().count() <= 80)
+    }
+
+    fn fits(text: &str) -> bool {
+        fits_in(24, text)
     }
 
     #[test]
@@ -134,6 +150,7 @@ mod tests {
             (Style::HalfBlocks, None),
             (Style::Inverted, Some(BINDING_WRONG.to_owned())),
             (Style::HalfBlocks, Some(binding_drift(-300))),
+            (Style::HalfBlocks, Some(binding_drift(150))),
         ] {
             let text = bind(style, &uri, &secret, note.as_deref());
             assert!(fits(&text), "{text}");
@@ -141,6 +158,16 @@ mod tests {
             assert_eq!(decode_from_screen(&text, 24, 80).as_deref(), Some(uri.as_str()), "{text}");
             assert!(text.contains("GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ"));
         }
+    }
+
+    #[test]
+    fn ascii_says_how_many_rows_it_needs_and_needs_no_more_columns() {
+        let secret = Secret::from_bytes(b"12345678901234567890");
+        let uri = totp::uri("Sallyport", &"alice".parse().unwrap(), &secret);
+        let text = bind(Style::Ascii, &uri, &secret, None);
+        let rows = text.lines().count();
+        assert!(text.starts_with(&format!("Scan this code: your window needs {rows} rows.")));
+        assert!(fits_in(rows, &text), "{text}");
     }
 
     #[test]

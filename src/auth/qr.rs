@@ -18,7 +18,8 @@ pub enum Style {
     HalfBlocks,
     /// Dark modules are drawn: right on a light terminal.
     Inverted,
-    /// `##` for a light module: for terminals and fonts without block characters.
+    /// `##` for a light module: for terminals and fonts without block characters. It takes more rows
+    /// than a terminal of 24 has, and less margin, for the sake of 80 columns.
     Ascii,
 }
 
@@ -31,7 +32,8 @@ pub enum Style {
 pub fn render(text: &str, style: Style) -> Result<String, qr2term::QrError> {
     let code = QrCode::with_error_correction_level(text.as_bytes(), EcLevel::L)?;
     let mut matrix = Matrix::new(code.to_colors());
-    matrix.surround(QUIET_ZONE, QrLight);
+    let margin = if style == Style::Ascii { 1 } else { QUIET_ZONE };
+    matrix.surround(margin, QrLight);
     let rows: Vec<&[Color]> = matrix.pixels().chunks(matrix.size()).collect();
     Ok(match style {
         Style::Ascii => rows.iter().map(|row| ascii(row)).collect::<Vec<_>>().join("\n"),
@@ -112,7 +114,7 @@ pub(super) mod tests {
         for style in [Style::HalfBlocks, Style::Inverted, Style::Ascii] {
             let picture = render(uri, style).unwrap();
             assert!(!picture.chars().any(|c| c.is_control() && c != '\n'));
-            assert_eq!(decode_from_screen(&picture, 60, 132).as_deref(), Some(uri), "{style:?}");
+            assert_eq!(decode_from_screen(&picture, 60, 80).as_deref(), Some(uri), "{style:?}");
         }
         let long = format!("{uri}{}", "x".repeat(120));
         assert_eq!(

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
+use super::advice::advise;
 use super::check::Fault;
 use super::names::{dotted, lookup, unknown};
 use crate::domain::printable;
@@ -191,7 +192,29 @@ impl Source {
     }
 
     fn error(&self, error: &toml::de::Error) -> Error {
-        self.error_at(error.span().unwrap_or(0..0), one_line(error.message()))
+        let (span, message) = (error.span().unwrap_or(0..0), one_line(error.message()));
+        let message = match self.key_at(span.start) {
+            Some((section, key)) => advise(&section, &key, &message, None),
+            None => message,
+        };
+        self.error_at(span, message)
+    }
+
+    /// The section and key whose value stands at a place in the text, if that is TOML.
+    fn key_at(&self, place: usize) -> Option<(String, String)> {
+        let document = DeTable::parse(&self.text).ok()?;
+        for (name, value) in document.get_ref() {
+            let keys = value.get_ref().as_table().into_iter().flatten();
+            for (key, value) in keys {
+                if value.span().contains(&place) {
+                    return Some((name.get_ref().to_string(), key.get_ref().to_string()));
+                }
+            }
+            if value.span().contains(&place) {
+                return Some((String::new(), name.get_ref().to_string()));
+            }
+        }
+        None
     }
 
     fn error_at(&self, span: Range<usize>, message: String) -> Error {
@@ -250,7 +273,10 @@ impl Override {
     fn apply(&self, table: &mut toml::Table) -> Result<(), Error> {
         let mut alone = toml::Table::new();
         self.set(&mut alone);
-        alone.try_into::<Config>().map_err(|e| self.error(one_line(e.message())))?;
+        alone.try_into::<Config>().map_err(|e| {
+            let message = one_line(e.message());
+            self.error(advise(&self.section, &self.key, &message, Some(&self.name)))
+        })?;
         self.set(table);
         Ok(())
     }

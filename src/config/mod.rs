@@ -5,6 +5,7 @@
 //! test compares the two); secrets are named by file only. A [`Config`] from [`Config::load`]
 //! has passed every check; one made in code is as good as its maker.
 
+mod advice;
 mod check;
 mod load;
 mod names;

@@ -21,7 +21,7 @@ use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
 use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
 use crate::policy::{self, Subject};
-use crate::store::{EventFilter, SessionFilter, Store};
+use crate::store::{SessionFilter, Store};
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Caller<'a> {
     pub context: Context,
     /// The bastion's name, as people type it.
     pub public_host: String,
+    /// Every name that the bastion has for them, as its host certificate says.
+    pub names: Vec<String>,
     /// The bastion's port.
     pub port: u16,
     /// The folder of recordings.
@@ -132,9 +134,8 @@ async fn dispatch(
             admin::list_sessions(verbs, &filter, 50, out).await
         }
         ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,
-        ConsoleCommand::Audit(ConsoleAudit::List { kind, user, limit }) => {
-            let filter = EventFilter { kind, user, ..EventFilter::default() };
-            admin::list_events(verbs, &filter, limit, out).await
+        ConsoleCommand::Audit(ConsoleAudit::List(asked)) => {
+            admin::list_events(verbs, asked, out).await
         }
         ConsoleCommand::Audit(ConsoleAudit::Verify) => {
             admin::verify_store(verbs, Vec::new(), out).await
@@ -199,7 +200,7 @@ async fn known_hosts(
     verbs: &Verbs<'_>,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
-    let mut names = vec![caller.public_host.clone()];
+    let mut names = caller.names.clone();
     for (target, _) in granted(caller, verbs.store, verbs.now).await? {
         if target.mode == Mode::Record {
             names.extend([target.name.to_string(), target.address.host.to_string()]);

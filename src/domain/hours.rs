@@ -85,8 +85,15 @@ impl FromStr for Hours {
             .trim()
             .rsplit_once(' ')
             .ok_or_else(|| fail("they need days, times and a time zone".into()))?;
-        let tz = TimeZone::get(zone)
-            .map_err(|_| fail(format!("{:?} is no time zone", printable(zone))))?;
+        let tz = TimeZone::get(zone).map_err(|_| {
+            let zone = printable(zone);
+            fail(match zone.contains(':') {
+                true => "a time zone is missing at the end, such as Europe/Berlin or UTC".into(),
+                false => {
+                    format!("{zone:?} is no time zone: write one such as Europe/Berlin or UTC")
+                }
+            })
+        })?;
         let windows =
             windows.split(';').map(|w| window(w.trim()).map_err(fail)).collect::<Result<_, _>>()?;
         Ok(Self { windows, zone: tz.iana_name().unwrap_or(zone).to_owned(), tz })
@@ -187,6 +194,13 @@ mod tests {
     fn at(local: &str) -> UnixTime {
         let zoned: jiff::ZonedDateTime = local.parse().unwrap();
         UnixTime(zoned.timestamp().as_millisecond())
+    }
+
+    #[test]
+    fn a_missing_time_zone_is_told_from_a_wrong_one() {
+        let says = |text: &str| text.parse::<Hours>().unwrap_err().to_string();
+        assert!(says("daily 22:00-06:00").contains("a time zone is missing"));
+        assert!(says("Mon-Fri 08:00-18:00 Berlin").contains("\"Berlin\" is no time zone"));
     }
 
     #[test]

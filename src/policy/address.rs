@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Permit, Refused};
 use crate::audit::Refusal;
+use crate::domain::Host;
 
 /// Addresses that may be dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,13 @@ impl Permit {
         }
         Ok(Checked(checked))
     }
+}
+
+/// The address among `resolved` at which nobody would be let through to a target at `host`, as far
+/// as can be told without knowing where the bastion listens.
+pub fn forbidden_address(host: &Host, resolved: &[IpAddr]) -> Option<IpAddr> {
+    let literal = host.ip().map(plain);
+    resolved.iter().map(|ip| plain(*ip)).find(|ip| literal != Some(*ip) && is_forbidden(*ip))
 }
 
 /// The IPv4 address inside an IPv6 one that leads to it: mapped, compatible, NAT64, 6to4.

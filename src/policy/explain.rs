@@ -97,18 +97,37 @@ pub fn explain(
                 format!("permitted{}: {name} at {address}", by.map(only_from).unwrap_or_default()),
             )
         }
-        Decision::Refuse(refused) => (false, format!("refused: {}", refused.message)),
+        Decision::Refuse(refused) => (false, format!("refused: {}", of(user, &refused.message))),
     };
     Explanation { permitted, decision, sign_in: Vec::new(), grants: verdicts }
 }
 
 impl Explanation {
-    /// Adds that they cannot sign in at all, which goes before whatever is granted.
-    pub fn cannot_sign_in(&mut self, why: String) {
+    /// Adds that what is granted cannot be reached.
+    pub fn cannot_be_reached(&mut self, why: &str) {
         self.permitted = false;
         self.decision = format!("refused: {why}");
+    }
+
+    /// Adds that they cannot sign in at all, which goes before whatever is granted; that is still
+    /// told after it.
+    pub fn cannot_sign_in(&mut self, why: String) {
+        let granted = &self.decision;
+        self.decision = match granted.strip_prefix("refused: ") {
+            Some(refused) => format!("refused: {why}; and {refused}"),
+            None => format!("refused: {why}; otherwise {granted}"),
+        };
+        self.permitted = false;
         self.sign_in.push(why);
     }
+}
+
+/// What the user would be told, as somebody else is told it.
+fn of(user: &UserName, message: &str) -> String {
+    message
+        .replace("granted to you", &format!("granted to {user}"))
+        .replace("your grant", &format!("the grant of {user}"))
+        .replace("your address", "the address")
 }
 
 fn networks(grant: &Grant) -> String {
@@ -124,19 +143,23 @@ fn verdict(
 ) -> (bool, String) {
     let meant = targets.iter().filter(|t| is_meant(t, destination) && covers(grant, who, t));
     let Some(target) = meant.into_iter().next() else {
-        return (false, format!("it does not cover {destination}"));
+        let asked = targets.iter().find(|target| is_meant(target, destination));
+        return match asked {
+            Some(target) => (false, format!("it does not cover {}", target.name)),
+            None => (false, format!("there is no target {destination}")),
+        };
     };
     match holds(grant, who, target, &destination.host, now) {
         Ok(Some(until)) => (true, format!("it covers {}, at least until {until}", target.name)),
         Ok(None) => (true, format!("it covers {}", target.name)),
-        Err((_, refused)) => (false, refused.message),
+        Err((_, refused)) => (false, of(who.user, &refused.message)),
     }
 }
 
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}", self.decision)?;
-        for remark in &self.sign_in {
+        for remark in self.sign_in.iter().filter(|why| !self.decision.contains(why.as_str())) {
             writeln!(f, "  {remark}")?;
         }
         if self.grants.is_empty() {

@@ -4,6 +4,7 @@
 //! task set and under its token, and is over before [`serve`] returns; [`serve`] writes the end of
 //! the session exactly once, however the connection ended, a panic in a callback included.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub(crate) struct Connection {
     /// The session's id; before somebody signed in, the one that it would get.
     pub(super) id: Id,
     pub(super) source: Source,
+    /// The address of ours that the client reached, if the system can tell.
+    pub(super) local: Option<IpAddr>,
     pub(super) control: StreamControl,
     /// Cancelled when the connection ends: every task of it listens.
     pub(super) cancel: CancellationToken,
@@ -141,6 +144,20 @@ impl Connection {
         self.end.get().map(|(_, message)| message.clone())
     }
 
+    /// Whether it has an open channel, or one that is being opened.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.channels.load(Ordering::SeqCst) > 0
+    }
+
+    /// Waits until the bastion is stopping; gives what people are to know then.
+    pub(super) async fn stopping(&self) -> String {
+        self.bastion.draining.cancelled().await;
+        match self.settings.drain.as_secs() {
+            0 => std::future::pending().await, // It ends at once, and that is told.
+            left => format!("the bastion is stopping: this ends within {left} s"),
+        }
+    }
+
     /// A place for one more channel, if there is one.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
         let most = self.settings.max_channels;
@@ -211,12 +228,14 @@ pub(super) async fn serve(
         Ok(id) => id,
         Err(error) => return tracing::error!(%error, "no connection without randomness"),
     };
+    let local = stream.local_addr().ok().map(|address| address.ip());
     let (stream, control) = GuardedStream::new(stream, settings.login_grace);
     let conn = Arc::new(Connection {
         flow: Arc::new(ConnectionFlow::new(Arc::clone(&bastion.budget), settings.flow)),
         settings,
         id,
         source,
+        local,
         control,
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -246,7 +265,14 @@ pub(super) async fn serve(
 /// Runs SSH on the stream until either side ends it.
 async fn run(conn: &Arc<Connection>, stream: GuardedStream<TcpStream>) -> Result<(), Ended> {
     let handler = Handler::new(Arc::clone(conn));
-    let config = conn.bastion.ssh_config();
+    let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
+    let config = match bastion.front().config(&bastion.relay.host_ca, conn.local, now) {
+        Ok(config) => Arc::new(config),
+        Err(error) => {
+            tracing::error!(%error, "failed to greet a client");
+            return Ok(());
+        }
+    };
     let mut session = tokio::select! {
         session = run_stream(config, stream, handler) => session?,
         () = conn.stop.cancelled() => return Ok(()),

@@ -42,11 +42,13 @@ impl Ended {
     pub(super) fn reason(&self) -> EndReason {
         use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match self {
-            // An ordinary `ssh` that exits ends like this.
+            // An ordinary `ssh` that exits ends like this: with an end, or, if it left something
+            // unread, with a reset. A network that is gone is a timeout.
             Self::Ssh(russh::Error::Disconnect | russh::Error::HUP) => EndReason::ClientClosed,
-            Self::Ssh(russh::Error::IO(e)) if e.kind() == UnexpectedEof => EndReason::ClientClosed,
-            Self::Ssh(russh::Error::IO(e)) if matches!(e.kind(), BrokenPipe | ConnectionReset) => {
-                EndReason::ConnectionLost
+            Self::Ssh(russh::Error::IO(e))
+                if matches!(e.kind(), UnexpectedEof | BrokenPipe | ConnectionReset) =>
+            {
+                EndReason::ClientClosed
             }
             Self::Ssh(
                 russh::Error::IO(_)
@@ -393,5 +395,25 @@ impl russh::server::Handler for Handler {
         }
         self.refuse(format!("subsystem {name}"));
         Ok(session.channel_failure(channel)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn a_client_that_ended_is_told_from_a_network_that_did() {
+        let by = |kind: ErrorKind| Ended::Ssh(russh::Error::IO(kind.into())).reason();
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe] {
+            assert_eq!(by(kind), EndReason::ClientClosed, "{kind}");
+        }
+        for kind in [ErrorKind::TimedOut, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable]
+        {
+            assert_eq!(by(kind), EndReason::ConnectionLost, "{kind}");
+        }
+        let broken = Ended::Ssh(russh::Error::Inconsistent).reason();
+        assert_eq!(broken, EndReason::ProtocolError);
     }
 }

@@ -9,6 +9,7 @@ mod answers;
 mod connection;
 mod direct;
 pub mod forward;
+mod front;
 pub mod guard;
 mod handler;
 pub mod hashing;
@@ -31,17 +32,21 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use front::Front;
 pub use settings::Settings;
 /// What [`ssh::config`] makes.
 pub type SshConfig = russh::server::Config;
 
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::clock::Clock;
-use crate::domain::Source;
+use crate::domain::{Id, Source};
 use crate::store::Store;
 use forward::Budget;
 use guard::Guard;
 use hashing::Hashing;
+
+/// What people hear whose sessions end with the bastion.
+const STOPPING: &str = "the bastion is stopping";
 
 /// What all connections of a process share.
 pub struct Bastion {
@@ -58,7 +63,7 @@ pub struct Bastion {
     /// What record mode shares.
     pub relay: relay::Shared,
     settings: RwLock<Arc<Settings>>,
-    ssh: RwLock<Arc<SshConfig>>,
+    front: RwLock<Arc<Front>>,
     listeners: RwLock<Vec<SocketAddr>>,
     live: live::Table,
     revisions: watch::Receiver<i64>,
@@ -79,7 +84,7 @@ impl Bastion {
         clock: Clock,
         guard: Arc<Guard>,
         hashing: Hashing,
-        (settings, ssh): (Settings, SshConfig),
+        (settings, front): (Settings, Front),
         relay: relay::Shared,
     ) -> Self {
         let (revisions_sender, revisions) = watch::channel(-1);
@@ -91,7 +96,7 @@ impl Bastion {
             budget: Arc::new(Budget::new(settings.flow)),
             relay,
             settings: RwLock::new(Arc::new(settings)),
-            ssh: RwLock::new(Arc::new(ssh)),
+            front: RwLock::new(Arc::new(front)),
             listeners: RwLock::default(),
             live: live::Table::default(),
             revisions,
@@ -101,10 +106,10 @@ impl Bastion {
     }
 
     /// Replaces what new connections are served by.
-    pub fn reload(&self, mut settings: Settings, ssh: SshConfig) {
+    pub fn reload(&self, mut settings: Settings, front: Front) {
         settings.public_port = port_to_type(settings.public_port, &self.listeners());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
-        *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ssh);
+        *self.front.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(front);
     }
 
     /// Takes note of where it listens.
@@ -123,8 +128,8 @@ impl Bastion {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn ssh_config(&self) -> Arc<SshConfig> {
-        Arc::clone(&self.ssh.read().unwrap_or_else(PoisonError::into_inner))
+    fn front(&self) -> Arc<Front> {
+        Arc::clone(&self.front.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The addresses among `found` and elsewhere that lead to the bastion's own listeners, which
@@ -262,7 +267,7 @@ async fn turn_away(bastion: &Bastion, source: Source, denied: guard::Denied) {
     }
 }
 
-/// Lets sessions go on for the configured time, then ends them.
+/// Lets sessions go on for the configured time, then ends them; at once, where nothing goes on.
 async fn drain(bastion: &Arc<Bastion>, connections: &TaskTracker) {
     bastion.draining.cancel();
     connections.close();
@@ -277,9 +282,29 @@ async fn drain(bastion: &Arc<Bastion>, connections: &TaskTracker) {
     }
     let wait = bastion.settings().drain;
     tracing::info!(sessions = connections.len(), wait = ?wait, "draining: sessions may end by themselves");
-    if tokio::time::timeout(wait, connections.wait()).await.is_err() {
-        bastion.live.end_all(EndReason::ServerStopped, "the bastion is stopping");
+    let ended = tokio::select! {
+        () = connections.wait() => true,
+        () = end_unused(bastion) => false,
+        () = tokio::time::sleep(wait) => false,
+    };
+    if !ended {
+        bastion.live.end_all(EndReason::ServerStopped, STOPPING);
         connections.wait().await;
+    }
+}
+
+/// Ends connections on which nothing goes on, until it is dropped. Later ones get a moment: a client
+/// mostly goes by itself after its last channel.
+async fn end_unused(bastion: &Bastion) {
+    let mut unused: Vec<Id> = bastion.live.all().iter().map(|conn| conn.id.clone()).collect();
+    loop {
+        let conns = bastion.live.all();
+        let now: Vec<_> = conns.into_iter().filter(|conn| !conn.is_in_use()).collect();
+        for conn in now.iter().filter(|conn| unused.contains(&conn.id)) {
+            conn.end(EndReason::ServerStopped, STOPPING);
+        }
+        unused = now.iter().map(|conn| conn.id.clone()).collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -65,6 +65,7 @@ async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>, handle: Handle) {
     tokio::select! {
         () = run(conn, words, &setup, &uplink, &user) => {}
         _ = relay::intake(&mut from_user, &uplink, &controls) => {}
+        () = relay::tell_of_stopping(conn, &user, &setup) => {}
         () = conn.cancel.cancelled() => {}
     }
 }
@@ -88,6 +89,7 @@ pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
         recordings: conn.settings.record.folder.clone(),
+        names: conn.bastion.front().names_at(conn.local),
         host_ca: conn.bastion.relay.host_ca_line(),
     }
 }

@@ -42,7 +42,20 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.listen(BACKLOG)?;
         adopt(socket.into())
     };
-    open().map_err(|e| io::Error::new(e.kind(), format!("failed to listen on {address}: {e}")))
+    open().map_err(|e| {
+        let advice = match e.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; stop what listens there, or choose another port with [server] listen or \
+                 SALLYPORT_SERVER__LISTEN='[\"0.0.0.0:2022\"]'"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "; ports below 1024 take CAP_NET_BIND_SERVICE or a socket of systemd's"
+            }
+            io::ErrorKind::AddrNotAvailable => "; [server] listen takes addresses of this host",
+            _ => "",
+        };
+        io::Error::new(e.kind(), format!("failed to listen on {address}: {e}{advice}"))
+    })
 }
 
 /// Accepts the next connection, whatever goes wrong in between (no file descriptors left, a client

@@ -36,7 +36,8 @@ impl EventRow {
     pub fn is_found_by_what_it_says(&self) -> bool {
         let Ok(record) = serde_json::from_str::<Record>(&self.body) else { return false };
         let session = record.context.session.as_ref().map(|id| id.as_str());
-        record.at.0 == self.at
+        record.seq == self.seq
+            && record.at.0 == self.at
             && kind(&record.event).is_ok_and(|kind| kind == self.kind)
             && record.context.user == self.user_name
             && session == self.session_id.as_deref()

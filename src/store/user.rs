@@ -1,5 +1,7 @@
 //! Users, their passwords, keys and authenticators, as an administrator changes them.
 
+use std::collections::HashSet;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
@@ -107,6 +109,23 @@ impl Store {
         })?;
         tx.commit().await?;
         Ok(rows)
+    }
+
+    /// The names of users who are locked from some source at `now`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn locked(&self, now: UnixTime) -> Result<HashSet<String>, Error> {
+        let mut tx = self.read().await?;
+        let names: Vec<String> = on!(tx.engine(), conn => {
+            throttle::table
+                .filter(throttle::locked_until.gt(now.0))
+                .select(throttle::account)
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(names.into_iter().collect())
     }
 
     /// Everything about one user that may be shown.

@@ -1,11 +1,16 @@
 //! SIGTERM: what goes on, what is refused, who is told. SIGHUP: what is in force afterwards.
 
+use std::process::Stdio;
+
 use rustix::process::Signal;
+use sallyport::audit::Context;
 use sallyport::clock::Clock;
+use sallyport::store::SessionFilter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at};
+use crate::support::hop::Hop;
 use crate::support::raw::{self, RawClient};
 use crate::support::server::Server;
 use crate::support::ssh::Client;
@@ -41,6 +46,9 @@ async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() 
     let master = ["-M", "-N", "-v", "-E", log.to_str().unwrap(), "-S", control.to_str().unwrap()];
     let mut master = client.command("ssh", &[&master[..], &["bastion"]].concat()).spawn().unwrap();
     eventually("the master is up", async || control.exists().then_some(())).await;
+    let through = ["-S", control.to_str().unwrap(), "-W", "db1:22", "bastion"];
+    let mut kept = client.echo(&through);
+    assert!(kept.greets().await);
     client.answers(&[PASSWORD, &alice.recovery_code(0)]);
     let mut hop = client.echo(&["-J", "bastion", "db1", "cat"]);
     hop.say("before").await;
@@ -49,7 +57,6 @@ async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() 
     refuses_connections(server.port).await;
     server.logged("message", "draining").await;
     hop.say("while it drains").await;
-    let through = ["-S", control.to_str().unwrap(), "-W", "db1:22", "bastion"];
     client.ssh(&through).await.failed();
     eventually("the refusal is told", async || {
         let said = std::fs::read_to_string(&log).unwrap();
@@ -73,6 +80,57 @@ async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() 
     server.nothing_is_open().await;
     server.event("server-stopped", &[]).await;
     server.run(&["audit", "verify"]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_on_which_nothing_goes_on_is_told_and_ended_at_once() {
+    let (mut server, _sshd, _alice, client) = setting("600s").await;
+    let (control, log) = (client.path("control"), client.path("log"));
+    let mut master =
+        client.command("ssh", &["-M", "-N", "-S", control.to_str().unwrap(), "bastion"]);
+    let mut master = master.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    eventually("the master is up", async || control.exists().then_some(())).await;
+    server.signal(Signal::TERM);
+    ended(&mut master).await;
+    let said = std::fs::read_to_string(log).unwrap();
+    assert!(said.contains("the bastion is stopping"), "{said}");
+    server.ends_well().await;
+    server.event("session-ended", &[("user", "alice"), ("reason", "server-stopped")]).await;
+}
+
+/// A recorded shell in a terminal, and what it is told when `happens`.
+async fn told(happens: impl AsyncFnOnce(&mut TestBastion)) -> String {
+    let mut hop = Hop::start().await;
+    let mut child = hop.command(&["-tt", "via", "echo up; exec cat"]);
+    let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
+    let _open = child.stdin.take();
+    let mut up = [0; 2];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).await.unwrap();
+    happens(&mut hop.bastion).await;
+    let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let done = done.expect("it lives on").unwrap();
+    assert!(!done.status.success());
+    String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_session_is_told_at_the_drains_beginning_and_end() {
+    let said = told(async |bastion| bastion.stop().await).await;
+    let before = said.find("sallyport: the bastion is stopping: this ends within 1 s");
+    let after = said.find(":11: the bastion is stopping");
+    assert!(before.is_some() && before < after, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_session_that_is_killed_is_told() {
+    let said = told(async |bastion| {
+        let live = SessionFilter { live: true, user: None };
+        let id = bastion.store().sessions(&live, 1).await.unwrap()[0].id.parse().unwrap();
+        let (now, context) = (bastion.now(), Context::default());
+        bastion.store().request_kill(&id, &context, now).await.unwrap();
+    })
+    .await;
+    assert!(said.contains(":11: an administrator ended this session"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

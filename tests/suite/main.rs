@@ -15,6 +15,7 @@ mod first_login;
 mod forwarding;
 mod guard;
 mod identity;
+mod known_hosts;
 mod lifecycle;
 mod login;
 mod menu;

@@ -59,7 +59,12 @@ async fn a_stored_key_that_is_not_taken_is_told() {
     let key = std::fs::read(&other).unwrap();
     hop.bastion.account("db1", &present_user(), AccountAuth::Key, Some(&key)).await;
     let ran = hop.ssh(&["via", "true"]).await;
-    let why = format!("{}@db1 did not let the bastion in (key)", present_user());
+    let user = present_user();
+    let why = format!(
+        "{user}@db1 did not let the bastion in (key); db1 offers publickey. Your administrator can \
+         say how to sign in there: 'sallyport target account add db1 {user} --auth ca' (if it trusts \
+         the user CA), key or agent"
+    );
     refused(&ran, &why);
     hop.bastion.event("target-failed", &[("target", "db1"), ("error", &why)]).await;
 
@@ -79,7 +84,8 @@ async fn a_key_of_the_agent_that_the_user_forwards_lets_them_in() {
     assert!(ran.text().starts_with("in\n256 SHA256:"), "{ran:?}");
     signed_in(&hop, "agent").await;
     let ran = hop.ssh(&["via", "echo in"]).await;
-    let why = "takes a key of your agent: forward it with 'ssh -A' or 'ForwardAgent yes'";
+    let why = "takes a key of your agent: forward it with 'ssh -A' or 'ForwardAgent yes', and with \
+               'scp -A' or 'sftp -A'";
     refused(&ran, &format!("{}@db1 {why}", present_user()));
     assert!(ran.out.is_empty() && !ran.err.contains("break-in"), "{ran:?}");
     agent.process.kill().await.unwrap();
@@ -107,9 +113,11 @@ async fn a_stored_password_lets_in_without_a_question() {
         assert_eq!(hop.client.asked().len(), 0);
         signed_in(&hop, "password").await;
         hop.bastion.account("db1", &present_user(), AccountAuth::Password, Some(b"lion")).await;
-        let why = format!("{}@db1 did not let the bastion in (password)", present_user());
+        let why =
+            format!("{}@db1 did not let the bastion in (password); db1 offers", present_user());
         refused(&hop.ssh(&["via", "id"]).await, &why);
-        hop.bastion.event("target-failed", &[("error", &why)]).await;
+        let failed = hop.bastion.event("target-failed", &[("target", "db1")]).await;
+        assert!(failed["error"].as_str().unwrap().starts_with(&why), "{failed}");
     }
 }
 

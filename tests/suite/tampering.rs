@@ -138,11 +138,13 @@ async fn the_first_damaged_event_is_named(engine: Engine) {
         ("DELETE FROM audit_events WHERE seq = 14", "event 14 and what follows was cut off"),
         ("DELETE FROM audit_events WHERE seq > 9", "event 10 and what follows was cut off"),
         ("DELETE FROM audit_events", "event 1 and what follows was cut off"),
-        (swap, "event 6 was edited / event 6 was dropped"),
+        (swap, "event 9 stands where event 6 should: events were reordered"),
+        ("UPDATE audit_events SET signature = (SELECT signature FROM audit_events WHERE seq = 4)
+          WHERE seq = 5", "event 5 was edited"),
         // Numbers closed up behind a dropped one.
         ("DELETE FROM audit_events WHERE seq = 4;
           UPDATE audit_events SET seq = 4 WHERE seq = 5; UPDATE audit_events SET seq = 5 WHERE seq = 6",
-            "event 4 was edited / event 4 was dropped"),
+            "event 4 was dropped"),
     ] {
         after(&bastion, sql, &[], said).await;
         after(&bastion, sql, std::slice::from_ref(&head), said).await;
@@ -195,8 +197,15 @@ async fn what_was_cut_off_with_its_head_is_told_by_an_anchor(engine: Engine) {
         say(&[&lines[..14], &later[15..]].concat())
             .ends_with("event 15 and what follows was cut off")
     );
-    assert!(say(&[&later[..15], &lines[14..]].concat()).contains("event 15 stands where event 14"));
-    assert!(say(&[&lines[..], &later[14..]].concat()).contains("stands where"));
+    let behind = say(&[&later[..15], &lines[14..]].concat());
+    assert!(behind.contains("event 15 lies behind the end of the log"), "{behind}");
+    let behind = say(&[&lines[..], &later[14..]].concat());
+    assert!(behind.contains("line 16 stands behind the checkpoint"), "{behind}");
+    // A copy, and two that changed places.
+    let copied = say(&[&lines[..9], &lines[4..5], &lines[9..]].concat());
+    assert!(copied.contains("event 5 stands again after event 9: a copy"), "{copied}");
+    let swapped = say(&[&lines[..5], &lines[6..7], &lines[5..6], &lines[7..]].concat());
+    assert!(swapped.contains("event 7 stands where event 6 should"), "{swapped}");
     assert!(say(&lines[3..]).ends_with("event 1 was dropped"));
     assert!(offline(&bastion, "", &[]).contains("its last line, the checkpoint, is missing"));
     assert!(say(&["", lines[0]]).contains("line 1 is not an exported event"));

@@ -35,12 +35,21 @@ fn mistakes_in_a_file_are_told_by_line_and_column() {
         // Types.
         ("[login]\nlock_for = \"soon\"", "c:2:12: \"soon\" is not a length of time: write it like"),
         ("[login]\nargon2_memory = \"1 MB\"", "c:2:17: \"1 MB\" is not a size"),
-        ("[login]\nlock_after = -1", "c:2:14: invalid value"),
-        ("[server]\nlisten = [\"x\"]", "c:2:11: invalid socket address"),
-        ("[server]\nproxy_from = [\"10.0.0.0/33\"]", "c:2:15: "),
+        (
+            "[login]\nlock_after = -1",
+            "c:2:14: login.lock_after: invalid value: integer `-1`, expected a whole number",
+        ),
+        (
+            "[server]\nlisten = [\"x\"]",
+            "c:2:11: server.listen: not an address of this host with a port; write it like listen = [\"0.0.0.0:2222\"]",
+        ),
+        ("[server]\nproxy_from = [\"10.0.0.0/33\"]", "c:2:15: server.proxy_from: "),
         ("[log]\nformat = \"xml\"", "c:2:10: \"xml\" is not a log format: use one of auto, human"),
-        ("server = 1", "c:1:10: invalid type"),
-        ("[node]", "c:1:1: invalid type"),
+        ("server = 1", "c:1:10: server is a section: its keys come below a line [server]"),
+        (
+            "[node]",
+            "c:1:1: node: invalid type: map, expected a string; write it like node = \"text\"",
+        ),
         ("[login]\nmethods = [\"pass\"]", "c:2:11: \"pass\" is not a method"),
         // Rules.
         ("[server]\nmax_channels = 0", "c:2:16: server.max_channels must be from 1 to 65536"),
@@ -100,10 +109,18 @@ fn mistakes_in_the_environment_are_told_by_the_name_of_the_variable() {
         ("SALLYPORT_LOGIN__ISUER", "x", "there is no key login.isuer: did you mean issuer?"),
         ("SALLYPORT_LOGINS__ISSUER", "x", "there is no section [logins]: did you mean login?"),
         ("SALLYPORT_A__B__C", "x", "there is no section [a]"),
-        ("SALLYPORT_LOGIN__LOCK_AFTER", "many", "invalid type: string \"many\""),
+        (
+            "SALLYPORT_LOGIN__LOCK_AFTER",
+            "many",
+            "invalid type: string \"many\", expected a whole number from 0 on; write it like SALLYPORT_LOGIN__LOCK_AFTER='10'",
+        ),
         ("SALLYPORT_LOGIN__LOCK_AFTER", "0", "login.lock_after must be from 1 to 100"),
         ("SALLYPORT_LOGIN__LOCK_FOR", "30", "\"30\" is not a length of time"),
-        ("SALLYPORT_SERVER__LISTEN", "0.0.0.0:22", "invalid type: string"),
+        (
+            "SALLYPORT_SERVER__LISTEN",
+            "0.0.0.0:22",
+            "invalid type: string \"0.0.0.0:22\", expected a list; write it like SALLYPORT_SERVER__LISTEN='[\"0.0.0.0:2222\"]'",
+        ),
         ("SALLYPORT_LOGIN__BACKOFF_FIRST", "1m", "contradict"),
     ] {
         let found = load_text("node = \"a\"", &[(name, value)]).unwrap_err();

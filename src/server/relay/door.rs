@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use russh::server::{
@@ -32,7 +33,10 @@ use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
 
 /// How long the inner SSH may take to end once it was cut off.
-const LAST: std::time::Duration = std::time::Duration::from_secs(5);
+const LAST: Duration = Duration::from_secs(5);
+/// How long an inner client may take to hear why its connection is ended from here; the outer one
+/// waits for it.
+const TOLD: Duration = Duration::from_millis(1500);
 
 /// Serves the inner SSH on `channel` to its end; gives the bytes that it carried up and down, and
 /// why it ended.
@@ -44,7 +48,10 @@ pub(in crate::server) async fn serve(
     addresses: Checked,
 ) -> ((u64, u64), String) {
     let counts = Arc::new(Counts::default());
-    let cancel = conn.cancel.child_token();
+    // Not the connection's own: what goes on inside ends after its client was told why.
+    let cancel = CancellationToken::new();
+    let _cut = cancel.clone().drop_guard();
+    let _screen = conn.screens.token();
     let flow = conn.flow.open(channel.id());
     let (stream, drain) = ChannelStream::new(channel, flow, Arc::clone(&counts));
     let (stream, control) = GuardedStream::new(stream, conn.settings.login_grace);
@@ -62,6 +69,12 @@ pub(in crate::server) async fn serve(
     let door = Arc::new(door);
     let inner = run(&door, destination, stream);
     tokio::pin!(inner);
+    let over = async {
+        conn.cancel.cancelled().await;
+        if conn.ended_by_us().is_some() {
+            tokio::time::sleep(TOLD).await;
+        }
+    };
     let cut = tokio::select! {
         why = &mut inner => {
             cancel.cancel();
@@ -72,7 +85,7 @@ pub(in crate::server) async fn serve(
             true => "the client closed it".to_owned(),
             false => "the client ignored its window".to_owned(),
         },
-        () = conn.cancel.cancelled() => "it was ended".to_owned(),
+        () = over => "it was ended".to_owned(),
     };
     cancel.cancel();
     control.kill();
@@ -129,22 +142,28 @@ async fn run(
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        ended = &mut session => match ended {
+    let over = async {
+        conn.cancel.cancelled().await;
+        match conn.ended_by_us() {
+            Some(why) => why,
+            None => std::future::pending().await, // The client left.
+        }
+    };
+    let why = tokio::select! {
+        why = watch => why,
+        why = over => why,
+        ended = &mut session => return match ended {
             Ok(()) => "the client closed it".to_owned(),
             Err(error) => error.reason().to_string(),
         },
-        why = watch => {
-            let goodbye = handle.disconnect(Disconnect::ByApplication, why.clone(), String::new());
-            let told = goodbye.await.is_ok();
-            // The client reads it and goes; one that does not is cut off.
-            let wait = std::time::Duration::from_secs(2);
-            if !told || tokio::time::timeout(wait, &mut session).await.is_err() {
-                tracing::debug!("a client did not take in that its permit ended");
-            }
-            why
-        }
+    };
+    let goodbye = handle.disconnect(Disconnect::ByApplication, why.clone(), String::new());
+    let told = goodbye.await.is_ok();
+    // The client reads it and goes; one that does not is cut off.
+    if !told || tokio::time::timeout(Duration::from_secs(2), &mut session).await.is_err() {
+        tracing::debug!("a client did not take in why its connection ended");
     }
+    why
 }
 
 fn config(

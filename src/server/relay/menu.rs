@@ -9,13 +9,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use russh::ChannelReadHalf;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bridge::{Piece, Uplink};
 use super::selector::Selector;
-use super::session::{Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake};
+use super::session::{
+    Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake, tell_of_stopping,
+};
 use crate::console::{self, menu};
 use crate::domain::printable;
 use crate::server::connection::Connection;
@@ -97,6 +100,7 @@ enum Next {
     Keys(Vec<menu::Key>, Bytes),
     Resize(u32, u32),
     Refresh,
+    Say(String),
     Leave,
 }
 
@@ -136,6 +140,7 @@ impl Visitor<'_> {
         let mut keys = menu::Keys::default();
         let mut revisions = self.conn.bastion.revisions();
         let mut stale = Instant::now() + REFRESH;
+        let mut stopping = std::pin::pin!(self.conn.stopping().fuse());
         loop {
             if !self.send(menu.draw()).await {
                 return;
@@ -147,11 +152,13 @@ impl Visitor<'_> {
                     Ok(()) => Next::Refresh,
                     Err(_) => Next::Leave, // The bastion is going.
                 },
+                why = &mut stopping => Next::Say(why),
                 _ = self.left.wait() => return,
                 () = self.conn.cancel.cancelled() => return,
             };
             match next {
                 Next::Leave => return,
+                Next::Say(why) => menu.say(&why),
                 Next::Resize(columns, rows) => menu.resize(cells(columns), cells(rows)),
                 Next::Refresh => {
                     stale = Instant::now() + REFRESH;
@@ -295,6 +302,7 @@ impl Visitor<'_> {
         let left = async {
             tokio::select! {
                 why = relay.watch() => End::Failed(why),
+                () = tell_of_stopping(self.conn, user, setup) => End::Cut,
                 end = self.left.wait() => end,
             }
         };

@@ -39,7 +39,7 @@ pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
 pub(super) use onward::{Onward, listen, listen_at, serve_onward, unlisten, unlisten_at};
 pub(super) use session::serve as serve_session;
-pub(super) use session::{Controls, Setup, Start, User, gather, intake};
+pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_stopping};
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};

@@ -27,6 +27,7 @@ use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::menu::Menu;
 use crate::domain::{Capability, printable};
+use crate::server::connection::Connection;
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
 
@@ -193,7 +194,10 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
     let controls = Controls::default();
     let (setup, start, uplink) = (&setup, &start, &uplink);
     let channel = Carried { relay, setup, start, user, uplink, goes_on: false };
-    let end = channel.run(&controls, intake(&mut from_user, uplink, &controls)).await;
+    let end = tokio::select! {
+        end = channel.run(&controls, intake(&mut from_user, uplink, &controls)) => end,
+        () = tell_of_stopping(&relay.conn, user, setup) => End::Cut,
+    };
     let told = async {
         if let End::Failed(why) = &end {
             user.say(why).await?;
@@ -214,6 +218,17 @@ impl User {
         let line = format!("sallyport: {}\r\n", printable(text));
         self.out.extended_data_bytes(1, line).await
     }
+}
+
+/// Says in a terminal that the bastion is stopping once it is, and does nothing more: it never ends.
+pub(in crate::server) async fn tell_of_stopping(conn: &Connection, user: &User, setup: &Setup) {
+    let text = conn.stopping().await;
+    // On a line of its own, wherever the cursor stands.
+    let line = format!("\r\nsallyport: {text}\r\n");
+    if setup.terminal.is_some() && user.out.extended_data_bytes(1, line).await.is_err() {
+        tracing::debug!("the user left before being told that the bastion is stopping");
+    }
+    std::future::pending().await
 }
 
 /// Takes requests in until one starts something; `None` if the user leaves before.

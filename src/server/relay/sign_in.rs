@@ -92,7 +92,22 @@ pub(super) async fn sign_in(
         return ask(relay, connection, &left).await;
     }
     let tried: Vec<String> = ways.iter().map(ToString::to_string).collect();
-    Err(format!("{} did not let the bastion in ({})", relay.name(), tried.join(", ")))
+    let said = format!("{} did not let the bastion in ({})", relay.name(), tried.join(", "));
+    Err(said + &advice(relay, &left))
+}
+
+/// What a target that let nobody in offers, and what can be done.
+fn advice(relay: &Relay, offered: &MethodSet) -> String {
+    let offered: Vec<&str> = offered.iter().map(Into::into).collect();
+    let offered = match &offered[..] {
+        [] => "nothing else".to_owned(),
+        some => printable(&some.join(", ")),
+    };
+    let (target, account) = (&relay.target().name, relay.account());
+    format!(
+        "; {target} offers {offered}. Your administrator can say how to sign in there: 'sallyport \
+         target account add {target} {account} --auth ca' (if it trusts the user CA), key or agent"
+    )
 }
 
 async fn signed_in(
@@ -216,7 +231,8 @@ async fn password(
 async fn agent(relay: &Relay, handle: &mut client::Handle<Handler>) -> Result<AuthResult, Failed> {
     let none = || {
         format!(
-            "{} takes a key of your agent: forward it with 'ssh -A' or 'ForwardAgent yes'",
+            "{} takes a key of your agent: forward it with 'ssh -A' or 'ForwardAgent yes', \
+             and with 'scp -A' or 'sftp -A', which else turn it off",
             relay.name()
         )
     };
@@ -279,7 +295,9 @@ async fn ask(
         let questions = Questions { instruction: String::new(), prompts: vec![(prompt, false)] };
         return Ok(Stage::Asking(Box::new(Asking::new(connection, account, questions, true))));
     }
-    Err(format!("{} takes none of the ways to sign in that the bastion has", relay.name()))
+    let name = relay.name();
+    let said = format!("{name} takes none of the ways to sign in that were tried (ca, ask)");
+    Err(said + &advice(relay, methods))
 }
 
 impl Asking {
@@ -322,8 +340,8 @@ impl Asking {
                 {
                     Ok(Stage::Asking(self))
                 }
-                AuthResult::Failure { .. } => {
-                    Err(format!("{name} did not accept that as {}", self.account))
+                AuthResult::Failure { remaining_methods, .. } => {
+                    Err(not_accepted(relay, &remaining_methods))
                 }
             };
         }
@@ -364,11 +382,16 @@ impl Asking {
                 let response = step(relay.target().name.as_str(), start).await?;
                 Box::pin(self.take(relay, response)).await
             }
-            KeyboardInteractiveAuthResponse::Failure { .. } => {
-                Err(format!("{} did not accept that", relay.name()))
+            KeyboardInteractiveAuthResponse::Failure { remaining_methods, .. } => {
+                Err(not_accepted(relay, &remaining_methods))
             }
         }
     }
+}
+
+/// Many an sshd asks for a password that it takes of nobody.
+fn not_accepted(relay: &Relay, offered: &MethodSet) -> Failed {
+    format!("{} did not accept that answer", relay.name()) + &advice(relay, offered)
 }
 
 /// What a target says, made fit for the user's terminal; line breaks stay.
