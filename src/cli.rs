@@ -3,9 +3,11 @@
 //! Names and meanings are a contract. The same types parse `sallyport ...` on the host and
 //! `ssh admin@bastion ...` in a session ([`parse_console`]).
 
+mod own;
 mod session;
 mod target;
 
+pub use own::{OwnKeys, OwnOtp};
 pub use session::{ExportSession, PlaySession, SearchSessions, SessionCommand};
 pub use target::{AccountCommand, TargetCommand};
 
@@ -424,8 +426,22 @@ pub enum ConsoleCommand {
     KnownHosts,
     /// Your own sessions, newest first
     Sessions,
-    /// Your authenticator: bound since, last used, recovery codes left
-    Otp,
+    /// A block for ~/.ssh/config that leads to the bastion and your targets
+    SshConfig,
+    /// Your authenticator: bound since, last used, recovery codes left; unbind, rebind, codes
+    Otp {
+        /// What to do about it; without, it is shown
+        #[command(subcommand)]
+        what: Option<OwnOtp>,
+    },
+    /// Choose another password; asks for a code and the old one first. Your other sessions end
+    Passwd,
+    /// Your public keys: add, remove; without either, they are listed
+    Keys {
+        /// What to do about them; without, they are listed
+        #[command(subcommand)]
+        what: Option<OwnKeys>,
+    },
     /// Sessions: list, show, play, watch, search, export (auditors), kill (administrators)
     #[command(subcommand)]
     Session(SessionCommand),

@@ -17,6 +17,7 @@ pub mod config;
 pub mod console;
 pub mod domain;
 pub mod harden;
+pub mod hashing;
 pub mod keys;
 pub mod logging;
 pub mod policy;

@@ -11,7 +11,6 @@ mod direct;
 pub mod forward;
 pub mod guard;
 mod handler;
-pub mod hashing;
 mod live;
 mod login;
 pub mod proxy;
@@ -31,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::hashing;
 pub use settings::Settings;
 /// What [`ssh::config`] makes.
 pub type SshConfig = russh::server::Config;

@@ -68,7 +68,7 @@ fn the_core_knows_no_shell() {
 }
 
 /// The parts of the program, from the top down: a part imports only those below it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "main",
     "serve",
     "setup",
@@ -83,6 +83,7 @@ const ORDER: [&str; 20] = [
     "logging",
     "clock",
     "harden",
+    "hashing",
     "policy",
     "auth",
     "sftp",

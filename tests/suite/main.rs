@@ -18,6 +18,7 @@ mod identity;
 mod lifecycle;
 mod login;
 mod menu;
+mod own;
 mod radius;
 mod radius_forged;
 mod radius_tls;
