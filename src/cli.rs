@@ -61,6 +61,9 @@ pub enum Command {
     },
     /// Check configuration, keys and store without starting or changing anything
     Check,
+    /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
+    #[command(after_help = "Example: sallyport doctor --json")]
+    Doctor,
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, key
     #[command(subcommand)]
     User(UserCommand),
@@ -538,6 +541,7 @@ mod tests {
             "--config /etc/x.toml serve",
             "init --data-dir d",
             "check",
+            "doctor --json",
             "user add alice --role admin --password-stdin --factor totp --key k.pub",
             "user list --json",
             "user key add alice",

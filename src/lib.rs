@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod doctor;
 pub mod domain;
 pub mod harden;
 pub mod hashing;

@@ -11,7 +11,8 @@ use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at, co
 use crate::support::hop::{Ran, fed};
 use crate::support::screen::Screen;
 use crate::support::ssh::Client;
-use crate::support::{command, eventually, on_both_engines, tool};
+use crate::support::sshd::Sshd;
+use crate::support::{command, eventually, on_both_engines, present_user, tool};
 
 const NEW: &str = "an unusual teapot 7";
 
@@ -396,4 +397,66 @@ async fn every_verb_has_help() {
     }
     let ran = alice.pipes("keys remove", &[]).await;
     assert_eq!(ran.code, Some(64), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_block_for_ssh_config_leads_through() {
+    let config = "[server]\npublic_host = \"127.0.0.1\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, config).await;
+    let sshd = Sshd::start().await;
+    bastion.record_target("db1", &sshd).await;
+    bastion.target("web1", "10.0.0.9").await;
+    bastion.target("pg1", "10.0.0.9:5432").await;
+    bastion.target("never", "10.0.0.9").await;
+    let user = present_user();
+    let account = user.parse().unwrap();
+    bastion.add_grant("alice", "db1", |grant| grant.accounts = vec![account]).await;
+    for target in ["web1", "pg1"] {
+        bastion.add_grant("alice", target, |_| {}).await;
+    }
+    let alice = Own::open(&bastion, "alice").await;
+    let block = alice.pipes("ssh-config", &[]).await.ok().text();
+    let port = bastion.port;
+    for line in [
+        "Host sallyport",
+        "    HostName 127.0.0.1",
+        &format!("    Port {port}"),
+        "    User alice",
+        "    ControlMaster auto",
+        "Host db1",
+        "    ProxyJump sallyport",
+        &format!("    User {user}"),
+        "Host web1",
+        "# pg1: ssh -N -L 5432:pg1:5432 sallyport",
+    ] {
+        assert!(block.lines().any(|found| found == line), "{line}: {block}");
+    }
+    assert!(!block.contains("never") && !block.contains("Host pg1"), "{block}");
+
+    // It works as it is, but for where control sockets go.
+    let control = alice.client.path("sallyport-%C").display().to_string();
+    let known = alice.pipes("known-hosts", &[]).await.ok().text();
+    let (block, file) =
+        (block.replace("~/.ssh/sallyport-%C", &control), alice.client.path("block"));
+    let known_hosts = alice.client.path("their_known_hosts");
+    std::fs::write(&known_hosts, known).unwrap();
+    let strict = format!(
+        "\nHost *\n    UserKnownHostsFile {}\n    StrictHostKeyChecking yes\n    IdentityFile none\n    \
+         IdentityAgent none\n    NumberOfPasswordPrompts 1\n",
+        known_hosts.display()
+    );
+    std::fs::write(&file, format!("{block}{strict}")).unwrap();
+    alice.client.answers(&[PASSWORD, &bastion.code(&alice.person)]);
+    for _ in 0..2 {
+        // The second time nothing is asked.
+        let mut ssh = command(tool("ssh"));
+        ssh.arg("-F").arg(&file).args(["db1", "echo through as $USER"]);
+        ssh.env("SSH_ASKPASS", alice.client.path("ask")).env("SSH_ASKPASS_REQUIRE", "force");
+        let ran = fed(&mut ssh, b"").await.ok();
+        assert!(ran.text().contains("through as"), "{}", ran.err);
+    }
+    assert_eq!(alice.client.asked().len(), 2, "{:?}", alice.client.asked());
+    let mut exit = command(tool("ssh"));
+    exit.arg("-F").arg(&file).args(["-O", "exit", "sallyport"]);
+    fed(&mut exit, b"").await.ok();
 }
