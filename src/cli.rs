@@ -3,9 +3,11 @@
 //! Names and meanings are a contract. The same types parse `sallyport ...` on the host and
 //! `ssh admin@bastion ...` in a session ([`parse_console`]).
 
+mod own;
 mod session;
 mod target;
 
+pub use own::{OwnKeys, OwnOtp};
 pub use session::{ExportSession, PlaySession, SearchSessions, SessionCommand};
 pub use target::{AccountCommand, TargetCommand};
 
@@ -59,6 +61,9 @@ pub enum Command {
     },
     /// Check configuration, keys and store without starting or changing anything
     Check,
+    /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
+    #[command(after_help = "Example: sallyport doctor --json")]
+    Doctor,
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, key
     #[command(subcommand)]
     User(UserCommand),
@@ -434,8 +439,22 @@ pub enum ConsoleCommand {
     KnownHosts,
     /// Your own sessions, newest first
     Sessions,
-    /// Your authenticator: bound since, last used, recovery codes left
-    Otp,
+    /// A block for ~/.ssh/config that leads to the bastion and your targets
+    SshConfig,
+    /// Your authenticator: bound since, last used, recovery codes left; unbind, rebind, codes
+    Otp {
+        /// What to do about it; without, it is shown
+        #[command(subcommand)]
+        what: Option<OwnOtp>,
+    },
+    /// Choose another password; asks for a code and the old one first. Your other sessions end
+    Passwd,
+    /// Your public keys: add, remove; without either, they are listed
+    Keys {
+        /// What to do about them; without, they are listed
+        #[command(subcommand)]
+        what: Option<OwnKeys>,
+    },
     /// Sessions: list, show, play, watch, search, export (auditors), kill (administrators)
     #[command(subcommand)]
     Session(SessionCommand),
@@ -542,6 +561,7 @@ mod tests {
             "--config /etc/x.toml serve",
             "init --data-dir d",
             "check",
+            "doctor --json",
             "user add alice --role admin --password-stdin --factor totp --key k.pub",
             "user list --json",
             "user key add alice",

@@ -22,7 +22,7 @@ use sallyport::keys::{self, AuditPublicKey};
 use sallyport::recording::player::Key;
 use sallyport::server::relay;
 use sallyport::store::Store;
-use sallyport::{harden, logging, serve, setup};
+use sallyport::{doctor, harden, logging, serve, setup};
 
 /// What the process exits with for a wrong command line: EX_USAGE of sysexits(3). A wrong
 /// configuration has its own code, and the rest is 1.
@@ -102,6 +102,7 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Check => check(&loaded, cli.json).await.map(|()| true),
+        Command::Doctor => doctor(&loaded.config, cli.json).await,
         Command::Ca(cli::CaCommand::Show { which }) => {
             let key = match which {
                 cli::Authority::Host => KeyFile::HostCa,
@@ -134,6 +135,17 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
         }
         command => verb(&loaded, cli.json, command).await,
     }
+}
+
+/// Makes every check; whether nothing is broken.
+async fn doctor(config: &Config, json: bool) -> anyhow::Result<bool> {
+    let format = if json { Format::Json } else { Format::Table { width: None } };
+    let findings = doctor::examine(config, Clock::System.now()).await;
+    let mut stdout = tokio::io::stdout();
+    let mut out = Out::new(&mut stdout);
+    admin::output::list(&mut out, format, &findings)?;
+    out.send().await?;
+    Ok(findings.iter().all(|finding| finding.grade != doctor::Grade::Fail))
 }
 
 /// Opens everything that `serve` opens, and says so.
@@ -260,6 +272,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         Command::Serve
         | Command::Init { .. }
         | Command::Check
+        | Command::Doctor
         | Command::Ca(_)
         | Command::Completions { .. } => {
             bail!("this command is run elsewhere");

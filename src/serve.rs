@@ -58,6 +58,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         },
         login_grace: server.login_grace.0,
         binding_grace: server.binding_grace.0,
+        binding_window: login.binding_window.0,
         max_channels: server.max_channels,
         dial_timeout: forward.dial_timeout.0,
         flow: FlowLimits {

@@ -89,7 +89,8 @@ pub async fn users(
             list(out, verbs.format, &rows)?;
         }
         UserCommand::Show { name } => {
-            show(out, verbs.format, &Shown { detail: store.user(&name).await?, now })?;
+            let detail = store.user(&name).await?;
+            show(out, verbs.format, &Shown { detail, now })?;
         }
         UserCommand::Disable { name, force } => {
             if !force {
@@ -120,7 +121,8 @@ pub async fn users(
             }
         }
         UserCommand::Key(UserKeyCommand::List { name }) => {
-            list(out, verbs.format, &store.user(&name).await?.keys)?;
+            let detail = store.user(&name).await?;
+            list(out, verbs.format, &detail.keys)?;
         }
         UserCommand::Key(UserKeyCommand::Remove { name, fingerprint }) => {
             store.remove_key(&name, &fingerprint, context, now).await?;

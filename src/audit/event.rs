@@ -227,6 +227,8 @@ pub enum Event {
     AuthenticatorBound { recovery_codes: u32 },
     /// An authenticator was unbound.
     AuthenticatorUnbound,
+    /// New recovery codes were made; those before are void.
+    RecoveryCodesRenewed { recovery_codes: u32 },
     /// A recovery code was used up.
     RecoveryCodeUsed { left: u32 },
     /// The binding window was opened.

@@ -5,6 +5,7 @@
 //! issuer "Sallyport" and a short user name, with the "(user@host) " that OpenSSH puts before it.
 
 use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroizing;
 
 use super::qr::{self, Style};
 use super::totp::{self, Secret};
@@ -80,6 +81,17 @@ pub fn recovery_codes(codes: &[SecretString]) -> String {
     // Growing would leave copies behind.
     let mut text = String::with_capacity(1024);
     text.push_str("Bound. Recovery codes, each works once:\n\n");
+    text.push_str(&recovery_table(codes));
+    text.push_str(
+        "\nType one in place of a 6-digit code when your phone is gone. Keep them where\n",
+    );
+    text.push_str("your phone is not: they are not shown again. Press Enter to continue: ");
+    text
+}
+
+/// Recovery codes, two a line.
+pub fn recovery_table(codes: &[SecretString]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(1024));
     for pair in codes.chunks(2) {
         for (gap, code) in ["  ", "   "].iter().zip(pair) {
             text.push_str(gap);
@@ -87,10 +99,6 @@ pub fn recovery_codes(codes: &[SecretString]) -> String {
         }
         text.push('\n');
     }
-    text.push_str(
-        "\nType one in place of a 6-digit code when your phone is gone. Keep them where\n",
-    );
-    text.push_str("your phone is not: they are not shown again. Press Enter to continue: ");
     text
 }
 
@@ -111,8 +119,8 @@ pub fn clock_drift(seconds: i64) -> String {
     format!("An earlier code failed: your phone's clock is {}. Set it to automatic.", off(seconds))
 }
 
-/// "about 4 minutes fast"
-fn off(seconds: i64) -> String {
+/// How far a clock is off, in words such as "about 4 minutes fast".
+pub fn off(seconds: i64) -> String {
     let side = if seconds > 0 { "fast" } else { "slow" };
     let amount = match seconds.unsigned_abs() {
         s if s < 120 => format!("{s} seconds"),

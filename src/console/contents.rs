@@ -4,6 +4,7 @@
 //! Always holds: it shows what the commands `targets`, `otp` and `sessions` show, to the same person.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 
 use super::menu::{Entry, Facts, Page};
 use super::{Caller, when_empty};
@@ -14,6 +15,14 @@ use crate::domain::{Grant, Target, UnixTime};
 use crate::policy::{self, Subject};
 use crate::store::{SessionFilter, Store};
 
+/// What can be typed on the authenticator's page.
+const AUTHENTICATOR_KEYS: &str = "
+N  bind a new authenticator in the place of this one
+C  make new recovery codes
+U  unbind: another is bound at the next login
+P  choose another password
+
+Each asks for a code first.";
 /// Sessions that are shown.
 const SESSIONS: u32 = 50;
 
@@ -97,6 +106,9 @@ pub async fn page(
             "Your sessions"
         }
     };
+    if page == Page::Authenticator {
+        writeln!(out, "{AUTHENTICATOR_KEYS}")?;
+    }
     out.send().await?;
     Ok((title, String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()))
 }

@@ -4,23 +4,39 @@
 //! Always holds: what a caller may do is decided here, by the role they signed in with, before a
 //! verb runs; auditors read and change nothing; every refusal is audited.
 
+mod authenticator;
 mod contents;
+pub mod dialog;
+mod epoch;
 pub mod menu;
+mod own;
+mod own_keys;
+mod passwd;
+mod ssh_config;
 
 use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::io::AsyncWrite;
 
 pub use self::contents::{contents, page};
-pub use crate::admin::replay::Keys;
+pub use self::dialog::{Dialog, Typed};
+pub use self::epoch::OwnEpoch;
+pub use self::own::{OwnVerb, run as change_own, run_from_menu as change_own_from_menu};
+use crate::admin::replay::Keys;
 use crate::admin::{self, Out, Verbs, output::Format};
 use crate::audit::{Actor, Context, Event, Refusal};
-use crate::auth::machine::Authenticated;
+use crate::auth::account::ThrottleRules;
+use crate::auth::machine::{Authenticated, Rules};
 use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
+use crate::clock::Clock;
 use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
+use crate::hashing::Hashing;
 use crate::policy::{self, Subject};
+use crate::recording::player::Key;
 use crate::store::{SessionFilter, Store};
 
 /// Who typed a command.
@@ -42,6 +58,54 @@ pub struct Caller<'a> {
     pub recordings: std::path::PathBuf,
     /// The host CA's public key, as in `authorized_keys`.
     pub host_ca: String,
+    /// What changing their own account takes.
+    pub service: Service<'a>,
+}
+
+/// What users who change their own account need of the bastion.
+#[derive(Clone)]
+#[allow(missing_docs)] // The types say it.
+pub struct Service<'a> {
+    pub clock: &'a Clock,
+    pub hashing: &'a Hashing,
+    pub rules: &'a Rules,
+    pub throttle: ThrottleRules,
+    /// How long an authenticator may be bound after the last was unbound.
+    pub binding_window: Duration,
+    /// The epoch of the session that it is done in.
+    pub epoch: &'a OwnEpoch,
+    /// Whether the source may try one more answer right now; counts it.
+    pub may_try: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for Service<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// A session channel with a command on it.
+pub struct Channel<'a> {
+    /// What is typed, or piped in.
+    pub typed: Typed,
+    /// Whether there is a terminal.
+    pub terminal: bool,
+    /// Standard output.
+    pub stdout: &'a mut (dyn AsyncWrite + Unpin + Send),
+    /// Standard error.
+    pub stderr: &'a mut (dyn AsyncWrite + Unpin + Send),
+}
+
+impl std::fmt::Debug for Channel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").field("terminal", &self.terminal).finish_non_exhaustive()
+    }
+}
+
+/// The keys that are typed while a command runs.
+fn keys(typed: Typed) -> Keys {
+    use futures_util::StreamExt as _;
+    Box::pin(typed.flat_map(|data| futures_util::stream::iter(Key::parse(&data))))
 }
 
 /// Runs what was typed after `ssh USER@bastion`, or, if nothing was, greets; gives the exit status.
@@ -53,10 +117,9 @@ pub async fn run(
     words: Option<&str>,
     store: &Store,
     now: UnixTime,
-    keys: Keys,
-    stdout: &mut (dyn AsyncWrite + Unpin + Send),
-    stderr: &mut (dyn AsyncWrite + Unpin + Send),
+    channel: Channel<'_>,
 ) -> anyhow::Result<u32> {
+    let Channel { typed, terminal, stdout, stderr } = channel;
     let mut out = Out::new(stdout);
     let Some(words) = words else {
         greet(caller, store, now, &mut out).await?;
@@ -84,10 +147,14 @@ pub async fn run(
         bail!("your role, {}, does not allow that command", caller.who.role());
     }
     store.record(now, &caller.context, Event::CommandRun { command }).await?;
+    if let Some(verb) = OwnVerb::of(&console.command) {
+        let dialog = Dialog::new(typed, terminal, out.into_sink(), stderr);
+        return change_own(caller, store, verb, dialog).await.map(|()| 0);
+    }
     let format = if console.json { Format::Json } else { Format::Table { width: None } };
     let (rules, context) = (password::Rules::default(), caller.actor());
     let verbs = caller.verbs((store, now), format, (&rules, &context));
-    dispatch(caller, &verbs, console.command, keys, &mut out).await?;
+    dispatch(caller, &verbs, console.command, keys(typed), &mut out).await?;
     out.send().await?;
     Ok(0)
 }
@@ -99,7 +166,10 @@ fn needed(command: &ConsoleCommand) -> Role {
         | ConsoleCommand::Targets
         | ConsoleCommand::KnownHosts
         | ConsoleCommand::Sessions
-        | ConsoleCommand::Otp => Role::User,
+        | ConsoleCommand::SshConfig
+        | ConsoleCommand::Otp { .. }
+        | ConsoleCommand::Passwd
+        | ConsoleCommand::Keys { .. } => Role::User,
         ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
         ConsoleCommand::Session(
             SessionCommand::List { .. }
@@ -123,10 +193,20 @@ async fn dispatch(
     match command {
         ConsoleCommand::Help => Ok(out.write_all(cli::console_help().as_bytes())?),
         ConsoleCommand::Targets => targets(caller, verbs, out).await,
-        ConsoleCommand::Otp => {
+        ConsoleCommand::Otp { what: None } => {
             let name = caller.who.user().clone();
             admin::otp(verbs, cli::OtpCommand::Show { name }, out).await
         }
+        ConsoleCommand::Keys { what: None } => {
+            let name = caller.who.user().clone();
+            let list = cli::UserCommand::Key(cli::UserKeyCommand::List { name });
+            admin::users(verbs, list, admin::NewPassword::OneTime, Vec::new(), out).await
+        }
+        ConsoleCommand::SshConfig => ssh_config::show(caller, verbs, out).await,
+        // Verbs with a dialog of their own: see `OwnVerb`.
+        ConsoleCommand::Otp { what: Some(_) }
+        | ConsoleCommand::Keys { what: Some(_) }
+        | ConsoleCommand::Passwd => bail!("this command is run elsewhere"),
         ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {
             let user = Some(caller.who.user().to_string());
@@ -269,7 +349,7 @@ impl Caller<'_> {
             format,
             cost: password::Cost::default(),
             rules,
-            binding_window: std::time::Duration::ZERO,
+            binding_window: self.service.binding_window,
             recordings: &self.recordings,
         }
     }

@@ -24,6 +24,7 @@ use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
+use crate::console::OwnEpoch;
 use crate::domain::{Id, Source, printable};
 use crate::store::{FailureNote, Throttled};
 
@@ -55,6 +56,8 @@ pub(crate) struct Connection {
     pub(super) flow: Arc<ConnectionFlow>,
     admission: Mutex<Admission>,
     signed_in: OnceLock<Authenticated>,
+    /// What became of its epoch by changes made in this session.
+    pub(super) epoch: OwnEpoch,
     /// Set before the store opens the session, so that an end in the middle still closes it, and a
     /// change of the account that comes from then on still ends it: the account, its epoch and name.
     may_be_open: OnceLock<(Id, i64, String)>,
@@ -120,7 +123,8 @@ impl Connection {
 
     /// The account whose session this is, or is about to be, and its epoch.
     pub(super) fn identity(&self) -> Option<(&Id, i64)> {
-        let signed_in = self.signed_in.get().map(|who| (who.account(), who.epoch()));
+        let signed_in =
+            self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
         signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch, _)| (account, *epoch)))
     }
 
@@ -242,6 +246,7 @@ pub(super) async fn serve(
         screens: TaskTracker::new(),
         admission: Mutex::new(admission),
         signed_in: OnceLock::new(),
+        epoch: OwnEpoch::default(),
         may_be_open: OnceLock::new(),
         given_up: Mutex::new(None),
         refusals: AtomicUsize::new(0),

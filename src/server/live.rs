@@ -49,17 +49,30 @@ impl Table {
     }
 
     /// Ends what the store says must end. `before` are the connections that were signed in when it
-    /// was asked: one that it does not know as open was closed behind our back.
-    fn check(&self, live: &Live, before: &[Arc<Connection>]) {
+    /// was asked: one that it does not know as open was closed behind our back. Gives whether some
+    /// cannot be judged yet, because they change their own account just now.
+    fn check(&self, live: &Live, before: &[Arc<Connection>]) -> bool {
+        let mut later = false;
         let epochs: HashMap<&Id, Option<i64>> =
             live.epochs.iter().map(|(id, e)| (id, *e)).collect();
         for conn in self.all() {
             if live.killed.contains(&conn.id) {
                 conn.end(EndReason::Killed, "an administrator ended this session");
             }
+            let is_changing = conn.epoch.is_changing(); // Before its epoch is read.
             let Some((account, epoch)) = conn.identity() else { continue };
-            // A session that signed in after the store was read is not in `epochs`.
-            if epochs.get(account).is_some_and(|now| *now != Some(epoch)) {
+            // A session that signed in after the store was read is not in `epochs`, or has an epoch
+            // that is newer than what was read.
+            let ended = match epochs.get(account) {
+                None => false,
+                Some(None) => true,
+                Some(Some(now)) if *now > epoch && is_changing => {
+                    later = true;
+                    false
+                }
+                Some(Some(now)) => *now > epoch,
+            };
+            if ended {
                 conn.end(EndReason::Revoked, "your account was changed: sign in again");
             }
         }
@@ -67,6 +80,7 @@ impl Table {
         for conn in before.iter().filter(|conn| !open.contains(&conn.id)) {
             conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
         }
+        later
     }
 }
 
@@ -75,11 +89,12 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
     let mut ticks = tokio::time::interval(POLL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut failing = false;
+    let mut again = false;
     loop {
         ticks.tick().await;
-        let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions)).await;
+        let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions, again)).await;
         match looked.unwrap_or(Err(crate::store::Error::Busy)) {
-            Ok(()) => failing = false,
+            Ok(later) => (failing, again) = (false, later),
             Err(error) if !failing => {
                 failing = true; // Said once, not twice a second.
                 tracing::error!(%error, "failed to watch the store: nobody can sign in until it is back");
@@ -89,19 +104,22 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
     }
 }
 
+/// Looks once, also if nothing seems to have changed if it is to look `again`; gives whether it has
+/// to once more.
 async fn look(
     bastion: &Bastion,
     revisions: &watch::Sender<i64>,
-) -> Result<(), crate::store::Error> {
+    again: bool,
+) -> Result<bool, crate::store::Error> {
     let revision = bastion.store.revision().await?;
-    if revision == *revisions.borrow() {
-        return Ok(());
+    if revision == *revisions.borrow() && !again {
+        return Ok(false);
     }
     let mut before = bastion.live.all();
     before.retain(|conn| conn.who().is_some());
     let live = bastion.store.live().await?;
-    bastion.live.check(&live, &before);
+    let later = bastion.live.check(&live, &before);
     // Forwards ask the policy again when they see the new number.
     revisions.send_replace(revision);
-    Ok(())
+    Ok(later)
 }

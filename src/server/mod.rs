@@ -12,7 +12,6 @@ pub mod forward;
 mod front;
 pub mod guard;
 mod handler;
-pub mod hashing;
 mod live;
 mod login;
 pub mod proxy;
@@ -32,6 +31,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use crate::hashing;
 pub use front::Front;
 pub use settings::Settings;
 /// What [`ssh::config`] makes.

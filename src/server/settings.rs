@@ -20,6 +20,8 @@ pub struct Settings {
     pub login_grace: Duration,
     /// From the first sight of the QR code to its sign-in.
     pub binding_grace: Duration,
+    /// How long an authenticator may be bound after its owner unbound it.
+    pub binding_window: Duration,
     /// The most channels open at a time on one connection.
     pub max_channels: usize,
     /// How long resolving, and how long dialling, a target may take.

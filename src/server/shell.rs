@@ -17,7 +17,6 @@ use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::console;
 use crate::domain::printable;
-use crate::recording::player::Key;
 
 /// Accepts a session channel and serves it on the connection's task set.
 pub(super) async fn open(
@@ -81,7 +80,17 @@ fn refuse_unused(conn: &Arc<Connection>, setup: &Setup) {
 }
 
 /// Who acts on a connection, for the console.
-pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::Caller<'a> {
+pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> console::Caller<'a> {
+    let (guard, source) = (Arc::clone(&conn.bastion.guard), conn.source);
+    let service = console::Service {
+        clock: &conn.bastion.clock,
+        hashing: &conn.bastion.hashing,
+        rules: &conn.settings.rules,
+        throttle: conn.settings.throttle,
+        binding_window: conn.settings.binding_window,
+        epoch: &conn.epoch,
+        may_try: Arc::new(move || guard.attempt(&source)),
+    };
     console::Caller {
         who,
         source: conn.source,
@@ -91,19 +100,20 @@ pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::
         recordings: conn.settings.record.folder.clone(),
         names: conn.bastion.front().names_at(conn.local),
         host_ca: conn.bastion.relay.host_ca_line(),
+        service,
     }
 }
 
-/// The keys that are typed while a command runs.
-fn keys(uplink: Arc<Uplink>) -> console::Keys {
+/// What is typed while a command runs.
+pub(super) fn typed(uplink: Arc<Uplink>) -> console::Typed {
     let typed = futures_util::stream::unfold(uplink, async |uplink| match uplink.next().await {
         Piece::Data(data) => {
             uplink.done(data.len());
-            Some((futures_util::stream::iter(Key::parse(&data)), uplink))
+            Some((data, uplink))
         }
         Piece::Eof | Piece::Close => None,
     });
-    Box::pin(futures_util::StreamExt::flatten(typed))
+    Box::pin(futures_util::StreamExt::fuse(typed))
 }
 
 async fn run(
@@ -120,8 +130,10 @@ async fn run(
     let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);
     let mut stderr = TerminalLines::new(out.make_writer_ext(Some(1)), has_terminal);
-    let (words, keys) = (words.as_deref(), keys(Arc::clone(uplink)));
-    let status = console::run(&caller, words, store, now, keys, &mut stdout, &mut stderr).await;
+    let typed = typed(Arc::clone(uplink));
+    let terminal = has_terminal;
+    let channel = console::Channel { typed, terminal, stdout: &mut stdout, stderr: &mut stderr };
+    let status = console::run(&caller, words.as_deref(), store, now, channel).await;
     let status = match status {
         Ok(status) => status,
         Err(error) => {
@@ -154,7 +166,7 @@ fn is_fault(error: &anyhow::Error) -> bool {
 }
 
 /// A writer that ends lines as a terminal in raw mode needs it: `\n` becomes `\r\n`.
-struct TerminalLines<W> {
+pub(super) struct TerminalLines<W> {
     inner: W,
     raw: bool,
     /// Bytes made but not yet taken by `inner`.
@@ -162,7 +174,7 @@ struct TerminalLines<W> {
 }
 
 impl<W: tokio::io::AsyncWrite + Unpin> TerminalLines<W> {
-    fn new(inner: W, raw: bool) -> Self {
+    pub(super) fn new(inner: W, raw: bool) -> Self {
         Self { inner, raw, pending: Vec::new() }
     }
 

@@ -165,6 +165,26 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<i64, Error> {
+        let refused = Event::SignInRefused { reason: failure.reason };
+        self.fail_with(refused, failure, notes, whose, rules, context, now).await
+    }
+
+    /// As [`Self::fail`], of somebody who is signed in and had to prove again who they are; `refused`
+    /// says what came of it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn fail_with(
+        &self,
+        refused: Event,
+        failure: FailureNote,
+        notes: Vec<Event>,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<i64, Error> {
         let mut tx = self.begin().await?;
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
             tx.note_drift(account, drift).await?;
@@ -176,7 +196,7 @@ impl Store {
         if let Some(seconds) = failure.drift {
             tx.append(now, context, Event::ClockDrift { seconds }).await?;
         }
-        tx.append(now, context, Event::SignInRefused { reason: failure.reason }).await?;
+        tx.append(now, context, refused).await?;
         if let Some(until) = locked {
             tx.append(now, context, Event::SourceLocked { failures, until }).await?;
         }
@@ -566,7 +586,7 @@ impl Tx<'_> {
         Ok(epoch)
     }
 
-    async fn replace_recovery_codes(
+    pub(super) async fn replace_recovery_codes(
         &mut self,
         account: &Id,
         codes: &[SecretString],

@@ -11,6 +11,7 @@ mod audit;
 mod keys;
 mod login;
 mod open;
+mod own;
 mod pool;
 mod recording;
 mod schema;

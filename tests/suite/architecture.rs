@@ -68,9 +68,10 @@ fn the_core_knows_no_shell() {
 }
 
 /// The parts of the program, from the top down: a part imports only those below it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 22] = [
     "main",
     "serve",
+    "doctor",
     "setup",
     "server",
     "console",
@@ -83,6 +84,7 @@ const ORDER: [&str; 20] = [
     "logging",
     "clock",
     "harden",
+    "hashing",
     "policy",
     "auth",
     "sftp",

@@ -182,7 +182,7 @@ async fn what_is_no_command_is_refused_and_written_down() {
             ("nonsense", "unrecognized subcommand 'nonsense'"),
             ("user add mallory", "unrecognized subcommand 'user'"),
             ("grant add --user ursula --target db1", "unrecognized subcommand 'grant'"),
-            ("otp reset ursula", "unexpected argument 'reset'"),
+            ("otp reset ursula", "unrecognized subcommand 'reset'"),
             ("session", "Usage"),
             ("session kill", "required"),
             ("session kill %", "is not an id"),

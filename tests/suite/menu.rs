@@ -4,7 +4,7 @@ use sallyport::audit::Context;
 use sallyport::domain::Capability;
 use sallyport::store::SessionFilter;
 
-use crate::support::bastion::PASSWORD;
+use crate::support::bastion::{PASSWORD, code_of, secret_of};
 use crate::support::hop::{Agent, Hop, NOTICE};
 use crate::support::screen::Screen;
 use crate::support::{command, eventually, present_user, tool};
@@ -115,6 +115,55 @@ async fn what_is_refused_is_said_and_leads_back() {
     screen.press("\u{3}").await;
     assert_eq!(screen.ended().await, Some(0));
     assert!(!screen.alternate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authenticators_page_leads_to_a_dialog_and_back() {
+    let hop = Hop::start().await;
+    let mut screen = menu(&hop, &[]).await;
+    screen.press("o").await;
+    screen.shows("C  make new recovery codes").await;
+    // Given up: the menu says so.
+    screen.press("C").await;
+    screen.shows("6-digit code: ").await;
+    assert!(!screen.alternate());
+    screen.press("12\u{3}").await;
+    screen.shows("given up").await;
+    screen.shows("10 left").await;
+    assert!(screen.alternate());
+
+    screen.press("c").await;
+    screen.shows("6-digit code: ").await;
+    let code = hop.bastion.code(&hop.alice);
+    screen.type_line(&code).await;
+    screen.shows("Press Enter to go back to the menu").await;
+    screen.shows("They are not shown again.").await;
+    hop.bastion.event("recovery-codes-renewed", &[("user", "alice")]).await;
+    hop.bastion.event("command-run", &[("user", "alice"), ("command", "otp codes")]).await;
+    screen.type_line("").await;
+    screen.shows("Your authenticator").await;
+    assert!(screen.alternate());
+
+    // A new authenticator ends other sessions, and not this one.
+    screen.press("N").await;
+    screen.shows("or a recovery code: ").await;
+    let code = hop.bastion.code(&hop.alice);
+    screen.type_line(&code).await;
+    screen.shows("makes a new one): ").await;
+    screen.settle().await;
+    let uri = screen.qr().unwrap_or_else(|| panic!("no QR code on:\n{}", screen.text()));
+    screen.type_line(&code_of(&secret_of(&uri), hop.bastion.now())).await;
+    screen.shows("Press Enter to go back to the menu").await;
+    screen.type_line("").await;
+    screen.shows("Your authenticator").await;
+    hop.bastion.event("authenticator-unbound", &[("user", "alice")]).await;
+    screen.press("\u{1b}").await;
+    screen.until("Your authenticator", false).await;
+    visit(&mut screen).await;
+    screen.press("exit\r").await;
+    screen.shows("exit status 0").await;
+    screen.press("\u{3}").await;
+    assert_eq!(screen.ended().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,7 @@ pub use self::keys::{Key, Keys};
 use self::list::List;
 use self::paint::Layout;
 use self::terminal::Screen;
+use super::OwnVerb;
 use crate::domain::{AccountName, Mode, printable};
 
 /// The largest screen that is used; of a larger one, the upper left.
@@ -97,6 +98,8 @@ pub enum Outcome {
         /// The account on it.
         account: String,
     },
+    /// The user wants to change something of their own account, in a dialog outside the menu.
+    Own(OwnVerb),
     /// The user has had enough.
     Quit,
 }
@@ -141,6 +144,8 @@ struct Question {
 /// A page to read.
 #[derive(Debug, Clone)]
 struct Text {
+    /// Which of the pages that are asked for it is.
+    page: Option<Page>,
     title: String,
     lines: Vec<String>,
     /// The first line shown, of those that they are wrapped to.
@@ -211,8 +216,27 @@ impl Menu {
 
     /// Shows a text to scroll through and come back from.
     pub fn show(&mut self, title: &str, lines: impl IntoIterator<Item = impl AsRef<str>>) {
+        self.open(None, title, lines);
+    }
+
+    /// Shows a page that was asked for. On that of the authenticator, letters change it.
+    pub fn show_page(
+        &mut self,
+        page: Page,
+        title: &str,
+        lines: impl IntoIterator<Item = impl AsRef<str>>,
+    ) {
+        self.open(Some(page), title, lines);
+    }
+
+    fn open(
+        &mut self,
+        page: Option<Page>,
+        title: &str,
+        lines: impl IntoIterator<Item = impl AsRef<str>>,
+    ) {
         let lines = lines.into_iter().take(MAX_LINES).map(|line| shown(line.as_ref())).collect();
-        self.view = View::Text(Text { title: shown(title), lines, top: 0 });
+        self.view = View::Text(Text { page, title: shown(title), lines, top: 0 });
     }
 
     /// What brings the terminal to what is to be shown now: only what has changed since the last
@@ -242,10 +266,13 @@ impl Menu {
         let outcome = match &mut self.view {
             View::List => self.key_in_list(key, letter),
             View::Account(_) => self.key_in_question(key),
-            View::Text(_) => {
-                self.key_in_text(key, letter);
-                Outcome::Stay
-            }
+            View::Text(_) => match self.own(key, letter) {
+                Some(verb) => Outcome::Own(verb),
+                None => {
+                    self.key_in_text(key, letter);
+                    Outcome::Stay
+                }
+            },
         };
         self.fit();
         outcome
@@ -392,6 +419,25 @@ impl Menu {
             _ => {}
         }
         Outcome::Stay
+    }
+
+    /// What a letter on the authenticator's page means, unless it goes on with a name whose first
+    /// letter brought the page up. Names have no capitals, so those always mean it.
+    fn own(&self, key: Key, letter: Option<char>) -> Option<OwnVerb> {
+        let View::Text(Text { page: Some(Page::Authenticator), .. }) = &self.view else {
+            return None;
+        };
+        let Key::Char(c) = key else { return None };
+        if letter.is_some_and(|letter| self.list.any_name_has(&format!("{letter}{c}"))) {
+            return None;
+        }
+        match c.to_ascii_lowercase() {
+            'n' => Some(OwnVerb::Rebind),
+            'c' => Some(OwnVerb::Codes),
+            'u' => Some(OwnVerb::Unbind),
+            'p' => Some(OwnVerb::Passwd),
+            _ => None,
+        }
     }
 
     fn key_in_text(&mut self, key: Key, letter: Option<char>) {

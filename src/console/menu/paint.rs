@@ -23,7 +23,7 @@ that begins with a word comes first.
   Backspace, Ctrl-W, Ctrl-U    delete a letter, a word, everything
   Esc, Ctrl-C                  one step back: clears the filter, then leaves
   Ctrl-D                       leaves, while nothing is typed
-  o or Ctrl-O                  my authenticator
+  o or Ctrl-O                  my authenticator: N, C, U, P change it there
   s or Ctrl-S                  my sessions
   q                            leaves, pressed twice
   ? or F1                      this page

@@ -299,6 +299,43 @@ fn o_s_and_q_are_commands_only_as_the_first_letter() {
 }
 
 #[test]
+fn letters_on_the_authenticators_page_change_it() {
+    use super::super::OwnVerb;
+    for (key, verb) in [
+        ("n", OwnVerb::Rebind),
+        ("C", OwnVerb::Codes),
+        ("u", OwnVerb::Unbind),
+        ("P", OwnVerb::Passwd),
+    ] {
+        for open in ["o", "\x0f"] {
+            let mut seat = Seat::usual();
+            assert_eq!(seat.types(open), Outcome::Show(Page::Authenticator));
+            seat.menu.show_page(Page::Authenticator, "Your authenticator", ["Bound."]);
+            assert_eq!(seat.types(key), Outcome::Own(verb.clone()), "{open:?} {key}");
+            // Back from there it is still on the screen.
+            assert!(seat.screen().contains("Your authenticator"));
+        }
+    }
+    // Not on another page, and not if a name goes on like that; a capital is in no name.
+    let mut seat =
+        Seat::new(80, 24, vec![entry("oncall1", "10.0.0.1:22"), entry("db1", "10.0.0.2:22")]);
+    seat.press("s");
+    seat.menu.show_page(Page::Sessions, "Your sessions", ["None."]);
+    assert_eq!(seat.types("u"), Outcome::Stay);
+    seat.press("\x15");
+    for (key, outcome) in [("n", Outcome::Stay), ("N", Outcome::Own(OwnVerb::Rebind))] {
+        assert_eq!(seat.types("o"), Outcome::Show(Page::Authenticator));
+        seat.menu.show_page(Page::Authenticator, "Your authenticator", ["Bound."]);
+        assert_eq!(seat.types(key), outcome, "{key}");
+        if outcome == Outcome::Stay {
+            seat.draw();
+            assert!(seat.line(1).starts_with("Filter: on "), "{}", seat.screen());
+        }
+        seat.press("\x15");
+    }
+}
+
+#[test]
 fn enter_connects_and_asks_for_the_account_only_where_it_must() {
     let connect = |target: &str, account: &str| Outcome::Connect {
         target: target.into(),

@@ -38,7 +38,12 @@ impl HostKeys {
     }
 
     /// Whether what the target showed is trusted; russh has checked that it holds the key.
-    fn trusts(&self, shown: &PublicKeyOrCertificate, target: &Target, now: UnixTime) -> bool {
+    pub(super) fn trusts(
+        &self,
+        shown: &PublicKeyOrCertificate,
+        target: &Target,
+        now: UnixTime,
+    ) -> bool {
         let certificate = match shown {
             PublicKeyOrCertificate::PublicKey { key, .. } => {
                 return self.keys.iter().any(|known| known.key_data() == key.key_data());
@@ -57,7 +62,7 @@ impl HostKeys {
 }
 
 /// "SHA256:..." of what a target showed.
-fn fingerprint(shown: &PublicKeyOrCertificate) -> String {
+pub(super) fn fingerprint(shown: &PublicKeyOrCertificate) -> String {
     match shown {
         PublicKeyOrCertificate::PublicKey { key, .. } => {
             key.fingerprint(HashAlg::Sha256).to_string()

@@ -19,10 +19,10 @@ use super::selector::Selector;
 use super::session::{
     Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake, tell_of_stopping,
 };
-use crate::console::{self, menu};
+use crate::console::{self, Channel, OwnVerb, menu};
 use crate::domain::printable;
 use crate::server::connection::Connection;
-use crate::server::shell;
+use crate::server::shell::{self, TerminalLines};
 
 /// How often the list is read anew: the hours of a grant may have begun.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ pub(in crate::server) async fn serve(
     mut from_user: ChannelReadHalf,
     user: &User,
     setup: Setup,
-    uplink: &Uplink,
+    uplink: &Arc<Uplink>,
 ) {
     let Some(who) = conn.who() else { return };
     // Whoever ends the connection waits for the terminal to be given back.
@@ -90,7 +90,7 @@ struct Visitor<'a> {
     conn: &'a Arc<Connection>,
     caller: console::Caller<'a>,
     user: &'a User,
-    uplink: &'a Uplink,
+    uplink: &'a Arc<Uplink>,
     controls: &'a Controls,
     left: &'a Left,
 }
@@ -172,6 +172,12 @@ impl Visitor<'_> {
                             menu::Outcome::Stay => {}
                             menu::Outcome::Quit => return,
                             menu::Outcome::Show(page) => self.page(menu, page, setup).await,
+                            menu::Outcome::Own(verb) => {
+                                if !self.change_own(menu, verb).await {
+                                    return;
+                                }
+                                self.page(menu, menu::Page::Authenticator, setup).await;
+                            }
                             menu::Outcome::Connect { target, account } => {
                                 if !self.visit(menu, setup, target, account).await {
                                     return;
@@ -239,7 +245,7 @@ impl Visitor<'_> {
         };
         let columns = if columns == 0 { 80 } else { columns };
         match console::page(&self.caller, store, now, (page, columns)).await {
-            Ok((title, lines)) => menu.show(title, lines),
+            Ok((title, lines)) => menu.show_page(page, title, lines),
             Err(error) => menu.say(&self.failed(&error)),
         }
     }
@@ -283,6 +289,31 @@ impl Visitor<'_> {
         }
         self.refresh(menu).await;
         menu.say(&notice);
+        true
+    }
+
+    /// Leaves the screen for a dialog, and comes back; false if there is nobody to come back to.
+    async fn change_own(&self, menu: &mut menu::Menu, verb: OwnVerb) -> bool {
+        if self.user.out.data_bytes(menu.leave()).await.is_err() {
+            return false;
+        }
+        let out = &self.user.out;
+        let mut stdout = TerminalLines::new(out.make_writer(), true);
+        let mut stderr = TerminalLines::new(out.make_writer_ext(Some(1)), true);
+        let typed = shell::typed(Arc::clone(self.uplink));
+        let channel = Channel { typed, terminal: true, stdout: &mut stdout, stderr: &mut stderr };
+        let changed = tokio::select! {
+            changed = console::change_own_from_menu(&self.caller, &self.conn.bastion.store, verb, channel) => changed,
+            _ = self.left.wait() => return false,
+            () = self.conn.cancel.cancelled() => return false,
+        };
+        if let Some((columns, rows, ..)) = self.controls.size() {
+            menu.resize(cells(columns), cells(rows));
+        }
+        self.refresh(menu).await;
+        if let Err(error) = changed {
+            menu.say(&printable(&crate::logging::whole(&error)));
+        }
         true
     }
 

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use russh::server::{ChannelOpenHandle, Handle};
 use russh::{
     Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, client, server,
@@ -25,6 +24,7 @@ use super::sign_in::{Questions, Stage};
 use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
+use crate::console::dialog::{Line, Next};
 use crate::console::menu::Menu;
 use crate::domain::{Capability, printable};
 use crate::server::connection::Connection;
@@ -37,6 +37,8 @@ const MAX_ENV: usize = 64;
 const MAX_VARIABLE: usize = 8192;
 /// Characters of a command that are written down.
 const MAX_COMMAND: usize = 4096;
+/// The longest answer to a target's question.
+const MAX_LINE: usize = 1024;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
 /// The exit status of what could not even begin, or was cut off; as ssh's own.
@@ -547,25 +549,27 @@ impl Carried<'_> {
 
     /// What the user types up to Enter, shown only if `echo`.
     async fn read_line(&self, echo: bool) -> Result<zeroize::Zeroizing<String>, String> {
-        let mut line = zeroize::Zeroizing::new(Vec::new());
+        let left = || "you left".to_owned();
+        let mut line = Line::new(MAX_LINE, echo);
         loop {
-            let Piece::Data(data) = self.uplink.next().await else { return Err("you left".into()) };
-            self.uplink.done(data.len());
-            for byte in data.iter() {
-                match byte {
-                    b'\r' | b'\n' => {
-                        let text = String::from_utf8_lossy(&line).into_owned();
-                        return Ok(zeroize::Zeroizing::new(text));
-                    }
-                    3 | 4 => return Err("you left".into()),
-                    8 | 127 => drop(line.pop()),
-                    _ if line.len() < 1024 => line.push(*byte),
-                    _ => {}
+            let Piece::Data(data) = self.uplink.next().await else { return Err(left()) };
+            let (mut shown, mut used, mut next) = (Vec::new(), 0, Next::More);
+            for byte in data.iter().copied() {
+                used += 1;
+                next = line.push(byte, &mut shown);
+                if next != Next::More {
+                    break;
                 }
-                if echo && (32..127).contains(byte) {
-                    let shown = Bytes::copy_from_slice(&[*byte]);
-                    self.user.out.data_bytes(shown).await.map_err(|_| "you left".to_owned())?;
-                }
+            }
+            self.uplink.done(used);
+            self.uplink.give_back(data.slice(used..));
+            if !shown.is_empty() {
+                self.user.out.data_bytes(shown).await.map_err(|_| left())?;
+            }
+            match next {
+                Next::More => {}
+                Next::Whole => return Ok(line.text()),
+                Next::GivenUp => return Err(left()),
             }
         }
     }

@@ -154,7 +154,8 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
     }
 }
 
-fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
+/// How to speak with a target for which these keys are trusted.
+pub(super) fn config(trusted: &[TrustedKey], window: u32) -> client::Config {
     let mut preferred = ssh::target_preferred();
     // A target with several host keys shall show one that we know.
     let known: Vec<Algorithm> = trusted

@@ -1,0 +1,39 @@
+//! What users do about their own account over SSH.
+
+use clap::Subcommand;
+
+/// `ssh USER@bastion otp ...`
+#[derive(Debug, Subcommand)]
+pub enum OwnOtp {
+    /// Unbind your authenticator; another is bound at the next login. Your other sessions end
+    #[command(
+        after_help = "Asks for a code of the authenticator, or a recovery code, first.\nExample: ssh -t alice@bastion otp unbind"
+    )]
+    Unbind,
+    /// Bind another authenticator in the place of this one. Your other sessions end
+    #[command(
+        after_help = "Asks for a code of the old authenticator, or a recovery code, first. The old one works until a\ncode of the new one was given.\nExample: ssh -t alice@bastion otp rebind"
+    )]
+    Rebind,
+    /// Make new recovery codes; the old ones are void
+    #[command(
+        after_help = "Asks for a code of the authenticator first.\nExamples: ssh -t alice@bastion otp codes\n          echo 492039 | ssh alice@bastion otp codes > codes"
+    )]
+    Codes,
+}
+
+/// `ssh USER@bastion keys ...`
+#[derive(Debug, Subcommand)]
+pub enum OwnKeys {
+    /// Add public keys from standard input, or one that is pasted into the terminal
+    #[command(
+        after_help = "On a terminal a key and a code are asked for. Without one, a line with the code follows the keys:\n\nExamples: ssh -t alice@bastion keys add\n          (cat ~/.ssh/id_ed25519.pub; echo code 492039) | ssh alice@bastion keys add"
+    )]
+    Add,
+    /// Remove a key by its fingerprint. Your other sessions end
+    #[command(after_help = "Example: ssh alice@bastion keys remove SHA256:...")]
+    Remove {
+        /// As 'keys' shows it: SHA256:...
+        fingerprint: String,
+    },
+}

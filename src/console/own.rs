@@ -1,0 +1,312 @@
+//! What users change of their own account, and how they prove first that it is theirs: whoever finds
+//! an open session must not be able to take the account over.
+//!
+//! Always holds: a code works once, by the same compare-and-set as in a login; wrong answers count
+//! towards the same lock; after a few of them a dialog ends; every refusal is audited.
+
+use anyhow::bail;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::dialog::{Dialog, NoAnswer};
+use super::{Caller, Channel, authenticator, own_keys, passwd};
+use crate::audit::{Context, Event, Refusal, Step};
+use crate::auth::account::{Account, Otp};
+use crate::auth::machine::{Attempt, Claim};
+use crate::auth::{prompt, recovery, totp};
+use crate::cli::{ConsoleCommand, OwnKeys, OwnOtp};
+use crate::domain::{Factor, Id, UnixTime, printable};
+use crate::store::{FailureNote, Store, Throttled};
+
+/// Wrong answers after which a dialog ends.
+pub(super) const TRIES: u32 = 3;
+
+/// Something users do about their own account that takes a dialog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnVerb {
+    /// Bind another authenticator in the place of the present one.
+    Rebind,
+    /// Make new recovery codes.
+    Codes,
+    /// Unbind the authenticator.
+    Unbind,
+    /// Choose another password.
+    Passwd,
+    /// Add public keys.
+    AddKeys,
+    /// Remove the public key with this fingerprint.
+    RemoveKey(String),
+}
+
+impl OwnVerb {
+    /// The verb that a command is, if it is one of these.
+    pub(super) fn of(command: &ConsoleCommand) -> Option<Self> {
+        Some(match command {
+            ConsoleCommand::Otp { what: Some(OwnOtp::Unbind) } => Self::Unbind,
+            ConsoleCommand::Otp { what: Some(OwnOtp::Rebind) } => Self::Rebind,
+            ConsoleCommand::Otp { what: Some(OwnOtp::Codes) } => Self::Codes,
+            ConsoleCommand::Passwd => Self::Passwd,
+            ConsoleCommand::Keys { what: Some(OwnKeys::Add) } => Self::AddKeys,
+            ConsoleCommand::Keys { what: Some(OwnKeys::Remove { fingerprint }) } => {
+                Self::RemoveKey(fingerprint.clone())
+            }
+            _ => return None,
+        })
+    }
+
+    /// What is typed for it.
+    pub fn command(&self) -> String {
+        match self {
+            Self::Rebind => "otp rebind".to_owned(),
+            Self::Codes => "otp codes".to_owned(),
+            Self::Unbind => "otp unbind".to_owned(),
+            Self::Passwd => "passwd".to_owned(),
+            Self::AddKeys => "keys add".to_owned(),
+            Self::RemoveKey(fingerprint) => format!("keys remove {}", printable(fingerprint)),
+        }
+    }
+}
+
+/// Leads the dialog that a verb takes, and does what came of it.
+///
+/// # Errors
+/// What was refused, that nobody answered, or what the store says.
+pub async fn run(
+    caller: &Caller<'_>,
+    store: &Store,
+    verb: OwnVerb,
+    mut dialog: Dialog<'_>,
+) -> anyhow::Result<()> {
+    let own = Own { caller, store, context: caller.actor(), command: verb.command() };
+    own.lead(verb, &mut dialog).await
+}
+
+/// As [`run`], for somebody who was in the menu: what they do is audited as if they had typed it, and
+/// they are shown what came of it before they go back.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_from_menu(
+    caller: &Caller<'_>,
+    store: &Store,
+    verb: OwnVerb,
+    channel: Channel<'_>,
+) -> anyhow::Result<()> {
+    let Channel { typed, terminal, stdout, stderr } = channel;
+    let ran = Event::CommandRun { command: verb.command() };
+    store.record(caller.service.clock.now(), &caller.context, ran).await?;
+    let own = Own { caller, store, context: caller.actor(), command: verb.command() };
+    let mut dialog = Dialog::new(typed, terminal, stdout, stderr);
+    own.lead(verb, &mut dialog).await?;
+    match dialog.ask("Press Enter to go back to the menu: ", false).await {
+        Err(error) if !error.is::<NoAnswer>() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Somebody about to change their own account.
+pub(super) struct Own<'a> {
+    pub(super) caller: &'a Caller<'a>,
+    pub(super) store: &'a Store,
+    /// Where what they cause belongs.
+    pub(super) context: Context,
+    command: String,
+}
+
+/// Which codes prove who somebody is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The authenticator's.
+    Code,
+    /// The authenticator's, or a recovery code: for who has lost it.
+    CodeOrRecovery,
+}
+
+/// An answer that is not right.
+pub(super) struct Wrong {
+    pub(super) step: Step,
+    pub(super) reason: Refusal,
+    pub(super) drift: Option<i64>,
+}
+
+impl Own<'_> {
+    async fn lead(&self, verb: OwnVerb, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
+        match verb {
+            OwnVerb::Rebind => authenticator::rebind(self, dialog).await,
+            OwnVerb::Codes => authenticator::codes(self, dialog).await,
+            OwnVerb::Unbind => authenticator::unbind(self, dialog).await,
+            OwnVerb::Passwd => passwd::change(self, dialog).await,
+            OwnVerb::AddKeys => own_keys::add(self, dialog).await,
+            OwnVerb::RemoveKey(fingerprint) => own_keys::remove(self, dialog, &fingerprint).await,
+        }
+    }
+
+    pub(super) fn now(&self) -> UnixTime {
+        self.caller.service.clock.now()
+    }
+
+    /// The account's id, and the epoch that this session has.
+    pub(super) fn account_and_epoch(&self) -> (&Id, i64) {
+        let who = self.caller.who;
+        (who.account(), self.caller.service.epoch.since(who.epoch()))
+    }
+
+    /// The account as it is now, with its authenticator, if answers may be tried at all.
+    pub(super) async fn account(&self) -> anyhow::Result<(Account, Otp)> {
+        let service = &self.caller.service;
+        let (whose, rules, now) = (self.whose(), &service.throttle, self.now());
+        let name = self.caller.who.user();
+        let (account, throttle) = self.store.account(Some(name), &whose, rules, now).await?;
+        let epoch = self.account_and_epoch().1;
+        let account = account.filter(|account| !account.disabled && account.epoch == epoch);
+        let Some(account) = account else {
+            return self.refuse(Refusal::AccountChanged, CHANGED).await;
+        };
+        if let Some(until) = throttle.locked_until {
+            let text = format!("too many wrong answers: try again after {until}");
+            return self.refuse(Refusal::Locked, &text).await;
+        }
+        if account.factor != Factor::Totp {
+            let text = "your codes are not checked here: ask your administrator";
+            return self.refuse(Refusal::NotOffered, text).await;
+        }
+        match account.otp.clone() {
+            Some(otp) => Ok((*account, otp)),
+            None => {
+                let text = "no authenticator is bound: sign in again to bind one";
+                self.refuse(Refusal::BindingClosed, text).await
+            }
+        }
+    }
+
+    /// Writes down that the command was refused, and ends it.
+    pub(super) async fn refuse<T>(&self, reason: Refusal, text: &str) -> anyhow::Result<T> {
+        let refused = Event::CommandRefused { command: self.command.clone(), reason };
+        self.store.record(self.now(), &self.context, refused).await?;
+        bail!("{text}")
+    }
+
+    /// Asks for a code until one is right, or a few were wrong.
+    pub(super) async fn prove(&self, dialog: &mut Dialog<'_>, proof: Proof) -> anyhow::Result<()> {
+        self.account().await?;
+        let question = match proof {
+            Proof::Code => prompt::CODE,
+            Proof::CodeOrRecovery => "6-digit code, or a recovery code: ",
+        };
+        for left in (0..TRIES).rev() {
+            let answer = dialog.ask(question, false).await?;
+            self.may_try().await?;
+            let wrong = match self.try_code(&answer, proof).await? {
+                Ok(()) => return Ok(()),
+                Err(wrong) => wrong,
+            };
+            let mut text = said(wrong.reason).to_owned();
+            if let Some(seconds) = wrong.drift {
+                text = format!("{text} Your phone's clock is {}.", prompt::off(seconds));
+            }
+            self.failed(wrong).await?;
+            dialog.say(&text).await?;
+            if left > 0 {
+                self.account().await?; // Unless that was the one that locks.
+            }
+        }
+        bail!("too many wrong answers: nothing was changed");
+    }
+
+    /// Refuses who tries faster than people do.
+    pub(super) async fn may_try(&self) -> anyhow::Result<()> {
+        if (self.caller.service.may_try)() {
+            return Ok(());
+        }
+        self.refuse(Refusal::RateLimited, "too many attempts from your address: wait a minute")
+            .await
+    }
+
+    /// Uses a code up, if it is right.
+    async fn try_code(
+        &self,
+        answer: &SecretString,
+        proof: Proof,
+    ) -> anyhow::Result<Result<(), Wrong>> {
+        let (account, otp) = self.account().await?;
+        let text = answer.expose_secret();
+        let code = |reason, drift| Wrong { step: Step::Code, reason, drift };
+        let claim = match recovery::normalize(text) {
+            Some(recovery) if proof == Proof::CodeOrRecovery => {
+                Claim::RecoveryCode(recovery::hash(&account.id, &recovery))
+            }
+            Some(_) => bail!("a recovery code does not do here: 'otp rebind' takes one"),
+            None => match totp::check(&otp.secret, text, self.now(), otp.last_step) {
+                totp::Check::Matches(step) => Claim::Code(step),
+                totp::Check::Replayed(_) => return Ok(Err(code(Refusal::ReplayedCode, None))),
+                totp::Check::Drifted { seconds } => {
+                    return Ok(Err(code(Refusal::WrongCode, Some(seconds))));
+                }
+                totp::Check::Wrong => return Ok(Err(code(Refusal::WrongCode, None))),
+            },
+        };
+        let step = match claim {
+            Claim::RecoveryCode(_) => Step::RecoveryCode,
+            Claim::Code(_) | Claim::Nothing => Step::Code,
+        };
+        let (id, epoch) = self.account_and_epoch();
+        let (account, steps, notes) = (id.clone(), Vec::new(), Vec::new());
+        let attempt = Attempt { account, epoch, claim, steps, notes };
+        let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
+        match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
+            Ok(_) => Ok(Ok(())),
+            Err(Refusal::AccountChanged) => self.refuse(Refusal::AccountChanged, CHANGED).await,
+            Err(reason) => Ok(Err(Wrong { step, reason, drift: None })),
+        }
+    }
+
+    /// Counts a wrong answer, and waits as a login would.
+    pub(super) async fn failed(&self, wrong: Wrong) -> anyhow::Result<()> {
+        let Wrong { step, reason, drift } = wrong;
+        let rules = &self.caller.service.throttle;
+        let account = Some(self.caller.who.account().clone());
+        let counts = reason.counts();
+        let failure = FailureNote { account, reason, counts, drift };
+        let refused = Event::CommandRefused { command: self.command.clone(), reason };
+        let notes = vec![Event::StepFailed { step, reason }];
+        let (whose, context, now) = (self.whose(), &self.context, self.now());
+        let failed = self.store.fail_with(refused, failure, notes, &whose, rules, context, now);
+        let failures = failed.await?;
+        if counts {
+            tokio::time::sleep(rules.backoff(failures)).await;
+        }
+        Ok(())
+    }
+
+    /// Changes the account by `work`, which is given its epoch; this session goes on.
+    pub(super) async fn change<T>(
+        &self,
+        work: impl AsyncFnOnce(i64) -> Result<Result<(i64, T), Refusal>, crate::store::Error>,
+    ) -> anyhow::Result<T> {
+        let changed = self.caller.service.epoch.change(self.caller.who.epoch(), work).await?;
+        self.made(changed).await
+    }
+
+    /// What came of a change, unless somebody else changed the account meanwhile.
+    pub(super) async fn made<T>(&self, made: Result<T, Refusal>) -> anyhow::Result<T> {
+        match made {
+            Ok(made) => Ok(made),
+            Err(reason) => self.refuse(reason, CHANGED).await,
+        }
+    }
+
+    fn whose(&self) -> Throttled {
+        Throttled::new(self.caller.who.user().as_str(), &self.caller.source)
+    }
+}
+
+const CHANGED: &str = "your account was changed meanwhile: sign in again";
+
+/// What to say of a wrong answer.
+fn said(reason: Refusal) -> &'static str {
+    match reason {
+        Refusal::ReplayedCode => "That code was used already: wait for the next one.",
+        Refusal::WrongRecoveryCode => "That recovery code is wrong, or was used.",
+        Refusal::WrongPassword => "That password is wrong.",
+        _ => "That code is wrong.",
+    }
+}
