@@ -153,6 +153,10 @@ async fn check(loaded: &Loaded) -> anyhow::Result<()> {
     );
     drop(serve::bastion(config, store, Clock::System)?);
     println!("keys           in order");
+    match config.radius.server.len() {
+        0 => println!("RADIUS         no server"),
+        count => println!("RADIUS         servers: {count}; mode {}", config.radius.mode),
+    }
     Ok(())
 }
 
@@ -204,6 +208,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         cost: setup::cost(config),
         rules: &rules,
         binding_window: config.login.binding_window.0,
+        radius: config.radius_mode(),
         recordings: &recordings,
     };
     let mut sink: Box<dyn AsyncWrite + Unpin + Send> = match &command {

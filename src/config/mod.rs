@@ -8,6 +8,7 @@
 mod check;
 mod load;
 mod names;
+mod radius;
 mod reload;
 mod units;
 
@@ -21,6 +22,7 @@ use crate::domain::words;
 use crate::logging::LogFormat;
 
 pub use load::{Error, Loaded, environment};
+pub use radius::{Radius, RadiusServer, Transport};
 pub use units::{Size, Span};
 
 words! {
@@ -52,6 +54,8 @@ pub struct Config {
     pub keys: Keys,
     /// How a login goes.
     pub login: Login,
+    /// RADIUS servers that check codes or passwords.
+    pub radius: Radius,
     /// Forwarding to targets.
     pub forward: Forward,
     /// Recording sessions on targets in record mode.
@@ -69,6 +73,7 @@ impl Default for Config {
             store: Store::default(),
             keys: Keys::default(),
             login: Login::default(),
+            radius: Radius::default(),
             forward: Forward::default(),
             record: Record::default(),
             log: Log::default(),

@@ -19,7 +19,7 @@ use crate::audit::{Actor, Context, Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
-use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
+use crate::domain::{Mode, RadiusMode, Role, Source, Target, UnixTime, printable};
 use crate::policy::{self, Subject};
 use crate::store::{EventFilter, SessionFilter, Store};
 
@@ -36,6 +36,8 @@ pub struct Caller<'a> {
     pub public_host: String,
     /// The bastion's port.
     pub port: u16,
+    /// How RADIUS servers are asked by default; `None` if there are none.
+    pub radius: Option<RadiusMode>,
     /// The folder of recordings.
     pub recordings: std::path::PathBuf,
     /// The host CA's public key, as in `authorized_keys`.
@@ -270,6 +272,7 @@ impl Caller<'_> {
             rules,
             binding_window: std::time::Duration::ZERO,
             recordings: &self.recordings,
+            radius: self.radius,
         }
     }
 

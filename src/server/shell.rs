@@ -87,6 +87,7 @@ pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::
         context: conn.context(),
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
+        radius: conn.settings.radius_mode(),
         recordings: conn.settings.record.folder.clone(),
         host_ca: conn.bastion.relay.host_ca_line(),
     }
