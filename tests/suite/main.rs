@@ -20,6 +20,7 @@ mod login;
 mod menu;
 mod radius;
 mod radius_forged;
+mod radius_login;
 mod radius_tls;
 mod record;
 mod record_files;
