@@ -20,8 +20,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::audit::chain::Anchor;
 use crate::audit::kinds;
 use crate::domain::{
-    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, Role, TargetAddress,
-    TargetName, UserName, When, printable,
+    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Role,
+    SecondFactor, TargetAddress, TargetName, UnknownWord, UserName, When, printable,
 };
 
 /// An SSH bastion with a one-time-code second factor.
@@ -64,10 +64,10 @@ pub enum Command {
     /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
     #[command(after_help = "Example: sallyport doctor --json")]
     Doctor,
-    /// Users: add, list, show, disable, enable, unlock, remove, passwd, key
+    /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, key
     #[command(subcommand)]
     User(UserCommand),
-    /// Groups of users: add, remove, list, join, leave
+    /// Groups of users: add, remove, list, factor, join, leave
     #[command(subcommand)]
     Group(GroupCommand),
     /// Authenticators: show, reset
@@ -122,9 +122,12 @@ pub enum UserCommand {
         /// Read a permanent password from standard input
         #[arg(long)]
         password_stdin: bool,
-        /// totp; radius is not in this release
-        #[arg(long, default_value_t = Factor::Totp)]
-        factor: Factor,
+        /// totp or radius; if not said, what their groups say, or totp
+        #[arg(long)]
+        factor: Option<Factor>,
+        /// How RADIUS is asked: code, both or challenge [default: radius.mode of the configuration]
+        #[arg(long, requires = "factor")]
+        mode: Option<RadiusMode>,
         /// A file with public keys, as in authorized_keys
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
@@ -170,9 +173,73 @@ pub enum UserCommand {
         #[arg(long)]
         password_stdin: bool,
     },
+    /// Say what answers for a user's second step; their sessions end
+    #[command(after_help = FACTORS)]
+    Factor {
+        /// Whose
+        name: UserName,
+        /// Which factor, and how
+        #[command(flatten)]
+        second: FactorArgs,
+    },
     /// Public keys of a user
     #[command(subcommand)]
     Key(UserKeyCommand),
+}
+
+const FACTORS: &str = "\
+Examples:
+  sallyport user factor alice radius --mode challenge
+  sallyport group factor staff radius
+  sallyport user factor breakglass totp    lets her in when no RADIUS server answers
+Modes:
+  code       our password; then the code, which goes to the server
+  both       password and code both go to the server; our password is not used
+  challenge  our password; then whatever the server asks";
+
+/// A factor as it is set for a user or a group.
+#[derive(Debug, Args)]
+pub struct FactorArgs {
+    /// totp, radius; or none, to set nothing here
+    #[arg(value_parser = factor_or_none)]
+    factor: FactorOrNone,
+    /// How RADIUS is asked: code, both or challenge [default: radius.mode of the configuration]
+    #[arg(long)]
+    mode: Option<RadiusMode>,
+}
+
+/// What clap may not take for an argument that can be left out.
+type FactorOrNone = Option<Factor>;
+
+fn factor_or_none(text: &str) -> Result<FactorOrNone, String> {
+    match text {
+        "none" => Ok(None),
+        text => text.parse().map(Some).map_err(|error: UnknownWord| format!("{error}, or none")),
+    }
+}
+
+impl FactorArgs {
+    /// What is set; `None`: nothing.
+    ///
+    /// # Errors
+    /// When there is a mode and no RADIUS.
+    pub fn second(&self) -> Result<Option<SecondFactor>, String> {
+        second(self.factor, self.mode)
+    }
+}
+
+/// A factor and a mode together.
+///
+/// # Errors
+/// When there is a mode and no RADIUS.
+pub fn second(
+    factor: Option<Factor>,
+    mode: Option<RadiusMode>,
+) -> Result<Option<SecondFactor>, String> {
+    if mode.is_some() && factor != Some(Factor::Radius) {
+        return Err("--mode says how RADIUS is asked: give it with radius only".to_owned());
+    }
+    Ok(factor.map(|factor| SecondFactor { factor, mode }))
 }
 
 /// `sallyport user key ...`
@@ -215,6 +282,15 @@ pub enum GroupCommand {
     },
     /// List groups and their members
     List,
+    /// Say what answers for the second step of members of whom nothing is set
+    #[command(after_help = FACTORS)]
+    Factor {
+        /// The group
+        group: GroupName,
+        /// Which factor, and how
+        #[command(flatten)]
+        second: FactorArgs,
+    },
     /// Put a user into a group
     Join {
         /// The group
@@ -563,6 +639,10 @@ mod tests {
             "check",
             "doctor --json",
             "user add alice --role admin --password-stdin --factor totp --key k.pub",
+            "user add carol --factor radius --mode both",
+            "user factor alice totp",
+            "user factor alice radius --mode challenge",
+            "group factor dba none",
             "user list --json",
             "user key add alice",
             "user key remove alice SHA256:abc",
@@ -588,6 +668,9 @@ mod tests {
         }
         for line in [
             "user add Alice",
+            "user add alice --mode code",
+            "user factor alice sms",
+            "user factor alice radius --mode push",
             "grant add --user alice",
             "grant add --target db1",
             "grant add --user a --group b --target c",

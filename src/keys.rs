@@ -306,6 +306,23 @@ impl AuditKey {
         Ok(BASE64.encode(signature.as_bytes()))
     }
 
+    /// A secret of this store's for one purpose, the same on every node.
+    ///
+    /// # Errors
+    /// When the key is no Ed25519 key, which one from its file always is.
+    pub fn derive(&self, purpose: &str) -> Result<zeroize::Zeroizing<[u8; 32]>, Error> {
+        let KeypairData::Ed25519(pair) = self.0.key_data() else {
+            let reason = "it is of another kind".to_owned();
+            return Err(Error::Format { path: "audit_key".into(), reason });
+        };
+        let mut derived = zeroize::Zeroizing::new([0; 32]);
+        let seed = zeroize::Zeroizing::new(pair.private.to_bytes());
+        hkdf::Hkdf::<sha2::Sha256>::new(None, &seed[..])
+            .expand(purpose.as_bytes(), &mut derived[..])
+            .map_err(|error| Error::Certificate(error.to_string()))?;
+        Ok(derived)
+    }
+
     /// What checks its signatures.
     pub fn public(&self) -> AuditPublicKey {
         AuditPublicKey(self.0.public_key().clone())

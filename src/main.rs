@@ -171,6 +171,10 @@ async fn check(loaded: &Loaded, json: bool) -> anyhow::Result<()> {
     println!("store          {store}");
     println!("keys           in order");
     println!("host key       {host_key}");
+    match config.radius.server.len() {
+        0 => println!("RADIUS         no server"),
+        count => println!("RADIUS         servers: {count}; mode {}", config.radius.mode),
+    }
     Ok(())
 }
 
@@ -222,6 +226,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         cost: setup::cost(config),
         rules: &rules,
         binding_window: config.login.binding_window.0,
+        radius: config.radius_mode(),
         recordings: &recordings,
     };
     let mut sink: Box<dyn AsyncWrite + Unpin + Send> = match &command {

@@ -13,18 +13,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::account::ThrottleRules;
-use crate::auth::machine::{Methods, Rules};
+use crate::auth::machine::{Methods, RadiusRules, Rules};
 use crate::clock::Clock;
-use crate::config::{Config, KeyFile, Loaded, Method};
+use crate::config::{Config, KeyFile, Loaded, Method, RadiusServer, Transport};
 use crate::keys;
 use crate::logging;
+use crate::radius;
 use crate::recording::Writer;
 use crate::server::forward::{FlowLimits, PumpLimits};
 use crate::server::guard::{Guard, Limits};
 use crate::server::hashing::Hashing;
+use crate::server::radius::RadiusSettings;
 use crate::server::settings::RecordSettings;
 use crate::server::{self, Bastion, Front, Settings, relay, socket};
-use crate::setup::{cost, host_name, init, password_rules, private_folder, welcome};
+use crate::setup::{
+    cost, host_name, init, node, password_rules, private_folder, secret_file, welcome,
+};
 use crate::store::Store;
 
 /// What one recording may hold in memory for a slow disk.
@@ -47,6 +51,12 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         methods,
         max_answers: login.max_answers,
         password: password_rules(config),
+        radius: RadiusRules {
+            mode: config.radius.mode,
+            both_in_one: config.radius.both_in_one,
+            challenge_request: config.radius.challenge_request.clone(),
+            code_life: config.radius.code_life.0,
+        },
     };
     Ok(Settings {
         rules: Arc::new(rules),
@@ -67,6 +77,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             total: forward.total_budget.as_usize(),
         },
         pump: PumpLimits { stall: forward.stall_timeout.0 },
+        radius: radius_settings(config)?,
         record: record_settings(config),
         banner: server.banner.clone(),
         public_host: config.server.public_host.clone(),
@@ -75,6 +86,51 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         keepalive: server.keepalive.0,
         drain: server.drain.0,
         proxy_from: server.proxy_from.clone(),
+    })
+}
+
+/// Reads the secrets of the RADIUS servers. Without servers, nobody waits for them.
+fn radius_settings(config: &Config) -> anyhow::Result<RadiusSettings> {
+    let radius = &config.radius;
+    if radius.server.is_empty() {
+        return Ok(RadiusSettings::default());
+    }
+    let servers = radius.server.iter().map(|server| radius_server(config, server));
+    let servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
+    let name =
+        if radius.nas_identifier.is_empty() { node(config) } else { radius.nas_identifier.clone() };
+    let settings =
+        radius::Settings { dead_time: radius.dead_time.0, ..radius::Settings::new(&name) };
+    let client = radius::Client::new(servers, settings)?;
+    Ok(RadiusSettings { client: Some(Arc::new(client)), refusal_wait: radius.refusal_wait.0 })
+}
+
+fn radius_server(config: &Config, server: &RadiusServer) -> anyhow::Result<radius::Server> {
+    let secret = secret_file(config.radius_secret_path(server).as_deref())?;
+    let secret = match (secret, server.transport) {
+        (Some(secret), _) => secret,
+        (None, Transport::Tls) => radius::RADSEC_SECRET.into(),
+        (None, Transport::Udp) => anyhow::bail!(
+            "the RADIUS server {name} has no secret: write it to a file of mode 0600 and name that in \
+             secret_file, or pass the systemd credential radius_{name}",
+            name = server.name
+        ),
+    };
+    let transport = match server.transport {
+        Transport::Udp => radius::Transport::Udp,
+        Transport::Tls => radius::Transport::Tls(radius::Tls {
+            ca_file: server.ca_file.clone(),
+            certificate_file: server.certificate_file.clone(),
+            key_file: server.key_file.clone(),
+            server_name: Some(server.server_name.clone()).filter(|name| !name.is_empty()),
+        }),
+    };
+    Ok(radius::Server {
+        timeout: server.timeout.0,
+        tries: server.tries,
+        require_message_authenticator: server.require_message_authenticator,
+        transport,
+        ..radius::Server::udp(&server.name, &server.address, secret)
     })
 }
 

@@ -16,7 +16,7 @@ use crate::audit::{Actor, Context};
 use crate::auth::password::{self, Cost};
 use crate::clock::Clock;
 use crate::config::{Config, KeyFile};
-use crate::domain::{Factor, Role, UserName};
+use crate::domain::{Role, SecondFactor, UserName};
 use crate::keys::{self, AuditKey};
 use crate::store::seal::Keyring;
 use crate::store::{NewUser, Opening, Settings as StoreSettings, Store};
@@ -106,14 +106,15 @@ fn is_there(path: &Path) -> anyhow::Result<bool> {
 fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
     Ok(StoreSettings {
         url: config.store_url(),
-        password: password_file(config.store_password_path().as_deref())?,
+        password: secret_file(config.store_password_path().as_deref())?,
         tls_ca_file: some_path(&config.store.tls_ca_file),
         connections: config.store.connections,
         node: node(config),
     })
 }
 
-fn password_file(path: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
+/// The text of a secret file, without the line break at its end.
+pub(crate) fn secret_file(path: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
     let Some(path) = path else { return Ok(None) };
     let bytes = keys::read_secret(path)?;
     let text =
@@ -131,7 +132,8 @@ pub(crate) fn host_name() -> String {
     if name.is_empty() { "localhost".to_owned() } else { name }
 }
 
-fn node(config: &Config) -> String {
+/// The name of this node.
+pub(crate) fn node(config: &Config) -> String {
     if config.node.is_empty() { host_name() } else { config.node.clone() }
 }
 
@@ -158,7 +160,8 @@ async fn first_admin(
     let new = NewUser {
         name: &name,
         role: Role::Admin,
-        factor: Factor::Totp,
+        // Said, so that no group's setting keeps the first administrator out with its servers.
+        factor: Some(SecondFactor::TOTP),
         password_hash: &password::hash(&one_time, cost(config))?,
         one_time: true,
         binding_until: now.plus(config.login.binding_window.0),

@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
-use anyhow::bail;
+use anyhow::{Error, bail};
 
 use super::output::{Format, Row, json_line, list};
+use super::user::{said, shown_factor};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
-use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime};
+use crate::domain::{Destination, Factor, Grant, GrantObject, GrantSubject, Id, UnixTime};
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
 
@@ -32,6 +33,12 @@ pub async fn groups(
             writeln!(out, "group {group} is removed, with the grants for it")?;
         }
         GroupCommand::List => list(out, verbs.format, &store.groups().await?)?,
+        GroupCommand::Factor { group, second } => {
+            let second = second.second().map_err(Error::msg)?;
+            store.set_group_factor(&group, second, context, now).await?;
+            let what = said(verbs, second);
+            writeln!(out, "members of {group} of whom nothing else is set: {what}")?;
+        }
         GroupCommand::Join { group, user } => {
             store.join_group(&group, &user, context, now).await?;
             writeln!(out, "{user} is in {group}")?;
@@ -133,6 +140,7 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
         explained.cannot_be_reached(&why);
     }
     look_at_sign_in(&mut explained, &detail, question.source, at);
+    look_at_factor(&mut explained, verbs, &detail, at);
     match verbs.format {
         Format::Json => json_line(out, &explained)?,
         Format::Table { .. } => write!(out, "{explained}")?,
@@ -160,6 +168,32 @@ fn look_at_sign_in(
             None => explained.sign_in.push(locked),
         }
     }
+    if user.disabled_at.is_some() {
+        explained.cannot_sign_in(format!("{name} is disabled"));
+    }
+}
+
+/// Adds what is to be known about the user's second step.
+fn look_at_factor(
+    explained: &mut Explanation,
+    verbs: &Verbs<'_>,
+    detail: &UserDetail,
+    at: UnixTime,
+) {
+    let (user, name) = (&detail.user, &detail.user.name);
+    if user.factor == Factor::Radius.word() {
+        match verbs.radius {
+            Some(_) => explained.sign_in.push(format!(
+                "{name} signs in by {}{}",
+                shown_factor(verbs, detail),
+                detail.factor_group.as_ref().map(|g| format!(", set for {g}")).unwrap_or_default()
+            )),
+            None => explained.cannot_sign_in(format!(
+                "{name} signs in by RADIUS, and no server is configured: see [radius]"
+            )),
+        }
+        return;
+    }
     match (user.otp_bound_at, user.binding_until.map(UnixTime)) {
         (Some(_), _) => {}
         (None, Some(until)) if at < until => {
@@ -169,9 +203,6 @@ fn look_at_sign_in(
         (None, _) => explained.cannot_sign_in(format!(
             "{name} has no authenticator, and may bind none: see 'sallyport otp reset {name}'"
         )),
-    }
-    if user.disabled_at.is_some() {
-        explained.cannot_sign_in(format!("{name} is disabled"));
     }
 }
 
@@ -183,8 +214,10 @@ impl Row for Grant {
 }
 
 impl Row for GroupRow {
-    const HEADINGS: &'static [&'static str] = &["GROUP", "MEMBERS"];
+    const HEADINGS: &'static [&'static str] = &["GROUP", "FACTOR", "MEMBERS"];
     fn cells(&self) -> Vec<String> {
-        vec![self.group.clone(), self.members.join(" ")]
+        let words = [self.factor.clone(), self.radius_mode.clone()];
+        let factor = words.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        vec![self.group.clone(), factor, self.members.join(" ")]
     }
 }

@@ -24,7 +24,7 @@ pub use user::{NewPassword, otp, read_keys, users};
 
 use crate::audit::Context;
 use crate::auth::password;
-use crate::domain::UnixTime;
+use crate::domain::{RadiusMode, UnixTime};
 use crate::store::Store;
 
 /// What every verb works with.
@@ -46,4 +46,6 @@ pub struct Verbs<'a> {
     pub recordings: &'a std::path::Path,
     /// How long an authenticator may be bound after it was allowed.
     pub binding_window: Duration,
+    /// How RADIUS servers are asked for whom nothing else is set; `None` if there are none.
+    pub radius: Option<RadiusMode>,
 }

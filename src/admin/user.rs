@@ -2,15 +2,15 @@
 
 use std::io::{self, Write as _};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, Error, bail};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
 use super::output::{Format, Row, json_line, list, show};
 use super::{Out, Verbs};
 use crate::auth::password;
-use crate::cli::{OtpCommand, UserCommand, UserKeyCommand};
-use crate::domain::{Factor, Role, UnixTime, UserName, printable};
+use crate::cli::{self, OtpCommand, UserCommand, UserKeyCommand};
+use crate::domain::{Factor, RadiusMode, Role, SecondFactor, UnixTime, UserName, printable};
 use crate::keys::public_key;
 use crate::store::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
@@ -55,10 +55,8 @@ pub async fn users(
 ) -> anyhow::Result<()> {
     let (store, context, now) = (verbs.store, verbs.context, verbs.now);
     match command {
-        UserCommand::Add { name, role, factor, .. } => {
-            if factor != Factor::Totp {
-                bail!("--factor {factor} is not in this release: leave it out for totp");
-            }
+        UserCommand::Add { name, role, factor, mode, .. } => {
+            let factor = cli::second(factor, mode).map_err(Error::msg)?;
             let (hash, shown) = hash(verbs, &name, password)?;
             let binding_until = now.plus(verbs.binding_window);
             let one_time = shown.is_some();
@@ -72,7 +70,8 @@ pub async fn users(
                 keys,
             };
             store.add_user(&new, context, now).await?;
-            added(verbs, &name, shown, Some(binding_until), out)?;
+            let binds = factor.is_none_or(|second| second.factor == Factor::Totp);
+            added(verbs, &name, shown, binds.then_some(binding_until), out)?;
         }
         UserCommand::Passwd { name, .. } => {
             let (hash, shown) = hash(verbs, &name, password)?;
@@ -90,7 +89,8 @@ pub async fn users(
         }
         UserCommand::Show { name } => {
             let detail = store.user(&name).await?;
-            show(out, verbs.format, &Shown { detail, now })?;
+            let factor = shown_factor(verbs, &detail);
+            show(out, verbs.format, &Shown { detail, factor, now })?;
         }
         UserCommand::Disable { name, force } => {
             if !force {
@@ -113,6 +113,20 @@ pub async fn users(
             }
             store.remove_user(&name, context, now).await?;
             writeln!(out, "{name} is removed; their sessions end")?;
+        }
+        UserCommand::Factor { name, second } => {
+            let second = second.second().map_err(Error::msg)?;
+            store.set_user_factor(&name, second, context, now).await?;
+            writeln!(out, "{name}: {}; their sessions end", said(verbs, second))?;
+            let user = store.user(&name).await?.user;
+            let bound = user.otp_bound_at.is_some();
+            let may_bind = user.binding_until.is_some_and(|until| now < UnixTime(until));
+            if user.factor == Factor::Totp.word() && !bound && !may_bind {
+                writeln!(
+                    out,
+                    "they have no authenticator: 'sallyport otp reset {name}' lets them bind one"
+                )?;
+            }
         }
         UserCommand::Key(UserKeyCommand::Add { name, .. }) => {
             for (fingerprint, key) in &keys {
@@ -155,7 +169,7 @@ pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> a
     match command {
         OtpCommand::Show { name } => {
             let detail = verbs.store.user(&name).await?;
-            show(out, verbs.format, &OtpStatus::new(&detail, verbs.now))?;
+            show(out, verbs.format, &OtpStatus::new(verbs, &detail))?;
         }
         OtpCommand::Reset { name } => {
             let until = verbs.now.plus(verbs.binding_window);
@@ -228,6 +242,8 @@ fn added(
 pub(crate) struct OtpStatus {
     name: String,
     factor: String,
+    /// How RADIUS is asked, if that is the factor.
+    radius_mode: Option<RadiusMode>,
     bound_at: Option<UnixTime>,
     last_used_at: Option<UnixTime>,
     /// Positive: the authenticator's clock is ahead.
@@ -237,11 +253,12 @@ pub(crate) struct OtpStatus {
 }
 
 impl OtpStatus {
-    pub(crate) fn new(detail: &UserDetail, now: UnixTime) -> Self {
-        let user = &detail.user;
+    pub(crate) fn new(verbs: &Verbs<'_>, detail: &UserDetail) -> Self {
+        let (user, now) = (&detail.user, verbs.now);
         Self {
             name: user.name.clone(),
             factor: user.factor.clone(),
+            radius_mode: mode_of(verbs, detail),
             bound_at: user.otp_bound_at.map(UnixTime),
             last_used_at: user.otp_bound_at.and(user.otp_last_used_at).map(UnixTime),
             clock_drift_seconds: user.otp_drift_seconds,
@@ -261,7 +278,7 @@ impl Row for OtpStatus {
         });
         vec![
             self.name.clone(),
-            self.factor.clone(),
+            join(&self.factor, self.radius_mode),
             self.bound_at.map_or_else(|| "no".to_owned(), |at| at.to_string()),
             time(self.last_used_at),
             drift.unwrap_or_default(),
@@ -269,6 +286,33 @@ impl Row for OtpStatus {
             time(self.binding_until),
         ]
     }
+}
+
+/// How RADIUS is asked about somebody who signs in by it.
+fn mode_of(verbs: &Verbs<'_>, detail: &UserDetail) -> Option<RadiusMode> {
+    let is_radius = detail.user.factor == Factor::Radius.word();
+    detail.radius_mode.or(verbs.radius).filter(|_| is_radius)
+}
+
+/// What answers for somebody's second step: "totp", "radius code".
+pub(super) fn shown_factor(verbs: &Verbs<'_>, detail: &UserDetail) -> String {
+    join(&detail.user.factor, mode_of(verbs, detail))
+}
+
+/// The same of what is being set.
+pub(super) fn said(verbs: &Verbs<'_>, second: Option<SecondFactor>) -> String {
+    match second {
+        None => "no factor is set here any more".to_owned(),
+        Some(SecondFactor { factor: Factor::Totp, .. }) => "totp".to_owned(),
+        Some(SecondFactor { factor, mode }) => {
+            let note = if verbs.radius.is_none() { " (no server is configured yet)" } else { "" };
+            join(factor.word(), mode.or(verbs.radius)) + note
+        }
+    }
+}
+
+fn join(factor: &str, mode: Option<RadiusMode>) -> String {
+    mode.map_or_else(|| factor.to_owned(), |mode| format!("{factor} {mode}"))
 }
 
 fn time(at: Option<UnixTime>) -> String {
@@ -301,7 +345,9 @@ fn user_cells(row: &UserRow, locked: bool, now: UnixTime) -> Vec<String> {
         (None, false) => "enabled",
     };
     let password = if row.password_one_time != 0 { "one-time" } else { "own" };
+    let by_radius = row.factor == Factor::Radius.word();
     let authenticator = match (row.otp_bound_at, row.binding_until.map(UnixTime)) {
+        _ if by_radius => "by RADIUS".to_owned(),
         (Some(at), _) => format!("bound {}", UnixTime(at)),
         (None, Some(until)) if now < until => format!("may bind until {until}"),
         (None, Some(until)) => format!("none, time to bind was over {until}: 'otp reset'"),
@@ -316,6 +362,8 @@ struct Shown {
     #[serde(flatten)]
     detail: UserDetail,
     #[serde(skip)]
+    factor: String,
+    #[serde(skip)]
     now: UnixTime,
 }
 
@@ -326,6 +374,7 @@ impl Row for Shown {
         "STATE",
         "PASSWORD",
         "AUTHENTICATOR",
+        "FACTOR",
         "ADDED",
         "GROUPS",
         "KEYS",
@@ -350,7 +399,10 @@ impl Row for Shown {
                 None => format!("{} from {}", lock.failures, lock.source),
             })
             .collect();
+        let group = detail.factor_group.as_ref();
+        let from = group.map(|group| format!(", set for group {group}")).unwrap_or_default();
         cells.extend([
+            format!("{}{from}", self.factor),
             UnixTime(detail.user.created_at).to_string(),
             detail.groups.join(" "),
             keys.join(" "),

@@ -10,8 +10,8 @@ use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize, de};
 
 use crate::domain::{
-    AccountAuth, AccountName, Destination, Factor, GroupName, Id, Role, Source, TargetName,
-    UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, Source,
+    TargetName, UnixTime, UserName, words,
 };
 
 words! {
@@ -29,6 +29,20 @@ words! {
         NewPassword = "new-password",
         /// The code that confirms a new authenticator.
         Binding = "binding",
+        /// What a RADIUS server was asked to judge.
+        Radius = "radius",
+    }
+}
+
+words! {
+    /// What a RADIUS server answered.
+    RadiusVerdict, "RADIUS verdict" {
+        /// Access-Accept.
+        Accept = "accept",
+        /// Access-Reject.
+        Reject = "reject",
+        /// Access-Challenge: it asks for something more.
+        Challenge = "challenge",
     }
 }
 
@@ -58,6 +72,12 @@ words! {
         ReplayedCode = "replayed-code",
         /// The recovery code is wrong or used.
         WrongRecoveryCode = "wrong-recovery-code",
+        /// A RADIUS server rejected the password or the code.
+        RadiusRejected = "radius-rejected",
+        /// No RADIUS server answered.
+        RadiusUnavailable = "radius-unavailable",
+        /// A RADIUS server let somebody in without having asked for a code.
+        RadiusOneFactor = "radius-one-factor",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
         /// The client left, or tried another password, before the second factor.
@@ -107,6 +127,8 @@ impl Refusal {
             Self::ReplayedCode
             | Self::AlreadyBound
             | Self::AccountChanged
+            | Self::RadiusUnavailable
+            | Self::RadiusOneFactor
             | Self::StoreFailed
             | Self::Busy => false,
             Self::UnknownUser
@@ -118,6 +140,7 @@ impl Refusal {
             | Self::UnknownKey
             | Self::WrongCode
             | Self::WrongRecoveryCode
+            | Self::RadiusRejected
             | Self::PasswordRejected
             | Self::GivenUp
             | Self::UserChanged
@@ -214,6 +237,15 @@ pub enum Event {
     /// A code would have matched `seconds` away from now: the app's clock is off by that.
     /// Positive: the app is ahead of the bastion.
     ClockDrift { seconds: i64 },
+    /// A RADIUS server answered; `message` is its text, printable.
+    RadiusAnswered {
+        server: String,
+        verdict: RadiusVerdict,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        message: String,
+    },
+    /// No RADIUS server answered: `error` names each, and why.
+    RadiusUnanswered { error: String },
     /// Failures locked the account for one source.
     SourceLocked { failures: i64, until: UnixTime },
     /// Signing in was refused.
@@ -328,6 +360,22 @@ pub enum Event {
     KeyAdded { name: UserName, key: String },
     /// A public key was removed from a user.
     KeyRemoved { name: UserName, key: String },
+    /// It was set what answers for a user's second step; without `factor`, what their groups say.
+    UserFactorSet {
+        name: UserName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        factor: Option<Factor>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<RadiusMode>,
+    },
+    /// The same, for the members of a group of whom nothing is set.
+    GroupFactorSet {
+        group: GroupName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        factor: Option<Factor>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<RadiusMode>,
+    },
     /// A group was added.
     GroupAdded { group: GroupName },
     /// A group was removed.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::totp::Secret;
 use crate::audit::Refusal;
-use crate::domain::{Factor, Id, Role, TimeStep, UnixTime, UserName};
+use crate::domain::{Factor, Id, Role, SecondFactor, TimeStep, UnixTime, UserName};
 
 /// An account as it was when its owner began to sign in.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct Account {
     /// What it may do with the bastion itself.
     pub role: Role,
     /// What answers for its second step.
-    pub factor: Factor,
+    pub factor: SecondFactor,
     /// Grows whenever older logins must end; a login commits only against the epoch it began with.
     pub epoch: i64,
     /// Whether an administrator disabled it.
@@ -86,6 +86,8 @@ pub enum Standing {
     Bound,
     /// It has none yet and may bind one.
     MayBind,
+    /// A RADIUS server decides.
+    Radius,
     /// Nothing it answers will be right.
     Closed(Refusal),
 }
@@ -97,8 +99,8 @@ impl Account {
             Standing::Closed(Refusal::Disabled)
         } else if throttle.locked_until.is_some_and(|until| now < until) {
             Standing::Closed(Refusal::Locked)
-        } else if self.factor != Factor::Totp {
-            Standing::Closed(Refusal::NotOffered)
+        } else if self.factor.factor == Factor::Radius {
+            Standing::Radius
         } else if self.otp.is_some() {
             Standing::Bound
         } else if self.binding_until.is_some_and(|until| now < until) {

@@ -9,11 +9,17 @@ use zeroize::Zeroizing;
 
 use super::qr::{self, Style};
 use super::totp::{self, Secret};
+use crate::domain::printable;
 
 /// Asks for the password.
 pub const PASSWORD: &str = "Password: ";
 /// Asks for the code. A recovery code is taken as well: whoever has one was told so.
 pub const CODE: &str = "6-digit code: ";
+/// Asks for what a RADIUS server wants to hear where it does not say what that is.
+pub const RESPONSE: &str = "Response: ";
+/// Tells somebody whose password was right why they are refused all the same.
+pub const RADIUS_DEAD: &str = "The RADIUS servers do not answer: tell your administrator. Nobody \
+                               whose code they check is let in without them.";
 /// Asks for a password in place of the one-time one.
 pub const NEW_PASSWORD: &str = "Choose a new password: ";
 /// Asks for it again.
@@ -44,6 +50,21 @@ pub fn bind(style: Style, uri: &str, secret: &Secret, note: Option<&str>) -> Str
         Err(_) => "  The name is too long for a picture. Type this key into the app:".to_owned(),
     };
     format!("{head}\n{picture}  {}\n{BIND_ASK}", &*totp::grouped(secret))
+}
+
+/// The most lines and characters in a line of a RADIUS server's text.
+const CHALLENGE: (usize, usize) = (12, 200);
+
+/// A RADIUS server's text as a prompt: short, and nothing in it that a terminal acts on.
+pub fn challenge(message: &str) -> String {
+    let (lines, characters) = CHALLENGE;
+    let line = |line: &str| printable(&line.chars().take(characters).collect::<String>());
+    let text: Vec<String> =
+        message.trim().split('\n').take(lines).map(|l| line(l.trim_end())).collect();
+    match text.join("\n") {
+        empty if empty.is_empty() => RESPONSE.to_owned(),
+        text => format!("{text} "),
+    }
 }
 
 /// What was typed while the picture is on the screen.
@@ -192,6 +213,16 @@ mod tests {
         assert_eq!(bind_input("a"), BindInput::Ascii);
         assert_eq!(bind_input("r"), BindInput::Renew);
         assert_eq!(bind_input(" 123456 "), BindInput::Code("123456".into()));
+    }
+
+    #[test]
+    fn a_servers_text_is_short_and_harmless() {
+        assert_eq!(challenge(" \r\n"), RESPONSE);
+        assert_eq!(challenge("Enter your code: "), "Enter your code: ");
+        assert_eq!(challenge("1 SMS\r\n2 call\n\x1b[2J?"), "1 SMS\n2 call\n\\u{1b}[2J? ");
+        let long = challenge(&"x\u{202e}".repeat(4000).replace("xx", "x\n"));
+        assert!(long.lines().count() <= 12 && long.len() <= 12 * 200 * 8);
+        assert!(long.chars().all(|c| c == '\n' || !crate::domain::is_unsafe(c)));
     }
 
     #[test]

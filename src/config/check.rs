@@ -34,6 +34,7 @@ impl Config {
         self.check_server()?;
         self.check_store()?;
         self.check_login()?;
+        self.check_radius()?;
         self.check_log()
     }
 
@@ -148,6 +149,23 @@ impl Config {
             "login.methods",
             "have keyboard-interactive: codes are asked for by it",
         )
+    }
+
+    fn check_radius(&self) -> Checked {
+        let radius = &self.radius;
+        let seconds = |span: super::Span| span.0.as_secs();
+        let life = (30..=3600).contains(&seconds(radius.code_life));
+        must(life, "radius.code_life", "be from 30s to 1h")?;
+        must(seconds(radius.refusal_wait) <= 10, "radius.refusal_wait", "be at most 10s")?;
+        must(seconds(radius.dead_time) <= 86_400, "radius.dead_time", "be at most 1d")?;
+        let name = is_label(&radius.nas_identifier);
+        must(name, "radius.nas_identifier", "be at most 64 printable characters")?;
+        let request = is_label(&radius.challenge_request);
+        must(request, "radius.challenge_request", "be at most 64 printable characters")?;
+        match radius.fault(self.server.login_grace) {
+            Some(rule) => Err(fault(&["radius.server"], rule)),
+            None => Ok(()),
+        }
     }
 
     fn check_log(&self) -> Checked {

@@ -9,6 +9,7 @@ mod advice;
 mod check;
 mod load;
 mod names;
+mod radius;
 mod reload;
 mod units;
 
@@ -22,6 +23,7 @@ use crate::domain::words;
 use crate::logging::LogFormat;
 
 pub use load::{Error, Loaded, environment};
+pub use radius::{Radius, RadiusServer, Transport};
 pub use units::{Size, Span};
 
 words! {
@@ -53,6 +55,8 @@ pub struct Config {
     pub keys: Keys,
     /// How a login goes.
     pub login: Login,
+    /// RADIUS servers that check codes or passwords.
+    pub radius: Radius,
     /// Forwarding to targets.
     pub forward: Forward,
     /// Recording sessions on targets in record mode.
@@ -70,6 +74,7 @@ impl Default for Config {
             store: Store::default(),
             keys: Keys::default(),
             login: Login::default(),
+            radius: Radius::default(),
             forward: Forward::default(),
             record: Record::default(),
             log: Log::default(),

@@ -33,7 +33,7 @@ use crate::auth::machine::{Authenticated, Rules};
 use crate::auth::password;
 use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
 use crate::clock::Clock;
-use crate::domain::{Mode, Role, Source, Target, UnixTime, printable};
+use crate::domain::{Mode, RadiusMode, Role, Source, Target, UnixTime, printable};
 use crate::hashing::Hashing;
 use crate::policy::{self, Subject};
 use crate::recording::player::Key;
@@ -54,6 +54,8 @@ pub struct Caller<'a> {
     pub names: Vec<String>,
     /// The bastion's port.
     pub port: u16,
+    /// How RADIUS servers are asked by default; `None` if there are none.
+    pub radius: Option<RadiusMode>,
     /// The folder of recordings.
     pub recordings: std::path::PathBuf,
     /// The host CA's public key, as in `authorized_keys`.
@@ -351,6 +353,7 @@ impl Caller<'_> {
             rules,
             binding_window: self.service.binding_window,
             recordings: &self.recordings,
+            radius: self.radius,
         }
     }
 

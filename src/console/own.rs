@@ -165,7 +165,7 @@ impl Own<'_> {
             let text = format!("too many wrong answers: try again after {until}");
             return self.refuse(Refusal::Locked, &text).await;
         }
-        if account.factor != Factor::Totp {
+        if account.factor.factor != Factor::Totp {
             let text = "your codes are not checked here: ask your administrator";
             return self.refuse(Refusal::NotOffered, text).await;
         }
@@ -246,7 +246,7 @@ impl Own<'_> {
         };
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Code(_) | Claim::Nothing => Step::Code,
+            Claim::Code(_) | Claim::Radius { .. } | Claim::Nothing => Step::Code,
         };
         let (id, epoch) = self.account_and_epoch();
         let (account, steps, notes) = (id.clone(), Vec::new(), Vec::new());

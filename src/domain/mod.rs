@@ -138,6 +138,32 @@ words! {
     }
 }
 
+words! {
+    /// How much of a login a RADIUS server decides, and how it is asked.
+    RadiusMode, "RADIUS mode" {
+        /// Our own password; then the code, which goes to the server as User-Password.
+        Code = "code",
+        /// Password and code both go to the server; our own password is not used.
+        Both = "both",
+        /// Our own password; then whatever the server asks (Access-Challenge).
+        Challenge = "challenge",
+    }
+}
+
+/// What answers for somebody's second step, as it was set for them or for a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SecondFactor {
+    /// What answers.
+    pub factor: Factor,
+    /// How a RADIUS server is asked; the configured way if it was not said.
+    pub mode: Option<RadiusMode>,
+}
+
+impl SecondFactor {
+    /// The authenticator that is bound to the account.
+    pub const TOTP: Self = Self { factor: Factor::Totp, mode: None };
+}
+
 /// Where a connection comes from, as the client's own address (behind a proxy,
 /// the one that the PROXY header named).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -143,6 +143,20 @@ impl Connection {
         self.stop.cancel();
     }
 
+    /// Waits until the login has no more time, or the connection is ended from here.
+    pub(super) async fn login_is_over(&self) {
+        let deadline = async {
+            match self.control.deadline() {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = deadline => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
     /// Why the connection is being ended from here, if it is.
     pub(super) fn ended_by_us(&self) -> Option<String> {
         self.end.get().map(|(_, message)| message.clone())

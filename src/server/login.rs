@@ -1,8 +1,8 @@
 //! Drives the login state machine: does what its effects say, and brings back what came of it.
 //!
 //! Always holds: a failure's answer is held back for its back-off and never comes sooner than
-//! [`LEAST_WAIT`] after the question, so that the store's speed does not tell accounts apart; and
-//! nobody is let in whose session the store did not write down.
+//! [`LEAST_WAIT`] after the question, or what is set where RADIUS servers are asked, so that their or
+//! the store's speed does not tell accounts apart; and nobody is let in whose session the store did not write down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::hashing;
+use super::radius;
 use crate::audit::{Context, Event, Refusal};
 use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
@@ -27,13 +28,19 @@ pub(super) struct Login {
     machine: Option<Machine>,
     /// The password whose hash is to be made anew at the present cost, after the login succeeds.
     rehash: Option<(SecretString, String)>,
+    radius: radius::Dialog,
     conn: Arc<Connection>,
 }
 
 impl Login {
     pub(super) fn new(conn: Arc<Connection>) -> Self {
         let rules = Arc::clone(&conn.settings.rules);
-        Self { machine: Some(Machine::new(rules)), rehash: None, conn }
+        Self {
+            machine: Some(Machine::new(rules)),
+            rehash: None,
+            radius: radius::Dialog::default(),
+            conn,
+        }
     }
 
     /// Takes one request of the client's in, and says what to answer.
@@ -80,6 +87,9 @@ impl Login {
             Effect::CheckPassword(password, hash) => {
                 return self.check_password(password, hash).await;
             }
+            Effect::AskRadius { user, password, round } => {
+                Input::Radius(self.radius.ask(&self.conn, &user, &password, round).await)
+            }
             Effect::MakeSecret => match totp::Secret::generate() {
                 Ok(secret) => Input::Secret(secret),
                 Err(error) => {
@@ -110,7 +120,8 @@ impl Login {
                 };
                 // As long as if it counted: the wait must not tell which kind of failure it was.
                 let failures = if counts { failures } else { failures.saturating_add(1) };
-                let wait = throttle.backoff(failures).max(LEAST_WAIT);
+                let least = LEAST_WAIT.max(self.conn.settings.radius.refusal_wait);
+                let wait = throttle.backoff(failures).max(least);
                 tokio::time::sleep_until(asked + wait).await;
                 Input::FailureRecorded
             }

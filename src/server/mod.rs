@@ -15,6 +15,7 @@ mod handler;
 mod live;
 mod login;
 pub mod proxy;
+pub mod radius;
 pub mod relay;
 pub mod settings;
 mod shell;
@@ -319,6 +320,9 @@ async fn housekeep(bastion: Arc<Bastion>) {
         );
         if let Err(error) = bastion.store.forget_old_failures(before).await {
             tracing::warn!(%error, "failed to forget old failures");
+        }
+        if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
+            tracing::warn!(%error, "failed to forget codes that were used");
         }
         bastion.guard.prune(std::time::Instant::now());
         if let Err(error) = relay::keep::apply_retention(&bastion).await {

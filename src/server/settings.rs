@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::forward::{FlowLimits, PumpLimits};
+use super::radius::RadiusSettings;
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::Rules;
+use crate::domain::RadiusMode;
 use crate::recording;
 
 /// The settings in force for new connections; a reload replaces them as a whole.
@@ -30,6 +32,8 @@ pub struct Settings {
     pub flow: FlowLimits,
     /// When a forward is given up.
     pub pump: PumpLimits,
+    /// Which RADIUS servers are asked.
+    pub radius: RadiusSettings,
     /// How sessions are recorded.
     pub record: RecordSettings,
     /// Shown before anything is asked.
@@ -70,6 +74,11 @@ pub struct RecordSettings {
 }
 
 impl Settings {
+    /// How RADIUS servers are asked for whom nothing else is set; `None` if there are none.
+    pub fn radius_mode(&self) -> Option<RadiusMode> {
+        self.radius.client.as_ref().map(|_| self.rules.radius.mode)
+    }
+
     /// The bastion's name as somebody at `source` would type it.
     pub fn name_for(&self, source: std::net::IpAddr) -> &str {
         match self.public_host.as_str() {

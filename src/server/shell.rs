@@ -97,6 +97,7 @@ pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> consol
         context: conn.context(),
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
+        radius: conn.settings.radius_mode(),
         recordings: conn.settings.record.folder.clone(),
         names: conn.bastion.front().names_at(conn.local),
         host_ca: conn.bastion.relay.host_ca_line(),

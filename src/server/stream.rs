@@ -82,6 +82,11 @@ impl StreamControl {
         self.0.wake();
     }
 
+    /// When the stream is cut, if there is a deadline.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline()
+    }
+
     /// Makes every read and write fail from now on.
     pub fn kill(&self) {
         self.0.cut(KILLED);

@@ -51,6 +51,10 @@ pub struct GroupRow {
     pub created_at: i64,
     /// Who is in it.
     pub members: Vec<String>,
+    /// What answers for the second step of members of whom nothing else is set.
+    pub factor: Option<String>,
+    /// How RADIUS is asked then, if that was said.
+    pub radius_mode: Option<String>,
 }
 
 impl Store {
@@ -123,13 +127,19 @@ impl Store {
                 .load(conn)
                 .await
         })?;
+        let mut factors = tx.group_factors().await?;
         tx.commit().await?;
         let of = |group: &str| {
             members.iter().filter(|(g, _)| g == group).map(|(_, m)| m.clone()).collect()
         };
         Ok(groups
             .into_iter()
-            .map(|(group, created_at)| GroupRow { members: of(&group), group, created_at })
+            .map(|(group, created_at)| {
+                let members = of(&group);
+                let (factor, radius_mode) = factors.remove(&group).unzip();
+                let radius_mode = radius_mode.flatten();
+                GroupRow { group, created_at, members, factor, radius_mode }
+            })
             .collect())
     }
 
@@ -496,7 +506,7 @@ impl Tx<'_> {
         id.map(|id| parse("targets", &id)).transpose()
     }
 
-    async fn has_group(&mut self, group: &GroupName) -> Result<bool, Error> {
+    pub(super) async fn has_group(&mut self, group: &GroupName) -> Result<bool, Error> {
         let found: i64 = on!(self.engine(), conn => {
             user_groups::table.filter(user_groups::name.eq(group.as_str())).count().get_result(conn).await
         })?;

@@ -18,7 +18,7 @@ use crate::audit::{Context, Event, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::machine::{Attempt, Claim, Claimed};
 use crate::auth::{recovery, totp};
-use crate::domain::{Id, Source, TimeStep, UnixTime, UserName, printable};
+use crate::domain::{Factor, Id, Source, TimeStep, UnixTime, UserName, printable};
 
 /// A row of `users`, as far as signing in needs it.
 #[derive(Queryable, Selectable)]
@@ -27,7 +27,6 @@ struct LoginRow {
     id: String,
     name: String,
     role: String,
-    factor: String,
     disabled_at: Option<i64>,
     epoch: i64,
     password_hash: String,
@@ -331,6 +330,7 @@ impl Tx<'_> {
         })?;
         let id: Id = parse("users", &row.id)?;
         let recovery_left = self.recovery_left(&id).await?;
+        let factor = self.second_factor(&id).await?.second_factor();
         let otp = match &row.otp_secret {
             Some(sealed) => {
                 let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
@@ -348,7 +348,7 @@ impl Tx<'_> {
             id,
             name: parse("users", &row.name)?,
             role: parse("users", &row.role)?,
-            factor: parse("users", &row.factor)?,
+            factor,
             epoch: row.epoch,
             disabled: row.disabled_at.is_some(),
             password: row.password_hash,
@@ -390,11 +390,8 @@ impl Tx<'_> {
     ) -> Result<Result<u32, Refusal>, Error> {
         use users::dsl;
         let id = attempt.account.as_str();
-        let is_same = dsl::id
-            .eq(id)
-            .and(dsl::epoch.eq(attempt.epoch))
-            .and(dsl::disabled_at.is_null())
-            .and(dsl::otp_secret.is_not_null());
+        let is_same =
+            dsl::id.eq(id).and(dsl::epoch.eq(attempt.epoch)).and(dsl::disabled_at.is_null());
         // An update that changes nothing comes first: it holds the row until the transaction ends.
         let same = on!(self.engine(), conn => {
             diesel::update(dsl::users)
@@ -409,12 +406,28 @@ impl Tx<'_> {
         if self.throttle(whose, rules, now).await?.locked_until.is_some() {
             return Ok(Err(Refusal::Locked));
         }
+        let asked_for = match &attempt.claim {
+            Claim::Nothing => None,
+            Claim::Code(_) | Claim::RecoveryCode(_) => Some(Factor::Totp),
+            Claim::Radius { .. } => Some(Factor::Radius),
+        };
+        let present = self.second_factor(&attempt.account).await?.factor;
+        if asked_for.is_some_and(|factor| factor != present) {
+            return Ok(Err(Refusal::AccountChanged));
+        }
         match &attempt.claim {
             Claim::Nothing => {}
+            Claim::Radius { codes, life } => {
+                let until = now.plus(*life);
+                if !self.use_codes(&attempt.account, codes, now, until).await? {
+                    return Ok(Err(Refusal::ReplayedCode));
+                }
+            }
             Claim::Code(step) => {
                 let claimed = on!(self.engine(), conn => {
                     diesel::update(dsl::users)
                         .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(step.0)))
+                        .filter(dsl::otp_secret.is_not_null())
                         .set((
                             dsl::otp_last_step.eq(step.0),
                             dsl::otp_last_used_at.eq(now.0),
@@ -459,6 +472,7 @@ impl Tx<'_> {
         let event = match attempt.claim {
             Claim::Nothing => return Ok(()),
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
+            Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },
         };
         self.append(now, context, event).await

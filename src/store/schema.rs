@@ -32,6 +32,30 @@ table! {
 }
 
 table! {
+    user_factors (user_id) {
+        user_id -> Text,
+        factor -> Text,
+        radius_mode -> Nullable<Text>,
+    }
+}
+
+table! {
+    group_factors (group_name) {
+        group_name -> Text,
+        factor -> Text,
+        radius_mode -> Nullable<Text>,
+    }
+}
+
+table! {
+    used_codes (user_id, hash) {
+        user_id -> Text,
+        hash -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
     user_keys (user_id, fingerprint) {
         user_id -> Text,
         fingerprint -> Text,
@@ -228,6 +252,9 @@ joinable!(recordings -> sessions (session_id));
 allow_tables_to_appear_in_same_query!(
     users,
     recovery_codes,
+    user_factors,
+    group_factors,
+    used_codes,
     user_keys,
     user_groups,
     group_members,

@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::access::GrantFilter;
 use super::login::otp_place;
 use super::pool::on;
+use super::radius::FactorRow;
 use super::schema::{recovery_codes, throttle, user_keys, users};
 use super::{Error, Store, Tx};
 use crate::audit::{Context, Event};
-use crate::domain::{Factor, Id, Role, UnixTime, UserName};
+use crate::domain::{Factor, Id, RadiusMode, Role, SecondFactor, UnixTime, UserName};
 
 /// A user as administrators see it: no secret and no hash.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -22,6 +23,7 @@ pub struct UserRow {
     pub id: String,
     pub name: String,
     pub role: String,
+    /// The one that applies, be it the user's own, a group's, or the default.
     pub factor: String,
     pub created_at: i64,
     pub disabled_at: Option<i64>,
@@ -40,6 +42,10 @@ pub struct UserRow {
 pub struct UserDetail {
     #[serde(flatten)]
     pub user: UserRow,
+    /// How RADIUS is asked, if that was set.
+    pub radius_mode: Option<RadiusMode>,
+    /// The group that the factor is from.
+    pub factor_group: Option<String>,
     pub groups: Vec<String>,
     pub keys: Vec<KeyRow>,
     pub recovery_codes_left: u32,
@@ -74,8 +80,8 @@ pub struct NewUser<'a> {
     pub name: &'a UserName,
     /// The role.
     pub role: Role,
-    /// The second factor.
-    pub factor: Factor,
+    /// The second factor; if none is said, what their groups say, or TOTP.
+    pub factor: Option<SecondFactor>,
     /// The password's hash.
     pub password_hash: &'a str,
     /// Whether it must be changed at the first login.
@@ -104,10 +110,16 @@ impl Store {
     /// When the store fails.
     pub async fn users(&self) -> Result<Vec<UserRow>, Error> {
         let mut tx = self.read().await?;
-        let rows = on!(tx.engine(), conn => {
+        let mut rows: Vec<UserRow> = on!(tx.engine(), conn => {
             users::table.order(users::name).select(UserRow::as_select()).load(conn).await
         })?;
+        let factors = tx.factors().await?;
         tx.commit().await?;
+        for row in &mut rows {
+            if let Some(factor) = factors.get(&row.id) {
+                row.factor.clone_from(factor);
+            }
+        }
         Ok(rows)
     }
 
@@ -135,7 +147,7 @@ impl Store {
     pub async fn user(&self, name: &UserName) -> Result<UserDetail, Error> {
         let mut tx = self.read().await?;
         let id = tx.user_id(name).await?;
-        let user: UserRow = on!(tx.engine(), conn => {
+        let mut user: UserRow = on!(tx.engine(), conn => {
             users::table.find(id.as_str()).select(UserRow::as_select()).first(conn).await
         })?;
         let keys = on!(tx.engine(), conn => {
@@ -156,8 +168,11 @@ impl Store {
         })?;
         let groups = tx.groups_of(&id).await?.iter().map(ToString::to_string).collect();
         let recovery_codes_left = tx.recovery_left(&id).await?;
+        let FactorRow { factor, mode: radius_mode, group } = tx.second_factor(&id).await?;
         tx.commit().await?;
-        Ok(UserDetail { user, groups, keys, recovery_codes_left, locks })
+        user.factor = factor.to_string();
+        let factor_group = group.map(|group| group.to_string());
+        Ok(UserDetail { user, radius_mode, factor_group, groups, keys, recovery_codes_left, locks })
     }
 
     /// Adds a user, with an open binding window.
@@ -171,17 +186,18 @@ impl Store {
         now: UnixTime,
     ) -> Result<Id, Error> {
         let id = Id::random()?;
+        let SecondFactor { factor, .. } = new.factor.unwrap_or(SecondFactor::TOTP);
         let row = (
             users::id.eq(id.as_str()),
             users::name.eq(new.name.as_str()),
             users::role.eq(new.role.word()),
-            users::factor.eq(new.factor.word()),
+            users::factor.eq(Factor::Totp.word()),
             users::created_at.eq(now.0),
             users::epoch.eq(1),
             users::password_hash.eq(new.password_hash),
             users::password_one_time.eq(i64::from(new.one_time)),
             users::password_set_at.eq(now.0),
-            users::binding_until.eq(new.binding_until.0),
+            users::binding_until.eq((factor == Factor::Totp).then_some(new.binding_until.0)),
             users::otp_last_step.eq(i64::MIN),
         );
         let mut tx = self.begin().await?;
@@ -191,12 +207,15 @@ impl Store {
         if added == 0 {
             return Err(Error::Conflict(format!("there is a user {} already", new.name)));
         }
-        let (name, role, factor) = (new.name.clone(), new.role, new.factor);
+        tx.put_user_factor(&id, new.factor).await?;
+        let (name, role) = (new.name.clone(), new.role);
         let one_time_password = new.one_time;
         tx.append(now, context, Event::UserAdded { name, role, factor, one_time_password }).await?;
-        let until = new.binding_until;
-        let about = about(context, new.name);
-        tx.append(now, &about, Event::BindingWindowOpened { until }).await?;
+        if factor == Factor::Totp {
+            let until = new.binding_until;
+            let about = about(context, new.name);
+            tx.append(now, &about, Event::BindingWindowOpened { until }).await?;
+        }
         for (fingerprint, key) in &new.keys {
             tx.add_key(&id, new.name, fingerprint, key, context, now).await?;
         }

@@ -23,6 +23,7 @@ mod menu;
 mod own;
 mod radius;
 mod radius_forged;
+mod radius_login;
 mod radius_tls;
 mod record;
 mod record_files;

@@ -12,8 +12,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Factor, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, Source,
-    Target, TimeStep, UnixTime, UserName,
+    Destination, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, Source, Target,
+    TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
     Error, EventFilter, FailureNote, NewAuthenticator, NewUser, Opening, SessionFilter, SignIn,
@@ -110,7 +110,7 @@ fn new_user<'a>(name: &'a UserName, keys: &[(&str, &str)]) -> NewUser<'a> {
     NewUser {
         name,
         role: Role::User,
-        factor: Factor::Totp,
+        factor: None,
         password_hash: "$argon2id$nobody",
         one_time: true,
         binding_until: UnixTime(i64::MAX),

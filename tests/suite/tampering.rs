@@ -51,6 +51,7 @@ pub async fn with_verbs<T>(
         cost: Cost::default(),
         rules: &rules,
         binding_window: Duration::ZERO,
+        radius: None,
         recordings: std::path::Path::new(""),
     };
     let mut sink = Vec::new();

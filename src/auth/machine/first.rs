@@ -49,12 +49,14 @@ impl Machine {
             return end;
         }
         // A second guess without a code for the first: that one failed, right or wrong.
-        if matches!(self.first, First::Password { .. }) {
+        if matches!(self.first, First::Password { .. } | First::Held) {
             return self.fail(Refusal::GivenUp, None);
         }
         self.stage = Stage::CheckingPassword { interactive };
         self.old_password = Some(password.clone());
-        Effect::CheckPassword(password, self.account().map(|account| account.password.clone()))
+        // One that a RADIUS server judges is compared with the decoy, for the sake of its time.
+        let ours = self.account().filter(|_| !self.is_judged_by_radius());
+        Effect::CheckPassword(password, ours.map(|account| account.password.clone()))
     }
 
     pub(super) fn password_checked(&mut self, right: bool, now: UnixTime) -> Effect {
@@ -65,7 +67,9 @@ impl Machine {
         let right = right && self.account().is_some();
         self.first = First::Password { right };
         self.steps.retain(|step| *step == Step::Key);
-        if right {
+        if self.is_judged_by_radius() {
+            self.first = First::Held;
+        } else if right {
             self.steps.push(Step::Password);
             self.notes.push(Event::StepPassed { step: Step::Password, key: None });
         } else {

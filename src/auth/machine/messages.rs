@@ -4,7 +4,8 @@ use secrecy::SecretString;
 
 use super::super::account::{Account, Throttle};
 use super::super::totp;
-use super::{Authenticated, Methods};
+use super::radius::{RadiusAnswer, RadiusFault};
+use super::{Authenticated, Codes, Methods};
 use crate::audit::{Event, Refusal, Step};
 use crate::domain::{Id, TimeStep, UserName};
 
@@ -19,6 +20,8 @@ pub enum Input {
     PasswordChecked(bool),
     /// [`Effect::MakeSecret`] is done.
     Secret(totp::Secret),
+    /// [`Effect::AskRadius`] is done.
+    Radius(Result<RadiusAnswer, RadiusFault>),
     /// [`Effect::SetPassword`] is done; the account's new epoch.
     PasswordSet(Result<i64, Refusal>),
     /// [`Effect::Bind`] is done; the account's new epoch and its recovery codes.
@@ -60,6 +63,15 @@ pub enum Effect {
     CheckPassword(SecretString, Option<String>),
     /// Get a new secret from the random number generator.
     MakeSecret,
+    /// Ask a RADIUS server.
+    AskRadius {
+        /// About whom.
+        user: UserName,
+        /// A password, a code, or the answer to its last challenge.
+        password: SecretString,
+        /// How many challenges it made so far; 0 begins a new dialog.
+        round: u32,
+    },
     /// Hash and store a new password in place of the one-time one.
     SetPassword {
         /// Whose.
@@ -127,6 +139,13 @@ pub enum Claim {
     Code(TimeStep),
     /// The recovery code with this hash.
     RecoveryCode(String),
+    /// What a RADIUS server accepted, if none of it was used within its life.
+    Radius {
+        /// What was given to the server.
+        codes: Codes,
+        /// For how long a code is remembered.
+        life: std::time::Duration,
+    },
 }
 
 /// What the store says of a login that went on.

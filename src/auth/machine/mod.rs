@@ -15,6 +15,7 @@
 mod bind;
 mod first;
 mod messages;
+mod radius;
 mod renew;
 mod second;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod tests;
 use secrecy::SecretString;
 
 pub use messages::{Attempt, Claim, Claimed, Effect, Input, Question, Reply, Request};
+pub use radius::{Codes, RadiusAnswer, RadiusFault, RadiusRules};
 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
@@ -40,6 +42,8 @@ pub struct Rules {
     pub max_answers: u32,
     /// What a new password must keep to.
     pub password: password::Rules,
+    /// How RADIUS servers are asked.
+    pub radius: RadiusRules,
 }
 
 /// The methods of RFC 4252 and 4256 that are offered.
@@ -104,7 +108,11 @@ pub struct GivenUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Missing,
-    Password { right: bool },
+    Password {
+        right: bool,
+    },
+    /// A password that a RADIUS server is to judge together with the code.
+    Held,
     Key,
 }
 
@@ -135,6 +143,16 @@ enum Stage {
     },
     AwaitRecoveryRead,
     AwaitNoticeRead(Authenticated),
+    /// A RADIUS server's answer, after so many challenges.
+    AskingRadius {
+        round: u32,
+    },
+    /// The answer to its challenge.
+    AwaitChallenge {
+        round: u32,
+    },
+    /// Why somebody is refused, which was written down before.
+    AwaitPartingRead,
     /// Signed in or cut off: nothing more is taken.
     Over,
 }
@@ -150,6 +168,9 @@ pub struct Machine {
     /// The one-time or old password, for the rules of the new one.
     old_password: Option<SecretString>,
     first: First,
+    radius: radius::Dialog,
+    /// What to tell before the next refusal.
+    parting: Option<&'static str>,
     stage: Stage,
     steps: Vec<Step>,
     notes: Vec<Event>,
@@ -167,6 +188,8 @@ impl Machine {
             found: None,
             old_password: None,
             first: First::Missing,
+            radius: radius::Dialog::default(),
+            parting: None,
             stage: Stage::Idle,
             steps: Vec::new(),
             notes: Vec::new(),
@@ -193,7 +216,7 @@ impl Machine {
             self.stage,
             Stage::Over | Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_)
         );
-        let password = matches!(self.first, First::Password { .. });
+        let password = matches!(self.first, First::Password { .. } | First::Held);
         (waits && password).then(|| GivenUp {
             account: self.account().map(|account| account.id.clone()),
             notes: self.notes.clone(),
@@ -212,6 +235,7 @@ impl Machine {
                 }
             }
             Input::PasswordChecked(right) => self.password_checked(right, now),
+            Input::Radius(answer) => self.radius_answered(answer),
             Input::Secret(secret) => self.ask_binding(secret, qr::Style::HalfBlocks, 0, None),
             Input::PasswordSet(Ok(epoch)) => self.password_set(epoch, now),
             Input::Bound(Ok((epoch, codes))) => self.bound(epoch, &codes),
@@ -257,7 +281,8 @@ impl Machine {
                 First::Missing => self.ask_password(),
                 // A key cannot stand in for the one-time password, which is the token to bind with.
                 First::Key if self.standing(now) == Standing::MayBind => self.ask_password(),
-                First::Password { .. } | First::Key => self.ask_second(now),
+                First::Key if self.is_judged_by_radius() => self.ask_password(),
+                First::Password { .. } | First::Held | First::Key => self.ask_second(now),
             },
             _ => Effect::Reply(Reply::Refuse(self.rules.methods)),
         }
@@ -276,10 +301,13 @@ impl Machine {
             }
             Stage::AwaitRecoveryRead => self.sign_in(Claim::Nothing),
             Stage::AwaitNoticeRead(authenticated) => self.accept(authenticated),
+            Stage::AwaitChallenge { round } => self.answer_challenge(one, round),
+            Stage::AwaitPartingRead => self.refused(),
             // Answers that nobody asked for. Listed, so that a new stage has to be put somewhere.
             stage @ (Stage::Idle
             | Stage::Pending(_)
             | Stage::CheckingPassword { .. }
+            | Stage::AskingRadius { .. }
             | Stage::Over) => self.unexpected(stage),
         }
     }
@@ -323,16 +351,13 @@ impl Machine {
             return self.accept(authenticated);
         }
         self.stage = Stage::AwaitNoticeRead(authenticated);
-        Effect::Reply(Reply::Ask(Question {
-            instruction: notices.join("\n"),
-            prompt: None,
-            slow: false,
-        }))
+        tell(notices.join("\n"))
     }
 
     fn accept(&mut self, authenticated: Authenticated) -> Effect {
         self.stage = Stage::Over;
         self.old_password = None;
+        self.radius = radius::Dialog::default();
         Effect::Reply(Reply::Accept(authenticated))
     }
 
@@ -346,8 +371,13 @@ impl Machine {
     fn refused(&mut self) -> Effect {
         self.first = First::Missing;
         self.old_password = None;
+        self.radius = radius::Dialog::default();
         self.steps.clear();
         self.found = None; // The next try reads the account, and its failures, anew.
+        if let Some(text) = self.parting.take() {
+            self.stage = Stage::AwaitPartingRead;
+            return tell(text.to_owned());
+        }
         if self.answers >= self.rules.max_answers {
             return self.disconnect(Refusal::TooManyAttempts);
         }
@@ -396,4 +426,8 @@ fn ask(prompt: &str, echo: bool) -> Effect {
         prompt: Some((prompt.to_owned(), echo)),
         slow: false,
     }))
+}
+
+fn tell(instruction: String) -> Effect {
+    Effect::Reply(Reply::Ask(Question { instruction, prompt: None, slow: false }))
 }

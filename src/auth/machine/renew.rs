@@ -63,7 +63,7 @@ impl Machine {
         }
         match self.standing(now) {
             Standing::MayBind => Effect::MakeSecret,
-            Standing::Bound => self.sign_in(Claim::Nothing),
+            Standing::Bound | Standing::Radius => self.sign_in(Claim::Nothing),
             Standing::Closed(reason) => self.fail(reason, None),
         }
     }

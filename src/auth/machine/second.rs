@@ -17,7 +17,8 @@ impl Machine {
                 self.ask_new_password(None, 0)
             }
             Standing::MayBind if right => Effect::MakeSecret,
-            Standing::MayBind | Standing::Bound | Standing::Closed(_) => {
+            Standing::Radius if self.is_challenged_first() => self.begin_challenge(),
+            Standing::MayBind | Standing::Bound | Standing::Radius | Standing::Closed(_) => {
                 self.stage = Stage::AwaitCode;
                 ask(prompt::CODE, false)
             }
@@ -30,6 +31,9 @@ impl Machine {
         }
         if let Err(reason) = self.may_use_code(now) {
             return self.fail(reason, None);
+        }
+        if self.radius_mode().is_some() {
+            return self.check_radius(answer);
         }
         let Some(account) = self.account() else { return self.fail(Refusal::UnknownUser, None) };
         let Some(otp) = &account.otp else { return self.fail(Refusal::BindingClosed, None) };
@@ -53,19 +57,22 @@ impl Machine {
             (Standing::Closed(reason), _) => Err(reason),
             (_, First::Missing | First::Password { right: false }) => Err(Refusal::WrongPassword),
             (Standing::MayBind, _) => Err(Refusal::BindingClosed),
+            (Standing::Radius, _) => Ok(()),
             (Standing::Bound, First::Password { right: true } | First::Key) => Ok(()),
+            (Standing::Bound, First::Held) => Err(Refusal::WrongPassword),
         }
     }
 
-    fn code_failed(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
+    pub(super) fn code_failed(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
         self.notes.push(Event::StepFailed { step: Step::Code, reason });
         self.fail(reason, drift)
     }
 
     /// Uses the code up. A one-time password still has to be changed before the session opens.
-    fn claim(&mut self, claim: Claim) -> Effect {
+    pub(super) fn claim(&mut self, claim: Claim) -> Effect {
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
+            Claim::Radius { .. } => Step::Radius,
             Claim::Code(_) | Claim::Nothing => Step::Code,
         };
         self.steps.push(step);

@@ -15,7 +15,8 @@ use super::super::account::Otp;
 use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
-use crate::domain::{Factor, TimeStep};
+use crate::audit::RadiusVerdict;
+use crate::domain::{Factor, RadiusMode, SecondFactor, TimeStep};
 
 const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
@@ -29,6 +30,7 @@ fn rules() -> Arc<Rules> {
         methods: Methods { password: true, publickey: true, keyboard_interactive: true },
         max_answers: MAX_ANSWERS,
         password: password::Rules { min_length: 12, min_score: 0 },
+        radius: RadiusRules::default(),
     })
 }
 
@@ -51,18 +53,21 @@ enum Kind {
     Disabled,
     Locked,
     Closed,
-    OtherFactor,
+    Radius { mode: RadiusMode, one_time: bool },
     Open { one_time: bool },
     Bound { one_time: bool },
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Unknown,
         Self::Disabled,
         Self::Locked,
         Self::Closed,
-        Self::OtherFactor,
+        Self::Radius { mode: RadiusMode::Code, one_time: false },
+        Self::Radius { mode: RadiusMode::Code, one_time: true },
+        Self::Radius { mode: RadiusMode::Both, one_time: false },
+        Self::Radius { mode: RadiusMode::Challenge, one_time: false },
         Self::Open { one_time: true },
         Self::Open { one_time: false },
         Self::Bound { one_time: true },
@@ -70,11 +75,23 @@ impl Kind {
     ];
 
     fn is_bound(self) -> bool {
-        !matches!(self, Self::Unknown | Self::Closed | Self::Open { .. })
+        !matches!(self, Self::Unknown | Self::Closed | Self::Open { .. } | Self::Radius { .. })
+    }
+
+    fn factor(self) -> SecondFactor {
+        match self {
+            Self::Radius { mode, .. } => SecondFactor { factor: Factor::Radius, mode: Some(mode) },
+            _ => SecondFactor::TOTP,
+        }
     }
 
     fn is_one_time(self) -> bool {
-        matches!(self, Self::Open { one_time: true } | Self::Bound { one_time: true })
+        matches!(
+            self,
+            Self::Open { one_time: true }
+                | Self::Bound { one_time: true }
+                | Self::Radius { one_time: true, .. }
+        )
     }
 }
 
@@ -86,6 +103,8 @@ struct Row {
     locked_until: Option<UnixTime>,
     recovery: Vec<SecretString>,
     unused: BTreeSet<String>,
+    /// What RADIUS servers accepted, until when it is remembered.
+    remembered: BTreeMap<String, UnixTime>,
 }
 
 impl Row {
@@ -99,7 +118,7 @@ impl Row {
         let account = Account {
             name: name.parse().unwrap(),
             role: Role::User,
-            factor: if kind == Kind::OtherFactor { Factor::Radius } else { Factor::Totp },
+            factor: kind.factor(),
             epoch: 1,
             disabled: kind == Kind::Disabled,
             password: hash(password),
@@ -116,7 +135,8 @@ impl Row {
             id,
         };
         let locked_until = (kind == Kind::Locked).then(|| hour(1));
-        Self { account, password: password.into(), locked_until, recovery, unused }
+        let remembered = BTreeMap::new();
+        Self { account, password: password.into(), locked_until, recovery, unused, remembered }
     }
 
     fn snapshot(&self) -> Account {
@@ -127,18 +147,27 @@ impl Row {
     /// Uses a claim up once, as the store does.
     fn claim(&mut self, attempt: &Attempt, now: UnixTime) -> Result<Claimed, Refusal> {
         let same = self.account.epoch == attempt.epoch && !self.account.disabled;
-        let Some(otp) = self.account.otp.as_mut().filter(|_| same) else {
+        if !same {
             return Err(Refusal::Disabled);
-        };
+        }
         if self.locked_until.is_some_and(|until| now < until) {
             return Err(Refusal::Locked);
         }
-        match &attempt.claim {
-            Claim::Nothing => {}
-            Claim::Code(step) if *step > otp.last_step => otp.last_step = *step,
-            Claim::Code(_) => return Err(Refusal::ReplayedCode),
-            Claim::RecoveryCode(hash) if self.unused.remove(hash) => {}
-            Claim::RecoveryCode(_) => return Err(Refusal::WrongRecoveryCode),
+        match (&attempt.claim, &mut self.account.otp) {
+            (Claim::Radius { codes, life }, _) => {
+                self.remembered.retain(|_, until| now < *until);
+                for code in codes.iter() {
+                    if self.remembered.insert(code.to_owned(), now.plus(*life)).is_some() {
+                        return Err(Refusal::ReplayedCode);
+                    }
+                }
+            }
+            (Claim::Nothing, _) => {}
+            (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
+            (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
+            (Claim::Code(_), None) => panic!("a code without an authenticator"),
+            (Claim::RecoveryCode(hash), Some(_)) if self.unused.remove(hash) => {}
+            (Claim::RecoveryCode(_), _) => return Err(Refusal::WrongRecoveryCode),
         }
         Ok(Claimed { recovery_left: u32::try_from(self.unused.len()).unwrap() })
     }
@@ -167,6 +196,7 @@ enum Used {
     Step(String, i64),
     Recovery(String),
     Binding(String, i64),
+    Radius(String, String, i64),
 }
 
 /// One connection, and what a bystander knows of it.
@@ -215,7 +245,13 @@ struct World {
     accepted: u32,
     bound: u32,
     secrets: u8,
+    /// Whether no RADIUS server answers, and what the last one said that did.
+    dead: bool,
+    said: Option<(RadiusVerdict, u32)>,
 }
+
+/// The secret of the tokens that RADIUS servers know.
+const TOKEN: [u8; 20] = [9; 20];
 
 impl World {
     fn new(kind: Kind) -> Self {
@@ -225,7 +261,16 @@ impl World {
         }
         let bob = Row::new("bob", Kind::Bound { one_time: false }, NEVER);
         rows.insert("bob".to_owned(), bob);
-        Self { now: START, rows, spent: BTreeSet::new(), accepted: 0, bound: 0, secrets: 100 }
+        Self {
+            now: START,
+            rows,
+            spent: BTreeSet::new(),
+            accepted: 0,
+            bound: 0,
+            secrets: 100,
+            dead: false,
+            said: None,
+        }
     }
 
     /// Sends one request and does what the machine wants, as the server does.
@@ -318,6 +363,10 @@ impl World {
                 conn.shown = Shown::Password(typed);
                 Input::PasswordChecked(right)
             }
+            Effect::AskRadius { user, password, round } => {
+                assert_eq!(user.as_str(), first);
+                Input::Radius(self.radius(&first, password.expose_secret(), round))
+            }
             Effect::MakeSecret => {
                 self.secrets += 1;
                 let secret = totp::Secret::from_bytes(&[self.secrets; 20]);
@@ -333,7 +382,8 @@ impl World {
                 // Only its owner replaces it: with the old one, and a code if there is a phone.
                 assert_eq!(conn.shown, Shown::Password(row.password.clone()));
                 assert!(row.account.one_time);
-                assert!(row.account.otp.is_none() || conn.used.is_some());
+                let open = row.account.factor == SecondFactor::TOTP && row.account.otp.is_none();
+                assert!(open || conn.used.is_some());
                 row.account.epoch += 1;
                 row.account.one_time = false;
                 row.password = password.expose_secret().to_owned();
@@ -379,6 +429,30 @@ impl World {
         })
     }
 
+    /// What a RADIUS server answers: it knows the account's password and its token.
+    fn radius(&mut self, user: &str, given: &str, round: u32) -> Result<RadiusAnswer, RadiusFault> {
+        use RadiusVerdict::{Accept, Challenge, Reject};
+        if self.dead {
+            return Err(RadiusFault::Unanswered("nobody is there".into()));
+        }
+        let row = &self.rows[user];
+        let is_code = given == self.token();
+        let verdict = match (row.account.factor.mode.unwrap(), round) {
+            (RadiusMode::Both, 0) if given == row.password => Challenge,
+            (RadiusMode::Both, 0) => Reject,
+            (RadiusMode::Challenge, 0) if given.is_empty() => Challenge,
+            (RadiusMode::Challenge, 1) if given == "2" => Challenge,
+            _ if is_code => Accept,
+            _ => Reject,
+        };
+        self.said = Some((verdict, round));
+        Ok(RadiusAnswer { server: "main".into(), verdict, message: format!("Round {round}\x1b: ") })
+    }
+
+    fn token(&self) -> String {
+        code_at(&totp::Secret::from_bytes(&TOKEN), self.now.step().0)
+    }
+
     fn claim(
         &mut self,
         conn: &mut Conn,
@@ -397,6 +471,15 @@ impl World {
         }
         let claimed = row.claim(attempt, self.now)?;
         match &attempt.claim {
+            Claim::Radius { codes, .. } => {
+                // Only for what a server accepted just now.
+                assert_eq!(
+                    self.said.take().map(|(verdict, _)| verdict),
+                    Some(RadiusVerdict::Accept)
+                );
+                let code = codes.iter().last().unwrap().to_owned();
+                conn.used = Some(Used::Radius(user.to_owned(), code, self.now.step().0));
+            }
             Claim::Nothing => {}
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
@@ -440,6 +523,7 @@ impl World {
             prompt::CODE => self.code(user, None),
             text if text.ends_with(prompt::NEW_PASSWORD) || text == prompt::REPEAT => NEW[0].into(),
             text if text.contains("Press Enter") => String::new(),
+            text if text.starts_with("Round ") => self.token(),
             _ => code_at(conn.binding.as_ref().unwrap(), self.now.step().0),
         };
         answer_with(answer)
@@ -448,7 +532,11 @@ impl World {
     /// The code of a step near now: a fresh one if there is one in the window, or at `offset`.
     fn code(&self, user: &str, offset: Option<i64>) -> String {
         let now = self.now.step().0;
-        match self.rows.get(user).and_then(|row| row.account.otp.as_ref()) {
+        let row = self.rows.get(user);
+        match row.and_then(|row| row.account.otp.as_ref()) {
+            None if row.is_some_and(|row| row.account.factor.factor == Factor::Radius) => {
+                self.token()
+            }
             Some(otp) => {
                 let fresh = otp.last_step.0.saturating_add(1).clamp(now - 1, now + 1);
                 code_at(&otp.secret, offset.map_or(fresh, |offset| now + offset))
@@ -650,7 +738,11 @@ proptest! {
             (Kind::Disabled, NEVER, right),
             (Kind::Locked, used_up, right),
             (Kind::Closed, NEVER, right),
-            (Kind::OtherFactor, NEVER, right),
+            // A server rejects the code; password and code; a wrong password goes to none.
+            (Kind::Radius { mode: RadiusMode::Code, one_time: false }, NEVER, right),
+            (Kind::Radius { mode: RadiusMode::Both, one_time: false }, NEVER, "another"),
+            (Kind::Radius { mode: RadiusMode::Code, one_time: false }, NEVER, "another"),
+            (Kind::Radius { mode: RadiusMode::Challenge, one_time: false }, NEVER, "another"),
             // The right password with codes that were used; right codes with a wrong password.
             (bound, used_up, right),
             (bound, NEVER, "not what anybody types"),
@@ -681,6 +773,13 @@ fn each_kind_of_account_has_its_way_in() {
         (Kind::Bound { one_time: true }, &["Password: ", "6-digit", "Choose", "Repeat"]),
         (Kind::Open { one_time: false }, &["Password: ", "Bind your", "Bound."]),
         (Kind::Open { one_time: true }, &["Password: ", "Choose", "Repeat", "Bind your", "Bound."]),
+        (radius(RadiusMode::Code), &["Password: ", "6-digit"]),
+        (radius(RadiusMode::Both), &["Password: ", "6-digit"]),
+        (radius(RadiusMode::Challenge), &["Password: ", "Round 0\\u{1b}: "]),
+        (
+            Kind::Radius { mode: RadiusMode::Code, one_time: true },
+            &["Password: ", "6-digit", "Choose", "Repeat"],
+        ),
     ] {
         let mut world = World::new(kind);
         let mut conn = Conn::new();
@@ -756,4 +855,144 @@ fn methods_that_are_switched_off_are_refused_unlooked_at() {
             "{effect:?}"
         );
     }
+}
+
+fn radius(mode: RadiusMode) -> Kind {
+    Kind::Radius { mode, one_time: false }
+}
+
+const RIGHT: &str = "an old rusty bicycle";
+
+/// What the answers lead to, on a new connection, and the events on the way.
+fn answered(world: &mut World, answers: &[&str]) -> (Conn, Option<Reply>) {
+    let mut conn = Conn::new();
+    let mut reply = Some(world.send(&mut conn, "alice", Request::Interactive));
+    for answer in answers {
+        reply = Some(world.send(&mut conn, "alice", answer_with((*answer).to_owned())));
+    }
+    (conn, reply)
+}
+
+#[test]
+fn no_answer_of_a_radius_server_is_no_accept_and_told_to_whose_password_is_right() {
+    for mode in RadiusMode::ALL {
+        let mut world = World::new(radius(*mode));
+        world.dead = true;
+        let code = world.token();
+        let answers: &[&str] =
+            if *mode == RadiusMode::Challenge { &[RIGHT] } else { &[RIGHT, &code] };
+        let (mut conn, reply) = answered(&mut world, answers);
+        match (mode, reply.unwrap()) {
+            // The password is not known to be right.
+            (RadiusMode::Both, Reply::Refuse(_)) => {}
+            (RadiusMode::Code | RadiusMode::Challenge, Reply::Ask(question)) => {
+                assert_eq!(question.instruction, prompt::RADIUS_DEAD);
+                let reply = world.send(&mut conn, "alice", Request::Answers(Vec::new()));
+                assert!(matches!(reply, Reply::Refuse(_)), "{mode}: {reply:?}");
+            }
+            (mode, other) => panic!("{mode}: {other:?}"),
+        }
+        // Nobody is to be told with a wrong one.
+        let (_, reply) = answered(&mut world, &["wrong", &code]);
+        assert!(matches!(reply, Some(Reply::Refuse(_))), "{mode}: {reply:?}");
+        assert_eq!(world.accepted, 0);
+    }
+}
+
+#[test]
+fn a_code_that_a_server_accepted_is_not_taken_again_within_its_life() {
+    for mode in RadiusMode::ALL {
+        let mut world = World::new(radius(*mode));
+        let code = world.token();
+        let (_, reply) = answered(&mut world, &[RIGHT, &code]);
+        assert!(matches!(reply, Some(Reply::Accept(_))), "{mode}: {reply:?}");
+        // The server would take it again, with blanks too.
+        for code in [code.clone(), format!(" {code}")] {
+            let (_, reply) = answered(&mut world, &[RIGHT, &code]);
+            assert!(matches!(reply, Some(Reply::Refuse(_))), "{mode}: {reply:?}");
+        }
+        world.now = world.now.plus(Duration::from_secs(120));
+        let code = world.token();
+        let (_, reply) = answered(&mut world, &[RIGHT, &code]);
+        assert!(matches!(reply, Some(Reply::Accept(_))), "{mode}: {reply:?}");
+    }
+}
+
+/// A machine that waits for a server's answer after these answers, and what it asks the server.
+fn asking(mode: RadiusMode, rules: Arc<Rules>, code: &str) -> (Machine, String) {
+    let mut machine = Machine::new(rules);
+    let row = Row::new("alice", radius(mode), NEVER);
+    let mut input = Input::Client("alice".into(), Request::Interactive);
+    let mut answers = vec![code.to_owned(), RIGHT.to_owned()];
+    loop {
+        let (next, effect) = machine.step(input, START);
+        machine = next;
+        input = match effect {
+            Effect::LookUp(_) => Input::Found(Some(Box::new(row.snapshot())), Throttle::default()),
+            Effect::CheckPassword(..) => Input::PasswordChecked(true),
+            Effect::Reply(Reply::Ask(_)) => {
+                Input::Client("alice".into(), answer_with(answers.pop().unwrap()))
+            }
+            Effect::AskRadius { password, .. } => {
+                return (machine, password.expose_secret().to_owned());
+            }
+            other => panic!("{other:?}"),
+        };
+    }
+}
+
+fn radius_says(machine: Machine, verdict: RadiusVerdict) -> (Machine, Effect) {
+    let answer = RadiusAnswer { server: "main".into(), verdict, message: String::new() };
+    machine.step(Input::Radius(Ok(answer)), START)
+}
+
+#[test]
+fn a_server_that_asks_for_no_code_lets_nobody_in() {
+    for mode in [RadiusMode::Both, RadiusMode::Challenge] {
+        let (machine, _) = asking(mode, rules(), "123456");
+        let (_, effect) = radius_says(machine, RadiusVerdict::Accept);
+        let refused = matches!(effect, Effect::Fail { reason: Refusal::RadiusOneFactor, .. });
+        assert!(refused, "{mode}: {effect:?}");
+    }
+    // Unless both go together.
+    let radius = RadiusRules { both_in_one: true, ..RadiusRules::default() };
+    let rules = Arc::new(Rules { radius, ..(*rules()).clone() });
+    let (machine, given) = asking(RadiusMode::Both, rules, " 123456");
+    assert_eq!(given, format!("{RIGHT}123456"));
+    let (_, effect) = radius_says(machine, RadiusVerdict::Accept);
+    assert!(matches!(effect, Effect::SignIn(_)), "{effect:?}");
+}
+
+#[test]
+fn a_server_may_ask_eight_times() {
+    let (mut machine, _) = asking(RadiusMode::Both, rules(), "");
+    for round in 1..=9 {
+        let (next, effect) = radius_says(machine, RadiusVerdict::Challenge);
+        if round == 9 {
+            let over = matches!(effect, Effect::Fail { reason: Refusal::TooManyAttempts, .. });
+            return assert!(over, "{effect:?}");
+        }
+        assert!(matches!(effect, Effect::Reply(Reply::Ask(_))), "{round}: {effect:?}");
+        let answer = Input::Client("alice".into(), answer_with("1".into()));
+        let (next, effect) = next.step(answer, START);
+        assert!(matches!(effect, Effect::AskRadius { round: r, .. } if r == round), "{effect:?}");
+        machine = next;
+    }
+}
+
+#[test]
+fn a_dialog_with_a_server_cannot_be_begun_again_for_nothing() {
+    let mut world = World::new(radius(RadiusMode::Challenge));
+    let (mut conn, _) = answered(&mut world, &[RIGHT]);
+    let reply = world.send(&mut conn, "alice", Request::Interactive);
+    assert!(matches!(reply, Reply::Refuse(_)), "{reply:?}");
+    assert_eq!(conn.transcript.iter().filter(|line| *line == "held back").count(), 1);
+}
+
+#[test]
+fn nothing_is_asked_of_a_server_about_an_empty_code() {
+    let mut world = World::new(radius(RadiusMode::Code));
+    let (_, reply) = answered(&mut world, &[RIGHT, "  "]);
+    assert!(matches!(reply, Some(Reply::Refuse(_))), "{reply:?}");
+    assert_eq!(world.said, None);
 }

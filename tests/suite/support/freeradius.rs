@@ -19,7 +19,7 @@ pub const GINA: [&str; 3] = ["gina", "pw of gina", "JBSWY3DPEHPK3PXP"];
 pub const FRED: [&str; 3] = ["fred", "pw of fred", "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"];
 
 /// Its virtual servers, one file each in `tests/freeradius`.
-const VARIANTS: [&str; 5] = ["BASTION", "CODE", "OLD", "ROUNDS", "RADSEC"];
+const VARIANTS: [&str; 6] = ["ASKS", "BASTION", "CODE", "OLD", "ROUNDS", "RADSEC"];
 
 pub struct FreeRadius {
     dir: tempfile::TempDir,
@@ -79,6 +79,11 @@ impl FreeRadius {
         };
         let address = format!("localhost:{}", self.port("RADSEC"));
         Server { timeout: Duration::from_secs(20), ..Server::tls(name, &address, tls) }
+    }
+
+    /// One of its virtual servers, as a bastion's configuration names it.
+    pub fn configured(&self, name: &str, variant: &str) -> String {
+        configured(name, self.port(variant), &self.file("secret"))
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -155,6 +160,26 @@ async fn certify(dir: &Path) {
         let out = openssl.output().await.unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
+}
+
+/// A server in a bastion's configuration, with its secret written to a file.
+pub fn configured(name: &str, port: u16, secret: &Path) -> String {
+    sallyport::keys::replace_secret(secret, SECRET.as_bytes()).unwrap();
+    let secret = secret.display();
+    format!(
+        "[[radius.server]]\nname = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n\
+         secret_file = \"{secret}\"\ntimeout = \"15s\"\n"
+    )
+}
+
+/// The same, with time left to type it: FreeRADIUS knows only the present one.
+pub async fn fresh_code(secret: &str) -> String {
+    use sallyport::clock::Clock;
+    super::eventually("a code is young", async || {
+        (Clock::System.now().seconds() % 30 < 18).then_some(())
+    })
+    .await;
+    code(secret).await
 }
 
 /// What an authenticator app with this secret shows now.

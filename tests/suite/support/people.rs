@@ -5,7 +5,7 @@ use std::time::Duration;
 use sallyport::audit::Context;
 use sallyport::auth::{password, recovery, totp};
 use sallyport::domain::{
-    Factor, Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
+    Grant, GrantObject, GrantSubject, Id, Mode, Role, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{NewAuthenticator, NewUser, Store};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -40,7 +40,7 @@ impl Registry<'_> {
         let new = NewUser {
             name: &name,
             role,
-            factor: Factor::Totp,
+            factor: None,
             password_hash: &password::hash(password, cost).unwrap(),
             one_time,
             binding_until: self.now.plus(Duration::from_secs(24 * 3600)),
