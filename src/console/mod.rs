@@ -36,6 +36,8 @@ pub struct Caller<'a> {
     pub public_host: String,
     /// Every name that the bastion has for them, as its host certificate says.
     pub names: Vec<String>,
+    /// Whether they type in a terminal.
+    pub terminal: bool,
     /// The bastion's port.
     pub port: u16,
     /// The folder of recordings.
@@ -57,7 +59,7 @@ pub async fn run(
     stdout: &mut (dyn AsyncWrite + Unpin + Send),
     stderr: &mut (dyn AsyncWrite + Unpin + Send),
 ) -> anyhow::Result<u32> {
-    let mut out = Out::new(stdout);
+    let mut out = Out::new(stdout).on_terminal(caller.terminal);
     let Some(words) = words else {
         greet(caller, store, now, &mut out).await?;
         out.send().await?;

@@ -81,7 +81,11 @@ fn refuse_unused(conn: &Arc<Connection>, setup: &Setup) {
 }
 
 /// Who acts on a connection, for the console.
-pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::Caller<'a> {
+pub(super) fn caller<'a>(
+    conn: &Connection,
+    who: &'a Authenticated,
+    terminal: bool,
+) -> console::Caller<'a> {
     console::Caller {
         who,
         source: conn.source,
@@ -89,6 +93,7 @@ pub(super) fn caller<'a>(conn: &Connection, who: &'a Authenticated) -> console::
         public_host: conn.settings.name_for(conn.source.ip()).to_owned(),
         port: conn.settings.public_port,
         recordings: conn.settings.record.folder.clone(),
+        terminal,
         names: conn.bastion.front().names_at(conn.local),
         host_ca: conn.bastion.relay.host_ca_line(),
     }
@@ -115,7 +120,8 @@ async fn run(
 ) {
     let Some(who) = conn.who() else { return };
     let words = words.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let (caller, has_terminal) = (caller(conn, who), setup.terminal.is_some());
+    let has_terminal = setup.terminal.is_some();
+    let caller = caller(conn, who, has_terminal);
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);

@@ -50,7 +50,7 @@ pub(in crate::server) async fn serve(
         left.tell(intake(&mut from_user, uplink, &controls).await);
         std::future::pending().await
     };
-    let caller = shell::caller(conn, who);
+    let caller = shell::caller(conn, who, true);
     let visitor = Visitor { conn, caller, user, uplink, controls: &controls, left: &left };
     tokio::select! {
         () = visitor.stay(setup) => {}
