@@ -240,7 +240,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         ),
         _ => Box::new(tokio::io::stdout()),
     };
-    let mut out = Out::new(&mut sink);
+    let mut out = Out::new(&mut sink).on_terminal(std::io::stdout().is_terminal());
     let mut answer = true;
     match command {
         Command::User(command) => {

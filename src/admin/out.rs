@@ -8,6 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 /// the memory nor outruns a slow reader: verbs call [`Out::send`] between pieces.
 pub struct Out<'a> {
     buffer: Vec<u8>,
+    terminal: bool,
     sink: &'a mut (dyn AsyncWrite + Unpin + Send),
 }
 
@@ -20,7 +21,17 @@ impl std::fmt::Debug for Out<'_> {
 impl<'a> Out<'a> {
     /// Output that goes to `sink`.
     pub fn new(sink: &'a mut (dyn AsyncWrite + Unpin + Send)) -> Self {
-        Self { buffer: Vec::new(), sink }
+        Self { buffer: Vec::new(), terminal: false, sink }
+    }
+
+    /// The same output, which goes to a terminal if `terminal` says so.
+    pub fn on_terminal(self, terminal: bool) -> Self {
+        Self { terminal, ..self }
+    }
+
+    /// Whether it goes to a terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// The sink behind it, after what was not sent is dropped.

@@ -63,10 +63,13 @@ pub async fn play(
         idle_cap: asked.idle.map(Duration::from_secs_f64),
         from: Duration::from_secs_f64(asked.from),
         raw: asked.raw,
+        terminal: out.is_terminal(),
     };
     let reader = asciicast::Reader::open(&path).with_context(|| broken(&row))?;
     let ended = player::play(reader, options, keys, out.sink()).await?;
-    out.write_all(BELOW)?;
+    if out.is_terminal() {
+        out.write_all(BELOW)?;
+    }
     if let player::Ended::Finished { truncated: true } = ended {
         writeln!(out, "\r\nthe recording is cut off here\r")?;
     }
@@ -131,9 +134,10 @@ pub async fn watch(
         ended = watching => ended.map(|()| "it has ended"),
         () = quit => Ok("you left"),
     };
-    let restore = sanitizer.restore();
-    out.sink().write_all(&restore).await?;
-    out.write_all(BELOW)?;
+    if out.is_terminal() {
+        out.sink().write_all(&sanitizer.restore()).await?;
+        out.write_all(BELOW)?;
+    }
     writeln!(out, "\r\nrecording {}: {}\r", row.id, end?)?;
     Ok(out.send().await?)
 }

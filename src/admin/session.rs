@@ -13,6 +13,8 @@ use crate::cli::SessionCommand;
 use crate::domain::{Id, IdPrefix, UnixTime};
 use crate::store::{EventFilter, ForwardRow, RecordingRow, SessionFilter, SessionRow, Store};
 
+/// How long a session's node may take to end it: to look, to say goodbye, to write it down.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(4);
 /// The most files of a session that are shown.
 const MAX_FILES: i64 = 1000;
 
@@ -46,12 +48,36 @@ pub async fn sessions(
                 if !verbs.store.request_kill(&session, verbs.context, verbs.now).await? {
                     bail!("session {} has ended already", row.id);
                 }
-                writeln!(out, "session {} of {} ends", row.id, row.user)?;
+                if has_ended(verbs.store, &id).await? {
+                    writeln!(out, "session {} of {} ends", row.id, row.user)?;
+                } else {
+                    writeln!(
+                        out,
+                        "session {} of {} is to end, but its node {} does not answer: it is closed \
+                         when that serves again, or by another node after a minute",
+                        row.id, row.user, row.node
+                    )?;
+                }
                 out.send().await?;
             }
         }
     }
     Ok(())
+}
+
+/// Whether a session that was asked to end does so: its node looks twice a second.
+async fn has_ended(store: &Store, id: &IdPrefix) -> anyhow::Result<bool> {
+    let deadline = tokio::time::Instant::now() + ANSWER;
+    loop {
+        let row = one(store, id).await?;
+        if row.ended_at.is_some() {
+            return Ok(true);
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(ANSWER / 40).await;
+    }
 }
 
 /// Lists sessions, newest first.

@@ -122,7 +122,7 @@ pub async fn run(
     channel: Channel<'_>,
 ) -> anyhow::Result<u32> {
     let Channel { typed, terminal, stdout, stderr } = channel;
-    let mut out = Out::new(stdout);
+    let mut out = Out::new(stdout).on_terminal(terminal);
     let Some(words) = words else {
         greet(caller, store, now, &mut out).await?;
         out.send().await?;

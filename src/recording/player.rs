@@ -37,11 +37,13 @@ pub struct PlayOptions {
     pub from: Duration,
     /// Whether to write everything as it was recorded, safe or not.
     pub raw: bool,
+    /// Whether it goes to a terminal, which is put back afterwards as it was.
+    pub terminal: bool,
 }
 
 impl Default for PlayOptions {
     fn default() -> Self {
-        Self { speed: 1.0, idle_cap: None, from: Duration::ZERO, raw: false }
+        Self { speed: 1.0, idle_cap: None, from: Duration::ZERO, raw: false, terminal: true }
     }
 }
 
@@ -127,7 +129,12 @@ pub async fn play(
     let mut player = Player {
         tape: Some(Box::new(Tape::new(reader)?)),
         keys: Some(keys),
-        screen: Output { out, sanitizer: Sanitizer::new(), raw: options.raw },
+        screen: Output {
+            out,
+            sanitizer: Sanitizer::new(),
+            raw: options.raw,
+            terminal: options.terminal,
+        },
         speed: options.speed.clamp(SPEEDS.0, SPEEDS.1),
         idle_cap: options.idle_cap.unwrap_or(Duration::MAX),
         paused: false,
@@ -385,6 +392,7 @@ struct Output<W> {
     out: W,
     sanitizer: Sanitizer,
     raw: bool,
+    terminal: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Output<W> {
@@ -404,6 +412,9 @@ impl<W: AsyncWrite + Unpin> Output<W> {
     }
 
     async fn restore(&mut self) -> io::Result<()> {
+        if !self.terminal {
+            return Ok(());
+        }
         self.out.write_all(&self.sanitizer.restore()).await?;
         self.out.flush().await
     }
@@ -589,6 +600,15 @@ mod tests {
         let options = PlayOptions { from: Duration::from_secs(60), ..options };
         let (written, _) = played(cast, options, &[]).await;
         assert_eq!(screen_at(&written, 0), "one two three");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_gets_what_was_recorded_and_nothing_else() {
+        let cast = outputs(&[(0, "plain\r\n"), (5, "text\r\n")]);
+        let options = PlayOptions { terminal: false, ..PlayOptions::default() };
+        let (written, _) = played(cast, options, &[]).await;
+        let written: String = written.into_iter().map(|(_, text)| text).collect();
+        assert_eq!(written, "plain\r\ntext\r\n");
     }
 
     #[tokio::test(start_paused = true)]

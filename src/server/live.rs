@@ -22,6 +22,12 @@ const POLL: Duration = Duration::from_millis(500);
 /// How long one look may take: a dead connection to the store must not hold up the next look.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// How often a node says that it lives.
+const BEAT: Duration = Duration::from_secs(15);
+
+/// How many beats of ours without one of another node's until that one counts as dead.
+const MISSED: u32 = 4;
+
 /// The connections of this process by session id.
 #[derive(Default)]
 pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>);
@@ -122,4 +128,78 @@ async fn look(
     // Forwards ask the policy again when they see the new number.
     revisions.send_replace(revision);
     Ok(later)
+}
+
+/// Says that this node lives, and closes the sessions of nodes that no longer do. SQLite's store has
+/// one node, which closes its own at its next start.
+pub(super) async fn beat(bastion: Arc<Bastion>) {
+    if !bastion.store.is_shared() {
+        return;
+    }
+    let mut others = Others::default();
+    let mut ticks = tokio::time::interval(BEAT);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let beats = match bastion.store.beat().await {
+            Ok(beats) => beats,
+            // `watch` says so as well. What could not be read is no sign of death.
+            Err(error) => {
+                tracing::debug!(%error, "failed to tell the other nodes that this one lives");
+                continue;
+            }
+        };
+        for node in others.dead(beats) {
+            match bastion.store.close_lost(&node, bastion.clock.now()).await {
+                Ok(0) => {}
+                Ok(sessions) => {
+                    tracing::warn!(node, sessions, "closed the sessions of a dead node")
+                }
+                Err(error) => {
+                    tracing::error!(%error, node, "failed to close a dead node's sessions")
+                }
+            }
+        }
+    }
+}
+
+/// What was last heard of other nodes.
+#[derive(Default)]
+struct Others(HashMap<String, (i64, u32)>);
+
+impl Others {
+    /// Takes in how often each has said that it lives; gives those that did not for too long.
+    fn dead(&mut self, beats: Vec<(String, i64)>) -> Vec<String> {
+        let before = std::mem::take(&mut self.0);
+        let mut dead = Vec::new();
+        for (node, beats) in beats {
+            let missed = match before.get(&node) {
+                Some((last, missed)) if *last == beats => missed + 1,
+                _ => 0,
+            };
+            if missed >= MISSED {
+                dead.push(node);
+            } else {
+                self.0.insert(node, (beats, missed));
+            }
+        }
+        dead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_dead_that_missed_its_beats_and_no_other() {
+        let mut others = Others::default();
+        let beats = |lively: i64| vec![("lively".to_owned(), lively), ("quiet".to_owned(), 7)];
+        for n in 0..i64::from(MISSED) {
+            assert!(others.dead(beats(n)).is_empty(), "{n}");
+        }
+        assert_eq!(others.dead(beats(99)), ["quiet"]);
+        // It is there again.
+        assert!(others.dead(vec![("quiet".to_owned(), 1)]).is_empty());
+    }
 }

@@ -192,6 +192,8 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(watch));
     let housekeeping = housekeep(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
+    let beat = live::beat(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(beat));
     let old = Arc::clone(&bastion);
     let closing = async move { relay::keep::close_left_open(&old).await };
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));

@@ -126,7 +126,8 @@ async fn run(
 ) {
     let Some(who) = conn.who() else { return };
     let words = words.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let (caller, has_terminal) = (caller(conn, who), setup.terminal.is_some());
+    let has_terminal = setup.terminal.is_some();
+    let caller = caller(conn, who);
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);

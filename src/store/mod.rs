@@ -168,6 +168,11 @@ impl Store {
         &self.0.audit_key
     }
 
+    /// Whether other nodes may use the same store.
+    pub fn is_shared(&self) -> bool {
+        self.0.pool.is_shared()
+    }
+
     /// The name of this node, as events and sessions carry it.
     pub fn node(&self) -> &str {
         &self.0.node

@@ -71,6 +71,11 @@ pub(super) struct Lease<'a> {
 }
 
 impl Pool {
+    /// Whether it is a server's, which others may be connected to.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.address, Address::Postgres(..))
+    }
+
     pub(super) fn new(address: Address, size: usize) -> Self {
         Self {
             address,

@@ -231,6 +231,13 @@ table! {
 }
 
 table! {
+    nodes (node) {
+        node -> Text,
+        beats -> BigInt,
+    }
+}
+
+table! {
     /// Diesel's own: the migrations that were run.
     #[sql_name = "__diesel_schema_migrations"]
     migrations (version) {
@@ -271,5 +278,6 @@ allow_tables_to_appear_in_same_query!(
     audit_head,
     revision,
     store_keys,
+    nodes,
     migrations,
 );

@@ -5,7 +5,7 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::pool::on;
-use super::schema::{forwards, revision, sessions, users};
+use super::schema::{forwards, nodes, revision, sessions, users};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, EndReason, Event};
 use crate::domain::{Destination, Id, IdPrefix, TargetName, UnixTime};
@@ -134,13 +134,58 @@ impl Store {
         tx.commit().await
     }
 
+    /// Says that this node lives; gives how often every other one has said so. A count and not a time:
+    /// nobody's clock has to be believed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn beat(&self) -> Result<Vec<(String, i64)>, Error> {
+        use nodes::dsl;
+        let mut tx = self.begin().await?;
+        let node = self.node().to_owned();
+        let others = on!(tx.engine(), conn => {
+            diesel::insert_into(dsl::nodes)
+                .values((dsl::node.eq(&node), dsl::beats.eq(1)))
+                .on_conflict(dsl::node)
+                .do_update()
+                .set(dsl::beats.eq(dsl::beats + 1))
+                .execute(conn)
+                .await?;
+            dsl::nodes
+                .filter(dsl::node.ne(&node))
+                .select((dsl::node, dsl::beats))
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(others)
+    }
+
     /// Closes what this node left open when it died; gives how many sessions.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn close_interrupted(&self, now: UnixTime) -> Result<usize, Error> {
+        self.close_sessions_of(self.node(), now).await
+    }
+
+    /// Closes what another node left open, and forgets that node until it is there again; gives how
+    /// many sessions.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn close_lost(&self, node: &str, now: UnixTime) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let node = self.node().to_owned();
+        on!(tx.engine(), conn => {
+            diesel::delete(nodes::table.find(node)).execute(conn).await
+        })?;
+        tx.bump_revision().await?; // Should it live after all, it ends them, too.
+        tx.commit().await?;
+        self.close_sessions_of(node, now).await
+    }
+
+    async fn close_sessions_of(&self, node: &str, now: UnixTime) -> Result<usize, Error> {
+        let mut tx = self.begin().await?;
         let open: Vec<SessionRow> = on!(tx.engine(), conn => {
             sessions::table
                 .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))

@@ -143,9 +143,90 @@ async fn what_lists_or_shows_does_so_in_json() {
     assert_eq!(added["one_time_password"].as_str().unwrap().len(), 12);
     let set = json(dir, &["user", "passwd", "bob"]).await;
     assert_ne!(set["one_time_password"], added["one_time_password"]);
+    let reset = json(dir, &["otp", "reset", "bob"]).await;
+    assert!(reset["binding_until"].is_string() || reset["binding_until"].is_number(), "{reset}");
+    let key = json(dir, &["audit", "key"]).await;
+    assert!(key["public_key"].as_str().unwrap().starts_with("ssh-ed25519 "), "{key}");
+    assert_eq!(json(dir, &["key", "rotate"]).await["secrets"], 0);
+    let checked = json(dir, &["check"]).await;
+    assert_eq!(checked["configuration"], "built-in defaults");
+    // The fingerprint that ssh asks about, as its own tool tells it.
+    let mut keygen = command(tool("ssh-keygen"));
+    keygen.arg("-lf").arg(dir.join("sallyport-data/host_key"));
+    let told = run(&mut keygen).await.ok().out;
+    let shown = checked["host_key"].as_str().unwrap().strip_prefix("ED25519 ").unwrap().to_owned();
+    assert!(shown.starts_with("SHA256:") && told.contains(&shown), "{told} {shown}");
+    let made = json(dir, &["init"]).await;
+    assert_eq!((&made["made"], &made["host_key"]), (&false.into(), &checked["host_key"]));
+    let fresh = json(dir, &["init", "--data-dir", "other"]).await;
+    assert_eq!((&fresh["made"], &fresh["administrator"]), (&true.into(), &"admin".into()));
+    assert_eq!(fresh["one_time_password"].as_str().unwrap().len(), 12);
     // An export is JSON whether asked for or not, and every line of it is a value.
     let export = cli(dir, &["audit", "export"]).await.ok().out;
     assert!(export.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+}
+
+#[tokio::test]
+async fn what_would_do_harm_or_nothing_is_refused_and_told() {
+    let dir = setting().await;
+    let dir = dir.path();
+    for what in ["remove", "disable"] {
+        fails(dir, &["user", what, "admin"], 1, "admin is the last administrator").await;
+    }
+    cli(dir, &["user", "add", "carol", "--role", "admin"]).await.ok();
+    cli(dir, &["user", "disable", "carol"]).await.ok();
+    fails(dir, &["user", "remove", "admin"], 1, "or say --force to remove").await;
+    cli(dir, &["user", "enable", "carol"]).await.ok();
+    cli(dir, &["user", "disable", "admin"]).await.ok();
+    cli(dir, &["user", "remove", "carol", "--force"]).await.ok();
+
+    let again = ["grant", "add", "--user", "alice", "--target", "db1", "--account", "root"];
+    fails(dir, &again, 1, "there is this grant already: ").await;
+    cli(dir, &["grant", "add", "--user", "alice", "--target", "db1"]).await.ok();
+
+    cli(dir, &["target", "add", "pg1", "pg1.internal:5432", "--mode", "tunnel"]).await.ok();
+    fails(dir, &["target", "account", "add", "pg1", "x"], 1, "pg1 is in tunnel mode").await;
+    cli(dir, &["target", "account", "add", "db1", "root"]).await.ok();
+    let changed =
+        cli(dir, &["target", "account", "add", "db1", "root", "--auth", "ask"]).await.ok();
+    assert!(changed.out.contains("by: ask, no longer by: ca"), "{changed:?}");
+
+    let added = cli(dir, &["target", "add", "here", "localhost:2022"]).await.ok();
+    assert!(added.out.contains("warning: here is at localhost, which leads to"), "{added:?}");
+    cli(dir, &["grant", "add", "--user", "alice", "--target", "here"]).await.ok();
+    let explained = cli(dir, &["explain", "alice", "here"]).await.failed();
+    assert!(explained.out.starts_with("refused: here is at localhost"), "{explained:?}");
+}
+
+#[tokio::test]
+async fn explanations_name_every_reason_once_and_who_is_meant() {
+    let dir = setting().await;
+    let dir = dir.path();
+    cli(dir, &["user", "disable", "alice"]).await.ok();
+    let told = cli(dir, &["explain", "alice", "db1"]).await.failed().out;
+    assert!(told.starts_with("refused: alice is disabled; otherwise permitted: db1"), "{told}");
+    assert_eq!(told.matches("alice is disabled").count(), 1, "{told}");
+    let told = cli(dir, &["explain", "alice", "web1"]).await.failed().out;
+    assert!(
+        told.starts_with("refused: alice is disabled; and web1 is not granted to alice"),
+        "{told}"
+    );
+    assert!(told.contains("it does not cover web1\n"), "{told}");
+}
+
+#[tokio::test]
+async fn who_is_locked_is_listed_so() {
+    let dir = setting().await;
+    let dir = dir.path();
+    execute(
+        dir,
+        "INSERT INTO throttle (account, source, failures, last_failed_at, locked_until)
+         VALUES ('alice', '192.0.2.0/24', 10, 1, 9999999999999), ('otto', '192.0.2.0/24', 10, 1, 2)",
+    );
+    let users = cli(dir, &["user", "list"]).await.ok().out;
+    let row = |name: &str| users.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(row("alice").contains("locked") && row("otto").contains("enabled"), "{users}");
+    assert_eq!(json(dir, &["user", "list"]).await[1]["locked"], true);
 }
 
 #[tokio::test]
@@ -181,7 +262,7 @@ async fn every_change_is_made_and_can_be_taken_back() {
         (&["otp", "reset", "alice"], "alice may bind an authenticator at the next login, until 20"),
         (&["group", "leave", "dba", "alice"], "alice is no longer in dba"),
         (&["group", "remove", "dba"], "group dba is removed"),
-        (&["session", "kill", "0123"], "session 0123456789ab of alice ends"),
+        (&["session", "kill", "0123"], "its node other does not answer"),
         (&["key", "rotate"], "0 secrets are sealed under key "),
         (&["key", "rotate", "--keep-key"], "0 secrets are sealed under key "),
         (&["target", "remove", "db1"], "target db1 is removed"),

@@ -137,6 +137,9 @@ async fn each_role_may_do_what_is_its_own() {
         assert_eq!(shown["user"], "victim");
         let list = who.may(&bastion, "audit list --kind signed-in --user victim").await;
         assert_eq!(list.lines().count(), 2, "{list}"); // With the headings.
+        let words = format!("audit list --session {} --since -1h --until +1h", &id[..6]);
+        let list = who.may(&bastion, &words).await;
+        assert!(list.contains("signed-in") && !list.contains("otto"), "{list}");
         let list: serde_json::Value =
             serde_json::from_str(&who.may(&bastion, "audit list --limit 3 --json").await).unwrap();
         assert_eq!(list.as_array().unwrap().len(), 3);
@@ -199,11 +202,15 @@ async fn what_is_no_command_is_refused_and_written_down() {
             (&long, "is not an id"),
         ] {
             who.may_not(&bastion, words, 64, said).await;
+            if said != "Usage" {
+                let err = who.types(words).await.err;
+                assert!(err.starts_with("sallyport: ") && err.lines().count() == 1, "{err}");
+            }
         }
     }
     // What was typed is in the log, printable and not longer than it is worth.
     let refused = bastion.kinds("command-refused").await;
-    assert_eq!(refused.len(), 2 * 18);
+    assert_eq!(refused.len(), 2 * (18 + 17));
     for event in refused {
         let command = event["command"].as_str().unwrap();
         printable(command);

@@ -48,6 +48,9 @@ async fn the_first_start_tells_the_password_once() {
     while !said.contains("authenticator app") {
         said.push_str(&lines.next_line().await.unwrap().unwrap());
     }
+    let checked = cli(dir.path(), &["check", "--json"]).await.ok().out;
+    let checked: serde_json::Value = serde_json::from_str(&checked).unwrap();
+    assert!(said.contains(checked["host_key"].as_str().unwrap()), "{said}");
     assert!(
         said.contains("one-time password")
             && said.contains(&format!("ssh -p {port} admin@localhost")),
@@ -72,6 +75,7 @@ async fn a_first_start_that_cannot_listen_makes_no_administrator() {
     start.env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"));
     let refused = run(&mut start).await.failed();
     assert!(refused.err.contains(&format!("failed to listen on 127.0.0.1:{port}")), "{refused:?}");
+    assert!(refused.err.contains("choose another port with [server] listen"), "{refused:?}");
     drop(taken);
     // So that the next one tells the password.
     let mut child = serve(dir.path(), port).await;

@@ -807,6 +807,19 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert_eq!(store.close_interrupted(now).await.unwrap(), 2);
     assert_eq!(store.close_interrupted(now).await.unwrap(), 0);
     assert_eq!(list(true, None, 99).await, [ids[3].clone()]);
+    // Unless that one is dead; all are told, should it live after all.
+    let revision = store.revision().await.unwrap();
+    assert_eq!(store.close_lost("other", now).await.unwrap(), 1);
+    assert!(store.revision().await.unwrap() > revision);
+    assert!(list(true, None, 99).await.is_empty());
+    // A node says that it lives, and hears how often others did.
+    assert!(store.beat().await.unwrap().is_empty());
+    bastion.tamper("INSERT INTO nodes (node, beats) VALUES ('other', 7)").await;
+    for _ in 0..2 {
+        assert_eq!(store.beat().await.unwrap(), [("other".to_owned(), 7)]);
+    }
+    store.close_lost("other", now).await.unwrap();
+    assert!(store.beat().await.unwrap().is_empty());
     let ended = bastion.kinds("session-ended").await;
     let of = |id: &Id| {
         let found = ended.iter().find(|event| event["session"] == id.as_str());
