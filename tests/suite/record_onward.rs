@@ -129,7 +129,11 @@ async fn forwards_to_what_is_not_granted_are_refused_with_the_reason() {
         let forward = format!("{away}:192.0.2.1:22");
         let mut client = reach.start(&["-v", "-N", "-L", &forward, "HOST"]).await;
         let mut lines = BufReader::new(client.stderr.take().unwrap()).lines();
-        listening(away).await;
+        // Held: a client that sees nobody there any more may not ask at all.
+        let _here = eventually("the client listens", async || {
+            TcpStream::connect(("127.0.0.1", away)).await.ok()
+        })
+        .await;
         let why = "192.0.2.1 is not granted to you";
         let told = async { while !lines.next_line().await.unwrap().unwrap().contains(why) {} };
         tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{reach:?}"));
@@ -137,15 +141,19 @@ async fn forwards_to_what_is_not_granted_are_refused_with_the_reason() {
         refused(&hop, "direct-tcpip 192.0.2.1:22", before + 1).await;
     }
     let hop = granting("shell exec").await;
-    for (before, reach) in hop.reaches().enumerate() {
+    for (before, way) in ENTRANCES.into_iter().enumerate() {
         let local = free_port();
         let forward = format!("{local}:/run/some.sock");
-        if reach.program == Program::OpenSsh {
-            let mut client = reach.start(&["-N", "-L", &forward, "HOST"]).await;
-            listening(local).await;
-            client.kill().await.unwrap();
-            refused(&hop, "direct-streamlocal /run/some.sock", before + 1).await;
-        }
+        let mut client =
+            hop.reach(Program::OpenSsh, way).start(&["-N", "-L", &forward, "HOST"]).await;
+        let mut here = eventually("the client listens", async || {
+            TcpStream::connect(("127.0.0.1", local)).await.ok()
+        })
+        .await;
+        let read = tokio::time::timeout(PATIENCE, here.read(&mut [0])).await;
+        assert_eq!(read.unwrap().unwrap(), 0);
+        refused(&hop, "direct-streamlocal /run/some.sock", before + 1).await;
+        client.kill().await.unwrap();
     }
 }
 
