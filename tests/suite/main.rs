@@ -22,6 +22,7 @@ mod radius;
 mod radius_forged;
 mod radius_tls;
 mod record;
+mod record_abuse;
 mod record_files;
 mod record_onward;
 mod record_rights;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -336,11 +336,34 @@ impl Carried<'_> {
         if self.setup.agent && relay.permit.allows(Capability::Agent) {
             relay.agent.store(true, Relaxed);
         }
-        let (counts, recording) = (Counts::default(), OnceLock::new());
-        let end = tokio::select! {
-            end = self.carry(controls, &counts, &recording) => end,
-            end = left => end,
-            () = relay.cancel.cancelled() => End::Cut,
+        let counts = Counts::default();
+        let gone = async {
+            tokio::select! {
+                end = left => end,
+                () = relay.cancel.cancelled() => End::Cut,
+            }
+        };
+        tokio::pin!(gone);
+        let (begun, early) = {
+            let begin = self.begin();
+            tokio::pin!(begin);
+            // Nobody's leaving stops it half way: a file would have no row, or a row no end.
+            tokio::select! {
+                begun = &mut begin => (begun, None),
+                end = &mut gone => (begin.await, Some(end)),
+            }
+        };
+        let (recording, end) = match (begun, early) {
+            (Ok((recording, _)), Some(end)) => (Some(recording), end),
+            (Err(_), Some(end)) => (None, end),
+            (Err(why), None) => (None, End::Failed(why)),
+            (Ok((recording, filter)), None) => {
+                let end = tokio::select! {
+                    end = self.carry(controls, &counts, &recording, filter) => end,
+                    end = &mut gone => end,
+                };
+                (Some(recording), end)
+            }
         };
         let outcome = match &end {
             End::Target(None) => "the target closed it".to_owned(),
@@ -350,29 +373,33 @@ impl Carried<'_> {
             End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
         };
         relay.count(counts.both());
-        if let Some(recording) = recording.into_inner() {
+        if let Some(recording) = recording {
             recording.end(outcome, counts.both());
         }
         end
+    }
+
+    /// Checks what the channel is for and begins its recording; gives the filter of files, too.
+    async fn begin(&self) -> Result<(Recording, Option<sftp::Filter>), String> {
+        let filter = self.check()?;
+        Ok((Recording::start(self.relay, &self.subject()).await?, filter))
     }
 
     async fn carry(
         &self,
         controls: &Controls,
         counts: &Counts,
-        recording: &OnceLock<Recording>,
+        recording: &Recording,
+        filter: Option<sftp::Filter>,
     ) -> End {
-        let begun = async {
-            let filter = self.check()?;
-            let new = Recording::start(self.relay, &self.subject()).await?;
-            let recording = recording.get_or_init(|| new);
+        let reached = async {
             self.tell().await?;
             let connection = self.connect().await?;
             let target = self.open(&connection).await?;
-            Ok((recording, filter, connection, target))
+            Ok((connection, target))
         };
-        let (recording, filter, _connection, target) = match begun.await {
-            Ok(begun) => begun,
+        let (_connection, target) = match reached.await {
+            Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
