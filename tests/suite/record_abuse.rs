@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use sallyport::domain::Id;
+use sallyport::domain::{Id, Mode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::raw::{self, Packet, RawClient};
 use crate::support::server::Server;
 use crate::support::sshd::Sshd;
-use crate::support::{eventually_or, present_user};
+use crate::support::{eventually_or, free_port, present_user};
 
 /// A bastion with the recorded target `db1`, and somebody signed in who chose it.
 async fn chosen() -> (TestBastion, Sshd, RawClient) {
@@ -112,4 +114,77 @@ async fn a_start_removes_recordings_that_never_began() {
     .await;
     let left = files(&recordings);
     assert!(left.contains(&new) && left.contains(&recorded), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_a_subsystem_is_kept_short_and_harmless() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let id = open(&mut client, 0).await;
+    let name = format!("shell\u{1b}]0;x{}", "A".repeat(20_000));
+    client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[1]).text(name).0).await;
+    let row = eventually_or("it is written down", async || {
+        let rows = bastion.store().recordings().await.unwrap();
+        rows.first().map(|row| row.kind.clone()).ok_or(rows.len())
+    })
+    .await;
+    assert!(row.starts_with("subsystem:shell\\u{1b}]0;xAAA"), "{row}");
+    assert!(row.len() < 400, "{}", row.len());
+}
+
+/// Asks for a connection from the target on; gives whether it was opened.
+async fn onward(client: &mut RawClient, ours: u32, port: u16) -> bool {
+    let open = Packet::new(90).text("direct-tcpip").number(ours).number(1 << 20).number(32768);
+    let open = open.text("127.0.0.1").number(port.into()).text("127.0.0.1").number(1);
+    client.send(&open.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        if matches!(packet[0], 91 | 92) && packet[1..5] == ours.to_be_bytes() {
+            return packet[0] == 91;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_server_on_the_same_host_is_not_reached_unseen() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let other = Sshd::start().await;
+    assert!(onward(&mut client, 0, other.port).await, "it is no target yet");
+    bastion.record_target("db2", &other).await;
+    assert!(!onward(&mut client, 1, other.port).await);
+    let what = format!("direct-tcpip 127.0.0.1:{}", other.port);
+    bastion.event("use-refused", &[("what", &what)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_could_not_be_opened_has_its_end_written() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let port = free_port();
+    assert!(!onward(&mut client, 0, port).await);
+    let to = format!("direct-tcpip 127.0.0.1:{port}");
+    assert_eq!(bastion.event("onward-opened", &[("to", &to)]).await["to"], to);
+    bastion.event("onward-closed", &[("to", &to)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_nobody_waits_for_ends_its_socket() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap().to_string();
+    bastion.target_in(Mode::Record, "db1", &address).await;
+    let alice = bastion.person("alice").await;
+    bastion.add_grant("alice", "db1", |_| {}).await;
+    let code = bastion.code(&alice);
+    let mut client = RawClient::connect(bastion.port).await;
+    let name = format!("alice+{}@db1", present_user());
+    assert_eq!(client.log_in(&name, PASSWORD, &code).await, raw::USERAUTH_SUCCESS);
+    let id = open(&mut client, 0).await;
+    client.send(&Packet::new(98).number(id).text("shell").bytes(&[1]).0).await;
+    let (mut socket, _) = mute.accept().await.unwrap();
+    // The key exchange has begun, and goes no further.
+    socket.write_all(b"SSH-2.0-mute\r\n").await.unwrap();
+    assert_ne!(socket.read(&mut [0; 64]).await.unwrap(), 0);
+    client.send(&Packet::new(97).number(id).0).await;
+    let gone = async { while matches!(socket.read(&mut [0; 4096]).await, Ok(1..)) {} };
+    // Well before the handshake's own deadline.
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the socket lives on");
 }

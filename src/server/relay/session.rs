@@ -26,7 +26,7 @@ use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::menu::Menu;
-use crate::domain::{Capability, printable};
+use crate::domain::{Capability, noted, printable};
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
 
@@ -306,11 +306,13 @@ pub(super) struct Carried<'a> {
 }
 
 impl Start {
-    pub(super) fn what(&self) -> &str {
+    /// What it is called in the store: a subsystem that is called `shell` does not look like one.
+    pub(super) fn what(&self) -> String {
         match self {
-            Self::Shell => "shell",
-            Self::Exec(_) => "exec",
-            Self::Subsystem(name) => name,
+            Self::Shell => "shell".to_owned(),
+            Self::Exec(_) => "exec".to_owned(),
+            Self::Subsystem(name) if name == "sftp" => "sftp".to_owned(),
+            Self::Subsystem(name) => format!("subsystem:{}", noted(name)),
         }
     }
 
@@ -382,7 +384,8 @@ impl Carried<'_> {
     /// Checks what the channel is for and begins its recording; gives the filter of files, too.
     async fn begin(&self) -> Result<(Recording, Option<sftp::Filter>), String> {
         let filter = self.check()?;
-        Ok((Recording::start(self.relay, &self.subject()).await?, filter))
+        let what = self.start.what();
+        Ok((Recording::start(self.relay, &self.subject(&what)).await?, filter))
     }
 
     async fn carry(
@@ -421,12 +424,12 @@ impl Carried<'_> {
         scp::Transfer::of_command(command).map(scp::Observer::new)
     }
 
-    fn subject(&self) -> Subject<'_> {
+    fn subject<'a>(&'a self, what: &'a str) -> Subject<'a> {
         let terminal = self.setup.terminal.as_ref().map(|terminal| {
             let (columns, rows, ..) = terminal.size;
             (cells(columns, USUAL.0), cells(rows, USUAL.1), terminal.kind.as_str())
         });
-        Subject { what: self.start.what(), command: self.start.command(), terminal }
+        Subject { what, command: self.start.command(), terminal }
     }
 
     /// Checks what the channel is for; gives the filter that file requests pass.
