@@ -546,6 +546,9 @@ impl Carried<'_> {
             let name = self.relay.name();
             return Err(format!("{name} asks for something: connect with a terminal (ssh -t)"));
         }
+        // Not the bastion: nobody shall give it the password of the bastion.
+        let who = format!("{} asks:\r\n", self.relay.name());
+        out.data_bytes(who).await.map_err(gone)?;
         if !questions.instruction.is_empty() {
             let text = questions.instruction.replace('\n', "\r\n");
             out.data_bytes(format!("{text}\r\n")).await.map_err(gone)?;
