@@ -26,6 +26,7 @@ mod radius_forged;
 mod radius_login;
 mod radius_tls;
 mod record;
+mod record_abuse;
 mod record_files;
 mod record_onward;
 mod record_rights;

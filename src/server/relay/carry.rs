@@ -116,7 +116,7 @@ impl Both<'_> {
                     user.out.exit_status(exit_status).await
                 }
                 ChannelMsg::ExitSignal { signal_name, core_dumped, error_message, lang_tag } => {
-                    outcome = Some(format!("signal {signal_name:?}"));
+                    outcome = Some(noted(&format!("signal {signal_name:?}")));
                     if self.channel.goes_on {
                         continue;
                     }

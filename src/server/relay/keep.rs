@@ -3,7 +3,8 @@
 //!
 //! Always holds: a recording's removal is in the audit log before its file goes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::audit::{Actor, Context};
 use crate::domain::{Id, UnixTime};
@@ -23,6 +24,62 @@ pub(in crate::server) async fn close_left_open(bastion: &Bastion) {
             tracing::error!(%error, recording = row.id, "failed to close an interrupted recording");
         }
     }
+    if let Err(error) = sweep(bastion).await {
+        tracing::error!(%error, "failed to look for recordings that never began");
+    }
+}
+
+/// How old a file without a row has to be: a bastion that shares the folder may be about to write
+/// the row.
+const FORSAKEN: Duration = Duration::from_secs(3600);
+/// The longest header that is looked at.
+const MAX_HEADER: u64 = 64 * 1024;
+
+/// Removes files that a crash left before their row was written: they hold a header and nothing
+/// else, since nothing is recorded before.
+async fn sweep(bastion: &Bastion) -> anyhow::Result<()> {
+    let folder = bastion.settings().record.folder.clone();
+    let found = tokio::task::spawn_blocking(move || headers_alone(&folder)).await??;
+    for (id, path) in found {
+        if bastion.store.recordings_by_prefix(&id.as_str().parse()?).await?.is_empty() {
+            tokio::task::spawn_blocking({
+                let path = path.clone();
+                move || std::fs::remove_file(path)
+            })
+            .await??;
+            tracing::info!(path = %path.display(), "removed a recording that never began");
+        }
+    }
+    Ok(())
+}
+
+/// The files of recordings that hold a header alone and are not new. Blocks.
+fn headers_alone(folder: &Path) -> std::io::Result<Vec<(Id, PathBuf)>> {
+    let mut found = Vec::new();
+    let days = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        days => days?,
+    };
+    for day in days {
+        let day = day?.path();
+        if !day.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(day)? {
+            let file = file?;
+            let (path, facts) = (file.path(), file.metadata()?);
+            let id = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".cast"));
+            let Some(id) = id.and_then(|id| id.parse().ok()) else { continue };
+            let old = facts.modified()?.elapsed().is_ok_and(|age| age > FORSAKEN);
+            if old && facts.is_file() && facts.len() <= MAX_HEADER {
+                let bytes = std::fs::read(&path)?;
+                if bytes.iter().position(|&b| b == b'\n').is_none_or(|end| end + 1 == bytes.len()) {
+                    found.push((id, path));
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 async fn close(bastion: &Bastion, row: &RecordingRow) -> anyhow::Result<()> {

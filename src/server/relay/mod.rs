@@ -200,9 +200,9 @@ impl Relay {
         let destination =
             Destination::parse(host, port).map_err(|error| refuse(error.to_string()))?;
         let target = self.target();
-        if is_itself(target, &destination.host) {
-            if destination.port == target.address.port {
-                return Err(refuse(unseen(&target.name)));
+        if is_itself(target, &destination.host) || self.is_its_address(&destination.host) {
+            if let Some(name) = self.recorded_here(destination.port).await? {
+                return Err(refuse(unseen(&name)));
             }
             return Ok((destination.host.to_string(), port));
         }
@@ -218,6 +218,33 @@ impl Relay {
             Err(NotOpened::Refused(refused)) => Err(refuse(refused.message)),
             Err(NotOpened::Failed(message)) => Err(message),
         }
+    }
+
+    /// The recorded SSH server at `port` of the target's host, if one is registered.
+    async fn recorded_here(&self, port: u16) -> Result<Option<TargetName>, String> {
+        let target = self.target();
+        if port == target.address.port {
+            return Ok(Some(target.name.clone()));
+        }
+        let targets = self.conn.bastion.store.targets().await.map_err(|error| {
+            tracing::error!(%error, "failed to read targets");
+            "the bastion cannot read its targets: try again".to_owned()
+        })?;
+        let loopback = |host: &Host| host.ip().is_some_and(|ip| ip.is_loopback());
+        let here = |host: &Host| {
+            *host == target.address.host
+                || self.is_its_address(host)
+                || loopback(host) && loopback(&target.address.host)
+        };
+        let found = targets.into_iter().find(|other| {
+            other.mode == Mode::Record && other.address.port == port && here(&other.address.host)
+        });
+        Ok(found.map(|other| other.name))
+    }
+
+    /// Whether `host` is an address that the target is reached at.
+    fn is_its_address(&self, host: &Host) -> bool {
+        host.ip().is_some_and(|ip| self.addresses.addresses().iter().any(|own| own.ip() == ip))
     }
 
     /// Writes down that a connection beside the sessions is opened; false if that failed, and it must

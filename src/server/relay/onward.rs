@@ -91,20 +91,22 @@ pub(in crate::server) async fn serve_onward(
     }
     let opened = tokio::select! {
         opened = timeout(STEP, onward.open(&connection)) => opened,
-        () = relay.cancel.cancelled() => return,
+        () = relay.cancel.cancelled() => return relay.closed_onward(to, (0, 0)),
     };
-    match opened {
+    let refusal = match opened {
         Ok(Ok(target)) => {
             reply.accept().await;
             let flow = relay.flow.open(channel.id());
             let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
             relay.count((up, down));
-            relay.closed_onward(to, (up, down));
+            return relay.closed_onward(to, (up, down));
         }
-        Ok(Err(russh::Error::ChannelOpenFailure(why))) => reply.reject(shown(why)).await,
-        Ok(Err(error)) => reply.reject(failed(printable(&error.to_string()))).await,
-        Err(_) => reply.reject(failed(format!("no answer within {} s", STEP.as_secs()))).await,
-    }
+        Ok(Err(russh::Error::ChannelOpenFailure(why))) => shown(why),
+        Ok(Err(error)) => failed(printable(&error.to_string())),
+        Err(_) => failed(format!("no answer within {} s", STEP.as_secs())),
+    };
+    relay.closed_onward(to, (0, 0));
+    reply.reject(refusal).await;
 }
 
 /// A target's refusal, with nothing in it that a terminal would act on.
@@ -134,9 +136,14 @@ async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnecti
 
 /// Asks the target to listen for the user (`-R`); gives the port it is bound to.
 pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let home = listener(relay, format!("tcpip-forward {address}:{port}")).await?;
+    let what = format!("tcpip-forward {address}:{port}");
+    let home = listener(relay, what.clone()).await?;
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
-    bound.ok()?.ok()
+    let bound = bound.ok().and_then(Result::ok);
+    if bound.is_none() {
+        relay.closed_onward(noted(&what), (0, 0));
+    }
+    bound
 }
 
 /// Takes that back.
@@ -149,8 +156,12 @@ pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port:
 /// Asks the target to listen at a socket file (OpenSSH's PROTOCOL section 2.4).
 pub(in crate::server) async fn listen_at(relay: &Arc<Relay>, path: &str) -> bool {
     let what = format!("streamlocal-forward {path}");
-    let Some(home) = listener(relay, what).await else { return false };
-    matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())))
+    let Some(home) = listener(relay, what.clone()).await else { return false };
+    let bound = matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())));
+    if !bound {
+        relay.closed_onward(noted(&what), (0, 0));
+    }
+    bound
 }
 
 /// Takes that back.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Relay;
 use crate::audit::{Context, Event};
-use crate::domain::{Id, printable};
+use crate::domain::{Id, noted};
 use crate::recording::{Failure, Header, Recorder};
 use crate::server::Bastion;
 use crate::sftp::FileEvent;
@@ -180,7 +180,7 @@ fn header(relay: &Relay, subject: &Subject<'_>, timestamp: Option<i64>) -> Heade
     let (width, height, term) = subject.terminal.unwrap_or((USUAL.0, USUAL.1, ""));
     let mut env = BTreeMap::new();
     if !term.is_empty() {
-        env.insert("TERM".to_owned(), printable(term));
+        env.insert("TERM".to_owned(), noted(term));
     }
     let user = relay.conn.who().map(|who| who.user().to_string()).unwrap_or_default();
     let title = Some(format!("{user} as {}", relay.name()));

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::server::{ChannelOpenHandle, Handle};
@@ -26,7 +26,7 @@ use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::dialog::{Line, Next};
 use crate::console::menu::Menu;
-use crate::domain::{Capability, printable};
+use crate::domain::{Capability, noted, printable};
 use crate::server::connection::Connection;
 use crate::server::handler::prohibited;
 use crate::sftp::{self, scp};
@@ -323,11 +323,13 @@ pub(super) struct Carried<'a> {
 }
 
 impl Start {
-    pub(super) fn what(&self) -> &str {
+    /// What it is called in the store: a subsystem that is called `shell` does not look like one.
+    pub(super) fn what(&self) -> String {
         match self {
-            Self::Shell => "shell",
-            Self::Exec(_) => "exec",
-            Self::Subsystem(name) => name,
+            Self::Shell => "shell".to_owned(),
+            Self::Exec(_) => "exec".to_owned(),
+            Self::Subsystem(name) if name == "sftp" => "sftp".to_owned(),
+            Self::Subsystem(name) => format!("subsystem:{}", noted(name)),
         }
     }
 
@@ -353,11 +355,34 @@ impl Carried<'_> {
         if self.setup.agent && relay.permit.allows(Capability::Agent) {
             relay.agent.store(true, Relaxed);
         }
-        let (counts, recording) = (Counts::default(), OnceLock::new());
-        let end = tokio::select! {
-            end = self.carry(controls, &counts, &recording) => end,
-            end = left => end,
-            () = relay.cancel.cancelled() => End::Cut,
+        let counts = Counts::default();
+        let gone = async {
+            tokio::select! {
+                end = left => end,
+                () = relay.cancel.cancelled() => End::Cut,
+            }
+        };
+        tokio::pin!(gone);
+        let (begun, early) = {
+            let begin = self.begin();
+            tokio::pin!(begin);
+            // Nobody's leaving stops it half way: a file would have no row, or a row no end.
+            tokio::select! {
+                begun = &mut begin => (begun, None),
+                end = &mut gone => (begin.await, Some(end)),
+            }
+        };
+        let (recording, end) = match (begun, early) {
+            (Ok((recording, _)), Some(end)) => (Some(recording), end),
+            (Err(_), Some(end)) => (None, end),
+            (Err(why), None) => (None, End::Failed(why)),
+            (Ok((recording, filter)), None) => {
+                let end = tokio::select! {
+                    end = self.carry(controls, &counts, &recording, filter) => end,
+                    end = &mut gone => end,
+                };
+                (Some(recording), end)
+            }
         };
         let outcome = match &end {
             End::Target(None) => "the target closed it".to_owned(),
@@ -367,29 +392,34 @@ impl Carried<'_> {
             End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
         };
         relay.count(counts.both());
-        if let Some(recording) = recording.into_inner() {
+        if let Some(recording) = recording {
             recording.end(outcome, counts.both());
         }
         end
+    }
+
+    /// Checks what the channel is for and begins its recording; gives the filter of files, too.
+    async fn begin(&self) -> Result<(Recording, Option<sftp::Filter>), String> {
+        let filter = self.check()?;
+        let what = self.start.what();
+        Ok((Recording::start(self.relay, &self.subject(&what)).await?, filter))
     }
 
     async fn carry(
         &self,
         controls: &Controls,
         counts: &Counts,
-        recording: &OnceLock<Recording>,
+        recording: &Recording,
+        filter: Option<sftp::Filter>,
     ) -> End {
-        let begun = async {
-            let filter = self.check()?;
-            let new = Recording::start(self.relay, &self.subject()).await?;
-            let recording = recording.get_or_init(|| new);
+        let reached = async {
             self.tell().await?;
             let connection = self.connect().await?;
             let target = self.open(&connection).await?;
-            Ok((recording, filter, connection, target))
+            Ok((connection, target))
         };
-        let (recording, filter, _connection, target) = match begun.await {
-            Ok(begun) => begun,
+        let (_connection, target) = match reached.await {
+            Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
@@ -411,12 +441,12 @@ impl Carried<'_> {
         scp::Transfer::of_command(command).map(scp::Observer::new)
     }
 
-    fn subject(&self) -> Subject<'_> {
+    fn subject<'a>(&'a self, what: &'a str) -> Subject<'a> {
         let terminal = self.setup.terminal.as_ref().map(|terminal| {
             let (columns, rows, ..) = terminal.size;
             (cells(columns, USUAL.0), cells(rows, USUAL.1), terminal.kind.as_str())
         });
-        Subject { what: self.start.what(), command: self.start.command(), terminal }
+        Subject { what, command: self.start.command(), terminal }
     }
 
     /// Checks what the channel is for; gives the filter that file requests pass.
@@ -533,6 +563,9 @@ impl Carried<'_> {
             let name = self.relay.name();
             return Err(format!("{name} asks for something: connect with a terminal (ssh -t)"));
         }
+        // Not the bastion: nobody shall give it the password of the bastion.
+        let who = format!("{} asks:\r\n", self.relay.name());
+        out.data_bytes(who).await.map_err(gone)?;
         if !questions.instruction.is_empty() {
             let text = questions.instruction.replace('\n', "\r\n");
             out.data_bytes(format!("{text}\r\n")).await.map_err(gone)?;

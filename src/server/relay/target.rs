@@ -42,6 +42,17 @@ impl Drop for TargetConnection {
     }
 }
 
+/// A handshake: its socket dies with it, unless a connection came of it.
+struct Unfinished(Option<StreamControl>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(control) = &self.0 {
+            control.kill();
+        }
+    }
+}
+
 /// The connection that was made while the user signed in.
 pub(super) struct Home {
     connection: Arc<TargetConnection>,
@@ -130,17 +141,18 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
         host_keys: HostKeys::parse(&trusted),
         refused: Arc::clone(&refused),
     };
+    // russh's task and its socket would outlive whoever stops waiting.
+    let mut guard = Unfinished(Some(control.clone()));
     let connecting = client::connect_stream(Arc::new(config), stream, handler);
     let result = timeout(STEP, connecting).await;
     let why = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (result, why) {
-        (_, Some(why)) => {
-            control.kill();
-            Err(why)
+        (_, Some(why)) => Err(why),
+        (Ok(Ok(handle)), None) => {
+            guard.0 = None;
+            Ok(TargetConnection { handle, control })
         }
-        (Ok(Ok(handle)), None) => Ok(TargetConnection { handle, control }),
         (Ok(Err(error)), None) => {
-            control.kill();
             tracing::info!(target = %name, %error, "failed to speak SSH with a target");
             Err(format!(
                 "{name} does not speak SSH as it should: {}",
@@ -148,7 +160,6 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
             ))
         }
         (Err(_), None) => {
-            control.kill();
             Err(format!("{name} did not finish the SSH handshake within {} s", STEP.as_secs()))
         }
     }

@@ -1,0 +1,190 @@
+//! What a hostile user or target tries on a recorded way: nothing stays unwritten or open.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use sallyport::domain::{Id, Mode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::support::raw::{self, Packet, RawClient};
+use crate::support::server::Server;
+use crate::support::sshd::Sshd;
+use crate::support::{eventually_or, free_port, present_user};
+
+/// A bastion with the recorded target `db1`, and somebody signed in who chose it.
+async fn chosen() -> (TestBastion, Sshd, RawClient) {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let sshd = Sshd::start().await;
+    bastion.record_target("db1", &sshd).await;
+    let alice = bastion.person("alice").await;
+    bastion.add_grant("alice", "db1", |_| {}).await;
+    let code = bastion.code(&alice);
+    let mut client = RawClient::connect(bastion.port).await;
+    let name = format!("alice+{}@db1", present_user());
+    assert_eq!(client.log_in(&name, PASSWORD, &code).await, raw::USERAUTH_SUCCESS);
+    (bastion, sshd, client)
+}
+
+/// Opens a session channel; gives the bastion's number of it.
+async fn open(client: &mut RawClient, ours: u32) -> u32 {
+    let open = Packet::new(90).text("session").number(ours).number(1 << 20).number(32768);
+    client.send(&open.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        assert_ne!(packet[0], 92, "it was refused");
+        if packet[0] == 91 && packet[1..5] == ours.to_be_bytes() {
+            return u32::from_be_bytes(packet[5..9].try_into().unwrap());
+        }
+    }
+}
+
+fn files(recordings: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for day in std::fs::read_dir(recordings).into_iter().flatten() {
+        for file in std::fs::read_dir(day.unwrap().path()).unwrap() {
+            names.push(file.unwrap().file_name().into_string().unwrap());
+        }
+    }
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_are_closed_at_once_leave_nothing_half_written() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    for wait in 0..40 {
+        let id = open(&mut client, wait).await;
+        client.send(&Packet::new(98).number(id).text("shell").bytes(&[1]).0).await;
+        // The attack is in the time between; whatever it is, the end must be the same.
+        tokio::time::sleep(Duration::from_millis(wait.into())).await;
+        client.send(&Packet::new(97).number(id).0).await;
+    }
+    drop(client);
+    eventually_or("each recording has a row and an end", async || {
+        let rows = bastion.store().recordings().await.unwrap();
+        let files = files(&bastion.config.recordings());
+        let open = rows.iter().filter(|row| row.ended_at.is_none()).count();
+        let lost: Vec<_> = files
+            .iter()
+            .filter(|name| !rows.iter().any(|row| row.path.ends_with(*name)))
+            .cloned()
+            .collect();
+        let sessions = bastion.store().sessions(&Default::default(), 5).await.unwrap();
+        let over = sessions.iter().all(|row| row.ended_at.is_some());
+        (over && open == 0 && lost.is_empty() && files.len() == rows.len()).then_some(()).ok_or((
+            rows.len(),
+            open,
+            lost,
+        ))
+    })
+    .await;
+    let started = bastion.kinds("recording-started").await.len();
+    assert_eq!(started, bastion.kinds("recording-ended").await.len());
+    assert!(started > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_removes_recordings_that_never_began() {
+    let mut server = Server::start("").await;
+    server.signal(rustix::process::Signal::TERM);
+    server.ends_well().await;
+    let recordings = server.dir.path().join("data/recordings");
+    let day = recordings.join("2026-01-01");
+    std::fs::create_dir_all(&day).unwrap();
+    let put = |text: &str, old: bool| {
+        let name = format!("{}.cast", Id::random().unwrap());
+        std::fs::write(day.join(&name), text).unwrap();
+        if old {
+            let file = std::fs::File::options().write(true).open(day.join(&name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+        }
+        name
+    };
+    let header = "{\"version\":3,\"term\":{\"cols\":80,\"rows\":24}}\n";
+    let forsaken = put(header, true);
+    // Another bastion may be about to write its row; and what was recorded is never thrown away.
+    let new = put(header, false);
+    let recorded = put(&format!("{header}[0.1,\"o\",\"evidence\"]\n"), true);
+    server.start_again().await;
+    eventually_or("it is gone", async || {
+        let left = files(&recordings);
+        (!left.contains(&forsaken)).then_some(()).ok_or(left)
+    })
+    .await;
+    let left = files(&recordings);
+    assert!(left.contains(&new) && left.contains(&recorded), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_a_subsystem_is_kept_short_and_harmless() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let id = open(&mut client, 0).await;
+    let name = format!("shell\u{1b}]0;x{}", "A".repeat(20_000));
+    client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[1]).text(name).0).await;
+    let row = eventually_or("it is written down", async || {
+        let rows = bastion.store().recordings().await.unwrap();
+        rows.first().map(|row| row.kind.clone()).ok_or(rows.len())
+    })
+    .await;
+    assert!(row.starts_with("subsystem:shell\\u{1b}]0;xAAA"), "{row}");
+    assert!(row.len() < 400, "{}", row.len());
+}
+
+/// Asks for a connection from the target on; gives whether it was opened.
+async fn onward(client: &mut RawClient, ours: u32, port: u16) -> bool {
+    let open = Packet::new(90).text("direct-tcpip").number(ours).number(1 << 20).number(32768);
+    let open = open.text("127.0.0.1").number(port.into()).text("127.0.0.1").number(1);
+    client.send(&open.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        if matches!(packet[0], 91 | 92) && packet[1..5] == ours.to_be_bytes() {
+            return packet[0] == 91;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_server_on_the_same_host_is_not_reached_unseen() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let other = Sshd::start().await;
+    assert!(onward(&mut client, 0, other.port).await, "it is no target yet");
+    bastion.record_target("db2", &other).await;
+    assert!(!onward(&mut client, 1, other.port).await);
+    let what = format!("direct-tcpip 127.0.0.1:{}", other.port);
+    bastion.event("use-refused", &[("what", &what)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_could_not_be_opened_has_its_end_written() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let port = free_port();
+    assert!(!onward(&mut client, 0, port).await);
+    let to = format!("direct-tcpip 127.0.0.1:{port}");
+    assert_eq!(bastion.event("onward-opened", &[("to", &to)]).await["to"], to);
+    bastion.event("onward-closed", &[("to", &to)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_nobody_waits_for_ends_its_socket() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap().to_string();
+    bastion.target_in(Mode::Record, "db1", &address).await;
+    let alice = bastion.person("alice").await;
+    bastion.add_grant("alice", "db1", |_| {}).await;
+    let code = bastion.code(&alice);
+    let mut client = RawClient::connect(bastion.port).await;
+    let name = format!("alice+{}@db1", present_user());
+    assert_eq!(client.log_in(&name, PASSWORD, &code).await, raw::USERAUTH_SUCCESS);
+    let id = open(&mut client, 0).await;
+    client.send(&Packet::new(98).number(id).text("shell").bytes(&[1]).0).await;
+    let (mut socket, _) = mute.accept().await.unwrap();
+    // The key exchange has begun, and goes no further.
+    socket.write_all(b"SSH-2.0-mute\r\n").await.unwrap();
+    assert_ne!(socket.read(&mut [0; 64]).await.unwrap(), 0);
+    client.send(&Packet::new(97).number(id).0).await;
+    let gone = async { while matches!(socket.read(&mut [0; 4096]).await, Ok(1..)) {} };
+    // Well before the handshake's own deadline.
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the socket lives on");
+}
