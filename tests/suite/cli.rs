@@ -245,7 +245,8 @@ async fn failures_are_one_line_and_have_their_exit_code() {
     std::fs::write(dir.join("weak"), "ssh-dss AAAAB3NzaC1kc3MAAACBAP x\n").unwrap();
     for (args, said) in [
         (&["user", "add", "alice"][..], "there is a user alice already"),
-        (&["user", "add", "eve", "--factor", "radius"], "is not in this release"),
+        (&["user", "factor", "eve", "radius"], "there is no user eve"),
+        (&["group", "factor", "none", "radius"], "there is no group none"),
         (&["user", "add", "eve", "--key", "none.pub"], "failed to read none.pub"),
         (&["user", "add", "eve", "--key", "weak"], "line 1"),
         (&["user", "add", "eve", "--key", "empty"], "there is no public key in it"),
