@@ -9,7 +9,7 @@ use super::output::{Format, Row, json_line, list};
 use super::user::{said, shown_factor};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
-use crate::domain::{Destination, Factor, Grant, GrantObject, GrantSubject, Id, UnixTime};
+use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime};
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
 
@@ -181,7 +181,7 @@ fn look_at_factor(
     at: UnixTime,
 ) {
     let (user, name) = (&detail.user, &detail.user.name);
-    if user.factor == Factor::Radius.word() {
+    if !detail.signs_in_by_totp() {
         match verbs.radius {
             Some(_) => explained.sign_in.push(format!(
                 "{name} signs in by {}{}",

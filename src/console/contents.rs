@@ -37,12 +37,18 @@ pub async fn contents(
 ) -> anyhow::Result<(Facts, Vec<Entry>)> {
     let user = caller.who.user();
     let detail = store.user(user).await?;
+    // What is left of an authenticator from before RADIUS is nothing to be told at each login.
+    let totp = detail.signs_in_by_totp();
     let facts = Facts {
         user: user.to_string(),
         host: caller.public_host.clone(),
-        authenticator_since: detail.user.otp_bound_at.map(|at| UnixTime(at).date()),
+        authenticator_since: detail
+            .user
+            .otp_bound_at
+            .filter(|_| totp)
+            .map(|at| UnixTime(at).date()),
         recovery_codes_left: detail.recovery_codes_left,
-        last_drift: detail.user.otp_drift_seconds,
+        last_drift: detail.user.otp_drift_seconds.filter(|_| totp),
         when_empty: when_empty(caller).to_owned(),
     };
     let mut last: HashMap<String, String> = HashMap::new();

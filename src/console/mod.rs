@@ -245,6 +245,7 @@ async fn greet(
         }
     }
     match detail.recovery_codes_left {
+        _ if !detail.signs_in_by_totp() => {}
         1 => writeln!(out, "\n1 recovery code is left.")?,
         left => writeln!(out, "\n{left} recovery codes are left.")?,
     }

@@ -1,8 +1,9 @@
 //! Drives the login state machine: does what its effects say, and brings back what came of it.
 //!
 //! Always holds: a failure's answer is held back for its back-off and never comes sooner than
-//! [`LEAST_WAIT`] after the question, or what is set where RADIUS servers are asked, so that their or
-//! the store's speed does not tell accounts apart; and nobody is let in whose session the store did not write down.
+//! [`LEAST_WAIT`] after the question (or, where RADIUS servers are asked, than what is set), so that
+//! neither their speed nor the store's tells accounts apart; and nobody is let in whose session the
+//! store did not write down.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -357,7 +357,7 @@ impl Tx<'_> {
             otp,
             keys,
             recovery_left,
-            drift: row.otp_drift_seconds,
+            drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
     }
 

@@ -52,6 +52,13 @@ pub struct UserDetail {
     pub locks: Vec<LockRow>,
 }
 
+impl UserDetail {
+    /// Whether an authenticator that is bound here answers for the second step.
+    pub fn signs_in_by_totp(&self) -> bool {
+        self.user.factor == Factor::Totp.word()
+    }
+}
+
 /// A public key of a user.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
 #[diesel(table_name = user_keys)]

@@ -260,6 +260,24 @@ async fn every_change_is_made_and_can_be_taken_back() {
         (&["user", "unlock", "alice"], "alice is unlocked"),
         (&["user", "key", "remove", "alice", fingerprint], "alice may no longer use SHA256:"),
         (&["otp", "reset", "alice"], "alice may bind an authenticator at the next login, until 20"),
+        (
+            &["user", "factor", "alice", "radius", "--mode", "both"],
+            "alice: radius both (no server is",
+        ),
+        (&["otp", "show", "alice"], "radius both"),
+        (&["user", "show", "alice"], "radius both"),
+        (
+            &["user", "factor", "alice", "none"],
+            "no factor is set here any more; their sessions end",
+        ),
+        (
+            &["group", "factor", "dba", "radius"],
+            "members of dba of whom nothing else is set: radius",
+        ),
+        (&["group", "list"], "radius"),
+        (&["user", "show", "alice"], "radius, set for group dba"),
+        (&["user", "list"], "by RADIUS"),
+        (&["group", "factor", "dba", "none"], "no factor is set here any more"),
         (&["group", "leave", "dba", "alice"], "alice is no longer in dba"),
         (&["group", "remove", "dba"], "group dba is removed"),
         (&["session", "kill", "0123"], "its node other does not answer"),
@@ -308,7 +326,8 @@ async fn failures_are_one_line_and_have_their_exit_code() {
     std::fs::write(dir.join("weak"), "ssh-dss AAAAB3NzaC1kc3MAAACBAP x\n").unwrap();
     for (args, said) in [
         (&["user", "add", "alice"][..], "there is a user alice already"),
-        (&["user", "add", "eve", "--factor", "radius"], "is not in this release"),
+        (&["user", "factor", "eve", "radius"], "there is no user eve"),
+        (&["group", "factor", "none", "radius"], "there is no group none"),
         (&["user", "add", "eve", "--key", "none.pub"], "failed to read none.pub"),
         (&["user", "add", "eve", "--key", "weak"], "line 1"),
         (&["user", "add", "eve", "--key", "empty"], "there is no public key in it"),
@@ -577,4 +596,45 @@ async fn a_reader_that_leaves_early_is_no_failure() {
         let output = child.wait_with_output().await.unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
     }
+}
+
+#[tokio::test]
+async fn radius_servers_are_checked_before_anybody_needs_them() {
+    let dir = setting().await;
+    let dir = dir.path();
+    cli(dir, &["user", "factor", "alice", "radius"]).await.ok();
+    // Without servers she cannot sign in.
+    let explained = cli(dir, &["explain", "alice", "db1"]).await;
+    assert!(explained.out.contains("no server is configured"), "{explained:?}");
+    let server = "[[radius.server]]\nname = \"north\"\naddress = \"127.0.0.1:1812\"\n";
+    let write = |more: &str| std::fs::write(dir.join("sallyport.toml"), format!("{server}{more}"));
+    for (more, code, said) in [
+        ("", 1, "the RADIUS server north has no secret: write it to a file"),
+        ("secret_file = \"none\"", 1, "none"),
+        ("secret_file = \"open\"", 1, "can be read by others"),
+        ("secret_file = \"empty\"", 1, "the shared secret is empty"),
+        ("secret = \"x\"", 78, "sallyport.toml:4:1: unknown field `secret`"),
+        ("transport = \"tcp\"", 78, "\"tcp\" is not a transport: use one of udp, tls"),
+        ("tries = 11", 78, "radius.server \"north\" must have 1 to 10 tries"),
+        ("timeout = \"1m\"\n[server]\nlogin_grace = \"50s\"", 78, "server.login_grace"),
+    ] {
+        write(more).unwrap();
+        std::fs::write(dir.join("open"), "x").unwrap();
+        if !dir.join("empty").exists() {
+            sallyport::keys::write_secret(&dir.join("empty"), b"\n").unwrap();
+            sallyport::keys::write_secret(&dir.join("secret"), b"x\n").unwrap();
+        }
+        let ran = cli(dir, &["check"]).await;
+        assert!(ran.code == Some(code) && ran.err.contains(said), "{more:?}: {ran:?}");
+        assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
+    }
+    write("secret_file = \"secret\"").unwrap();
+    let ran = cli(dir, &["check"]).await.ok();
+    assert!(ran.out.contains("RADIUS         servers: 1; mode code"), "{ran:?}");
+    let explained = cli(dir, &["explain", "alice", "db1"]).await.ok();
+    assert!(explained.out.contains("alice signs in by radius code"), "{explained:?}");
+    fails(dir, &["user", "factor", "alice", "totp", "--mode", "code"], 1, "with radius only").await;
+    let added = json(dir, &["user", "add", "carol", "--factor", "radius"]).await;
+    assert_eq!(added["binding_until"], Value::Null);
+    assert_eq!(json(dir, &["otp", "show", "carol"]).await["radius_mode"], "code");
 }
