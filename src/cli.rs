@@ -459,7 +459,7 @@ pub struct ListEvents {
 pub enum CaCommand {
     /// Print the public key of the host or user certificate authority
     #[command(
-        after_help = "Example, for ~/.ssh/known_hosts: echo \"@cert-authority bastion.example.org $(sallyport ca show host)\"\n(the name is that of [server] public_host, which the certificate is made for)"
+        after_help = "Example, for ~/.ssh/known_hosts: echo \"@cert-authority bastion.example.org $(sallyport ca show host)\"\n(the certificate is made for [server] public_host, the host's own name, localhost, and the address\nthat a client reaches)"
     )]
     Show {
         /// host or user
@@ -543,7 +543,7 @@ pub enum ConsoleCommand {
 #[derive(Debug, Subcommand)]
 pub enum ConsoleAudit {
     /// List events, newest first
-    List(ListEvents),
+    List(Box<ListEvents>),
     /// Check that no event was edited, dropped, reordered, inserted or cut off
     Verify,
     /// Every event as a line of JSON, and a signed checkpoint at the end

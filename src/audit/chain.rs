@@ -140,6 +140,9 @@ pub enum Break {
     /// The record's text is not the one that was written.
     #[error("event {0} was edited")]
     Edited(i64),
+    /// The record fits its hash, and the audit key did not sign that.
+    #[error("event {0} is not signed by the audit key: it was forged, or the key is another one")]
+    Unsigned(i64),
     /// The record is missing, and later ones are there.
     #[error("event {0} was dropped")]
     Dropped(i64),
@@ -200,14 +203,18 @@ impl<'a, S: Signatures> Verifier<'a, S> {
         self.last.as_ref().map_or(0, |last| last.seq)
     }
 
-    /// The record's own words about its place, if they are what was written and signed.
-    fn genuine(&self, link: &Link) -> Option<Place> {
-        let place: Place = serde_json::from_str(&link.body).ok()?;
+    /// The record's own words about its place, if they are what was written and signed; else what
+    /// is wrong with record number `expected`, which it passes for.
+    fn genuine(&self, link: &Link, expected: i64) -> Result<Place, Break> {
+        let place: Option<Place> = serde_json::from_str(&link.body).ok();
+        let place = place
+            .filter(|place| place.seq == link.seq && hex_sha256(link.body.as_bytes()) == link.hash);
+        let place = place.ok_or(Break::Edited(expected))?;
         let signed = Link::signed_text(link.seq, &link.hash);
-        let genuine = place.seq == link.seq
-            && hex_sha256(link.body.as_bytes()) == link.hash
-            && self.signatures.verify(&signed, &link.signature);
-        genuine.then_some(place)
+        match self.signatures.verify(&signed, &link.signature) {
+            true => Ok(place),
+            false => Err(Break::Unsigned(expected)),
+        }
     }
 
     /// Takes the next record.
@@ -216,11 +223,11 @@ impl<'a, S: Signatures> Verifier<'a, S> {
     /// The first place where the log is broken.
     pub fn push(&mut self, link: &Link) -> Result<(), Break> {
         if let Some((expected, found)) = self.gap {
-            let moved = link.seq == expected && self.genuine(link).is_some();
+            let moved = link.seq == expected && self.genuine(link, expected).is_ok();
             return if moved { Err(Break::Reordered { expected, found }) } else { Ok(()) };
         }
         let expected = self.end() + 1;
-        let Some(place) = self.genuine(link) else { return Err(Break::Edited(expected)) };
+        let place = self.genuine(link, expected)?;
         if link.seq < expected {
             return Err(Break::Inserted { found: link.seq, after: self.end() });
         }
@@ -459,11 +466,11 @@ mod tests {
                 }
                 5 => {
                     damaged[at].signature = damaged[at - 1].signature.clone();
-                    Break::Edited(seq)
+                    Break::Unsigned(seq)
                 }
                 _ => {
                     damaged = rewritten(damaged, at);
-                    Break::Edited(seq)
+                    Break::Unsigned(seq)
                 }
             };
             prop_assert_eq!(verify(&damaged, &head), Err(expected));

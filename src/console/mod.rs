@@ -217,7 +217,7 @@ async fn dispatch(
         }
         ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,
         ConsoleCommand::Audit(ConsoleAudit::List(asked)) => {
-            admin::list_events(verbs, asked, out).await
+            admin::list_events(verbs, *asked, out).await
         }
         ConsoleCommand::Audit(ConsoleAudit::Verify) => {
             admin::verify_store(verbs, Vec::new(), out).await

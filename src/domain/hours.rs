@@ -245,7 +245,7 @@ mod tests {
     fn errors_say_what_is_wrong() {
         for (bad, why) in [
             ("", "time zone"),
-            ("Mon-Fri 08:00-18:00", "no time zone"),
+            ("Mon-Fri 08:00-18:00", "a time zone is missing"),
             ("Mon-Fri 08:00-18:00 Mars/Base", "no time zone"),
             ("Mo 08:00-18:00 UTC", "no day"),
             ("Mon 8:00-18:00 UTC", "no time of day"),

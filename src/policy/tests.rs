@@ -155,7 +155,11 @@ fn without_a_source_the_condition_is_told_and_not_judged() {
     let mut here = ask(&[near], Some("10.1.2.3"));
     assert_eq!(here.decision, "permitted: db1 at 10.0.0.5:22");
     here.cannot_sign_in("alice is disabled".into());
-    assert!(!here.permitted && here.to_string().starts_with("refused: alice is disabled\n"));
+    let said = "refused: alice is disabled; otherwise permitted: db1 at 10.0.0.5:22\n  yes";
+    assert!(!here.permitted && here.to_string().starts_with(said), "{here}");
+    let mut nowhere = ask(&[], None);
+    nowhere.cannot_sign_in("alice is disabled".into());
+    assert_eq!(nowhere.decision, "refused: alice is disabled; and db1 is not granted to alice");
 }
 
 #[test]

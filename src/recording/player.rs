@@ -606,7 +606,10 @@ mod tests {
     async fn a_file_gets_what_was_recorded_and_nothing_else() {
         let cast = outputs(&[(0, "plain\r\n"), (5, "text\r\n")]);
         let options = PlayOptions { terminal: false, ..PlayOptions::default() };
-        let (written, _) = played(cast, options, &[]).await;
+        let out = Watched { began: Instant::now(), written: Arc::default() };
+        let reader = Reader::from_bytes(cast).unwrap();
+        play(reader, options, pressed(&[]), out.clone()).await.unwrap();
+        let written = out.written.lock().unwrap().clone();
         let written: String = written.into_iter().map(|(_, text)| text).collect();
         assert_eq!(written, "plain\r\ntext\r\n");
     }

@@ -147,7 +147,7 @@ async fn commands_change_list_and_explain() {
         cli(dir.path(), args).await.ok();
     }
     let why = cli(dir.path(), &["explain", "alice", "db1", "--from", "192.0.2.7"]).await.failed();
-    assert!(why.out.contains("refused: your address 192.0.2.7"), "{why:?}");
+    assert!(why.out.contains("refused: the address 192.0.2.7"), "{why:?}");
     let why = cli(dir.path(), &["explain", "alice", "db1"]).await.ok();
     assert!(why.out.contains("permitted, from 10.0.0.0/8 only: db1"), "{why:?}");
     assert!(why.out.contains("alice has to bind an authenticator first"), "{why:?}");
@@ -285,7 +285,7 @@ async fn an_export_verifies_and_damage_is_named() {
     for (lines, said) in [
         (edited, "event 3 was edited"),
         (dropped, "event 4 was dropped"),
-        (swapped, "event 4 was dropped"),
+        (swapped, "event 5 stands where event 4 should"),
         (cut, "cut off"),
     ] {
         damaged(lines);

@@ -61,7 +61,8 @@ async fn a_stored_key_that_is_not_taken_is_told() {
     let ran = hop.ssh(&["via", "true"]).await;
     let user = present_user();
     let why = format!(
-        "{user}@db1 did not let the bastion in (key); db1 offers publickey. Your administrator can \
+        "{user}@db1 did not let the bastion in (key); db1 offers publickey, password, \
+         keyboard-interactive. Your administrator can \
          say how to sign in there: 'sallyport target account add db1 {user} --auth ca' (if it trusts \
          the user CA), key or agent"
     );
