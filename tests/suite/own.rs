@@ -410,11 +410,11 @@ async fn the_block_for_ssh_config_leads_through() {
     bastion.target("never", "10.0.0.9").await;
     let user = present_user();
     let account = user.parse().unwrap();
+    let alice = Own::open(&bastion, "alice").await;
     bastion.add_grant("alice", "db1", |grant| grant.accounts = vec![account]).await;
     for target in ["web1", "pg1"] {
         bastion.add_grant("alice", target, |_| {}).await;
     }
-    let alice = Own::open(&bastion, "alice").await;
     let block = alice.pipes("ssh-config", &[]).await.ok().text();
     let port = bastion.port;
     for line in [

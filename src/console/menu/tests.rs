@@ -304,7 +304,7 @@ fn letters_on_the_authenticators_page_change_it() {
     for (key, verb) in [
         ("n", OwnVerb::Rebind),
         ("C", OwnVerb::Codes),
-        ("u", OwnVerb::Unbind),
+        ("U", OwnVerb::Unbind), // There is a "router": a "u" could go on with its name.
         ("P", OwnVerb::Passwd),
     ] {
         for open in ["o", "\x0f"] {
