@@ -145,6 +145,7 @@ impl Both<'_> {
                     Reply::Terminal => user.say("the target gave no terminal").await,
                     Reply::Start => {
                         let what = self.channel.start.what();
+                        let what = what.trim_start_matches("subsystem:");
                         return End::Failed(format!("the target refused the {what} request"));
                     }
                     Reply::Other => Ok(()),
