@@ -415,6 +415,19 @@ impl Tx<'_> {
         if asked_for.is_some_and(|factor| factor != present) {
             return Ok(Err(Refusal::AccountChanged));
         }
+        if present == Factor::Totp {
+            // Unbound since: neither a code nor what was claimed before is of any use.
+            let bound: i64 = on!(self.engine(), conn => {
+                dsl::users
+                    .filter(dsl::id.eq(id).and(dsl::otp_secret.is_not_null()))
+                    .count()
+                    .get_result(conn)
+                    .await
+            })?;
+            if bound != 1 {
+                return Ok(Err(Refusal::AccountChanged));
+            }
+        }
         match &attempt.claim {
             Claim::Nothing => {}
             Claim::Radius { codes, life } => {
