@@ -406,13 +406,17 @@ impl Tx<'_> {
         if self.throttle(whose, rules, now).await?.locked_until.is_some() {
             return Ok(Err(Refusal::Locked));
         }
-        let asked_for = match &attempt.claim {
-            Claim::Nothing => None,
-            Claim::Code(_) | Claim::RecoveryCode(_) => Some(Factor::Totp),
-            Claim::Radius { .. } => Some(Factor::Radius),
-        };
+        let bound: bool = on!(self.engine(), conn => {
+            dsl::users.find(id).select(dsl::otp_secret.is_not_null()).first(conn).await
+        })?;
         let present = self.second_factor(&attempt.account).await?.factor;
-        if asked_for.is_some_and(|factor| factor != present) {
+        let fits = match (&attempt.claim, present) {
+            (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
+            (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
+            (Claim::Radius { .. }, Factor::Totp) => false,
+            (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
+        };
+        if !fits {
             return Ok(Err(Refusal::AccountChanged));
         }
         if present == Factor::Totp {
@@ -440,7 +444,6 @@ impl Tx<'_> {
                 let claimed = on!(self.engine(), conn => {
                     diesel::update(dsl::users)
                         .filter(dsl::id.eq(id).and(dsl::otp_last_step.lt(step.0)))
-                        .filter(dsl::otp_secret.is_not_null())
                         .set((
                             dsl::otp_last_step.eq(step.0),
                             dsl::otp_last_used_at.eq(now.0),

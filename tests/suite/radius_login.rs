@@ -74,6 +74,8 @@ async fn the_code_alone_goes_to_the_server_and_works_once(engine: Engine) {
     assert_eq!(refused.len(), 3);
     assert!(refused.iter().all(|event| event["reason"] == "replayed-code"), "{refused:?}");
     assert_eq!(server.log().matches("Sent Access-Accept").count(), 4, "{}", server.log());
+    // Each of the server's answers is written down, whatever came of it.
+    assert_eq!(bastion.kinds("radius-answered").await.len(), 4);
 
     let signed_in = bastion.event("signed-in", &[("user", "gina")]).await;
     assert_eq!(signed_in["steps"], serde_json::json!(["password", "radius"]));

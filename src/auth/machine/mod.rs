@@ -241,10 +241,8 @@ impl Machine {
             Input::Bound(Ok((epoch, codes))) => self.bound(epoch, &codes),
             Input::Claimed(Ok(claimed)) => self.claimed(&claimed),
             Input::SignedIn(Ok(claimed)) => self.signed_in(&claimed),
-            Input::PasswordSet(Err(reason))
-            | Input::Bound(Err(reason))
-            | Input::Claimed(Err(reason))
-            | Input::SignedIn(Err(reason)) => self.fail(reason, None),
+            Input::PasswordSet(Err(reason)) | Input::Bound(Err(reason)) => self.fail(reason, None),
+            Input::Claimed(Err(reason)) | Input::SignedIn(Err(reason)) => self.not_claimed(reason),
             Input::FailureRecorded => self.refused(),
         };
         (self, effect)

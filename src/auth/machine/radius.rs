@@ -97,6 +97,8 @@ pub(super) struct Dialog {
     /// The code that answers its first challenge.
     typed: Option<SecretString>,
     codes: Codes,
+    /// What is still to be written down if what a server accepted is refused all the same.
+    accepted: Vec<Event>,
 }
 
 impl Machine {
@@ -227,7 +229,19 @@ impl Machine {
             self.steps.push(Step::Password);
         }
         let codes = std::mem::take(&mut self.radius.codes);
+        self.radius.accepted.clone_from(&self.notes);
         self.claim(Claim::Radius { codes, life: self.rules.radius.code_life })
+    }
+
+    /// Refuses what the store did not take.
+    pub(super) fn not_claimed(&mut self, reason: Refusal) -> Effect {
+        self.notes.append(&mut self.radius.accepted);
+        self.fail(reason, None)
+    }
+
+    /// The store took it, and wrote everything down.
+    pub(super) fn forget_accepted(&mut self) {
+        self.radius.accepted.clear();
     }
 
     fn challenged(&mut self, message: &str, round: u32) -> Effect {

@@ -87,6 +87,7 @@ impl Machine {
 
     pub(super) fn claimed(&mut self, claimed: &Claimed) -> Effect {
         self.set_recovery_left(claimed.recovery_left);
+        self.forget_accepted();
         self.ask_new_password(None, 0)
     }
 }

@@ -176,7 +176,7 @@ pub fn configured(name: &str, port: u16, secret: &Path) -> String {
 pub async fn fresh_code(secret: &str) -> String {
     use sallyport::clock::Clock;
     super::eventually("a code is young", async || {
-        (Clock::System.now().seconds() % 30 < 18).then_some(())
+        (Clock::System.now().seconds() % 30 < 6).then_some(())
     })
     .await;
     code(secret).await
