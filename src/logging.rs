@@ -194,6 +194,10 @@ struct Fields<'w> {
 
 impl Fields<'_> {
     fn put(&mut self, field: &Field, value: &str) {
+        // Where a library that logs by the log crate stood: of no use, and a path of the build's.
+        if field.name().starts_with("log.") {
+            return;
+        }
         let gap = if std::mem::take(&mut self.first) { "" } else { " " };
         let value = printable(value);
         self.result = self.result.and_then(|()| match field.name() {
@@ -340,6 +344,14 @@ mod tests {
         });
         let shown = r#"seen client="x user=root" version=3 name=db1 odd="\"\\""#;
         assert!(line.trim_end().ends_with(shown), "{line}");
+    }
+
+    #[test]
+    fn where_a_library_stood_is_left_out() {
+        for format in [LogFormat::Human, LogFormat::Journald] {
+            let line = logged(format, || tracing::info!(log.file = "/build/error.rs", "seen"));
+            assert!(line.contains("seen") && !line.contains("build"), "{line}");
+        }
     }
 
     #[test]

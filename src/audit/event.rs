@@ -214,6 +214,14 @@ pub struct Context {
     pub session: Option<Id>,
 }
 
+/// What happened at `at`, to be written down with what it leads to.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Note {
+    pub at: UnixTime,
+    pub event: Event,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]

@@ -12,7 +12,7 @@ mod explain;
 use std::net::IpAddr;
 
 pub use account::{AccountDecision, AccountPermit, authorize_account, granted_accounts};
-pub use address::{Checked, forbidden_address};
+pub use address::{Checked, forbidden_address, plain};
 pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;

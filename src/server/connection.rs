@@ -356,13 +356,15 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
 }
 
-/// Counts a password that was given without a second factor after it.
+/// Writes a first factor down that no second one came after; counts it if it was a password.
 async fn write_given_up(conn: &Arc<Connection>) {
     let left = conn.given_up.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some((whose, GivenUp { account, notes })) = left else { return };
-    conn.note_failure();
+    let Some((whose, GivenUp { account, counts, notes })) = left else { return };
+    if counts {
+        conn.note_failure();
+    }
     let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
-    let failure = FailureNote { account, reason: Refusal::GivenUp, counts: true, drift: None };
+    let failure = FailureNote { account, reason: Refusal::GivenUp, counts, drift: None };
     let context = Context { user: Some(whose.name().to_owned()), ..conn.context() };
     let rules = &conn.settings.throttle;
     if let Err(error) = bastion.store.fail(failure, notes, &whose, rules, &context, now).await {

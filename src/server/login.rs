@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::hashing;
 use super::radius;
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
@@ -56,14 +56,22 @@ impl Login {
             let (machine, effect) = machine.step(input, self.conn.bastion.clock.now());
             self.machine = Some(machine);
             // These write down themselves what came of the sign-in.
-            let settled = matches!(effect, Effect::Fail { .. } | Effect::SignIn(_));
-            let given_up = self.machine.as_ref().and_then(Machine::given_up).filter(|_| !settled);
-            self.conn.may_give_up(given_up.map(|given_up| (self.whose(), given_up)));
+            if matches!(effect, Effect::Fail { .. } | Effect::SignIn(_)) {
+                self.conn.may_give_up(None);
+            } else {
+                self.note_given_up();
+            }
             input = match self.perform(effect, asked).await {
                 Ok(input) => input,
                 Err(reply) => return reply,
             };
         }
+    }
+
+    /// Says what is to be written down if the client goes now.
+    fn note_given_up(&self) {
+        let given_up = self.machine.as_ref().and_then(Machine::given_up);
+        self.conn.may_give_up(given_up.map(|given_up| (self.whose(), given_up)));
     }
 
     async fn perform(&mut self, effect: Effect, asked: Instant) -> Result<Input, Reply> {
@@ -111,6 +119,12 @@ impl Login {
                 Input::Claimed(claimed.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::SignIn(attempt) => Input::SignedIn(self.sign_in(attempt).await),
+            Effect::Note { drift, account, notes, then } => {
+                if let Err(error) = store.note(&account, drift, notes, &context, now).await {
+                    return Err(store_failed(&error));
+                }
+                return Err(self.reply(*then, context).await);
+            }
             Effect::Fail { reason, counts, drift, account, notes } => {
                 self.conn.note_failure();
                 let failure = FailureNote { account, reason, counts, drift };
@@ -155,7 +169,7 @@ impl Login {
         account: &Id,
         epoch: i64,
         password: SecretString,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
     ) -> Result<i64, Refusal> {
         let bastion = &self.conn.bastion;
         let hash = bastion.hashing.hash(password).await.map_err(|error| {
@@ -199,9 +213,9 @@ impl Login {
 
     /// Writes down that the login ends here, and ends it.
     async fn refuse(&mut self, reason: Refusal, context: Context) -> Reply {
-        self.conn.may_give_up(None);
         self.conn.note_failure();
         self.write_notes(Some(Event::SignInRefused { reason }), &context).await;
+        self.note_given_up(); // Without what was just written.
         Reply::Disconnect(reason)
     }
 
@@ -209,8 +223,9 @@ impl Login {
     pub(super) async fn write_notes(&mut self, last: Option<Event>, context: &Context) {
         let notes = self.machine.as_mut().map(Machine::take_notes).unwrap_or_default();
         let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
-        for event in notes.into_iter().chain(last) {
-            if let Err(error) = store.record(now, context, event).await {
+        let last = last.map(|event| Note { at: now, event });
+        for Note { at, event } in notes.into_iter().chain(last) {
+            if let Err(error) = store.record(at, context, event).await {
                 tracing::error!(%error, "failed to write an audit event of a refused login");
                 return;
             }

@@ -41,6 +41,7 @@ pub type SshConfig = russh::server::Config;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::clock::Clock;
 use crate::domain::{Id, Source};
+use crate::policy;
 use crate::store::Store;
 use forward::Budget;
 use guard::Guard;
@@ -136,16 +137,7 @@ impl Bastion {
     /// The addresses among `found` and elsewhere that lead to the bastion's own listeners, which
     /// nobody is forwarded to.
     fn own_addresses(&self, found: &[IpAddr]) -> Vec<SocketAddr> {
-        let mut own = self.listeners();
-        let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
-        let ports: Vec<u16> = own.iter().filter(everywhere).map(SocketAddr::port).collect();
-        if !ports.is_empty() {
-            let ours: Vec<IpAddr> = found.iter().copied().filter(socket::is_ours).collect();
-            own.extend(
-                ports.iter().flat_map(|port| ours.iter().map(|ip| SocketAddr::new(*ip, *port))),
-            );
-        }
-        own
+        own_addresses(self.listeners(), found, socket::is_ours)
     }
 
     /// Tells of every change that a forward's permit has to be checked against.
@@ -333,9 +325,33 @@ async fn housekeep(bastion: Arc<Bastion>) {
     }
 }
 
+/// `listeners`, and where those that listen everywhere are reached among `found`.
+fn own_addresses(
+    mut listeners: Vec<SocketAddr>,
+    found: &[IpAddr],
+    is_ours: impl Fn(&IpAddr) -> bool,
+) -> Vec<SocketAddr> {
+    let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
+    let ports: Vec<u16> = listeners.iter().filter(everywhere).map(SocketAddr::port).collect();
+    let ours = found.iter().map(|ip| policy::plain(*ip)).filter(is_ours);
+    listeners.extend(ours.flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port))));
+    listeners
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_way_of_writing_our_address_hides_it() {
+        let ours: IpAddr = "10.0.0.5".parse().unwrap();
+        for way in ["10.0.0.5", "::ffff:10.0.0.5", "2002:a00:5::", "64:ff9b::a00:5"] {
+            let found = [way.parse().unwrap(), "10.0.0.6".parse().unwrap()];
+            let listeners = vec!["0.0.0.0:22".parse().unwrap(), "192.0.2.1:23".parse().unwrap()];
+            let own = own_addresses(listeners, &found, |ip| *ip == ours);
+            assert_eq!(own[2..], ["10.0.0.5:22".parse().unwrap()], "{way}");
+        }
+    }
 
     #[test]
     fn the_port_to_type_is_the_configured_one_or_that_of_the_first_socket() {

@@ -10,7 +10,7 @@ use super::pool::on;
 use super::schema::{audit_events, audit_head};
 use super::{Error, Store, Tx};
 use crate::audit::chain::{Anchor, Checkpoint, Link};
-use crate::audit::{Context, Event, Record};
+use crate::audit::{Context, Event, Note, Record};
 use crate::domain::{IdPrefix, UnixTime};
 
 /// An event as it is stored.
@@ -102,6 +102,18 @@ impl Tx<'_> {
             diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&link.hash)).execute(conn).await
         })?;
         mirror(&record);
+        Ok(())
+    }
+
+    /// Appends what happened earlier, each with the time that it happened at.
+    pub(super) async fn append_notes(
+        &mut self,
+        context: &Context,
+        notes: Vec<Note>,
+    ) -> Result<(), Error> {
+        for Note { at, event } in notes {
+            self.append(at, context, event).await?;
+        }
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use super::pool::on;
 use super::schema::{recovery_codes, sessions, throttle, user_keys, users};
 use super::{Error, Store, Tx, parse, seal};
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::machine::{Attempt, Claim, Claimed};
 use crate::auth::{recovery, totp};
@@ -158,7 +158,7 @@ impl Store {
     pub async fn fail(
         &self,
         failure: FailureNote,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         whose: &Throttled,
         rules: &ThrottleRules,
         context: &Context,
@@ -178,7 +178,7 @@ impl Store {
         &self,
         refused: Event,
         failure: FailureNote,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         whose: &Throttled,
         rules: &ThrottleRules,
         context: &Context,
@@ -189,9 +189,7 @@ impl Store {
             tx.note_drift(account, drift).await?;
         }
         let (failures, locked) = tx.count_failure(whose, rules, failure.counts, now).await?;
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         if let Some(seconds) = failure.drift {
             tx.append(now, context, Event::ClockDrift { seconds }).await?;
         }
@@ -203,6 +201,30 @@ impl Store {
         Ok(failures)
     }
 
+    /// Writes down what happened so far in a login that goes on.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn note(
+        &self,
+        account: &Id,
+        drift: Option<i64>,
+        notes: Vec<Note>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        // The account before the log, as everywhere: else two that write to both could wait for each other.
+        if let Some(seconds) = drift {
+            tx.note_drift(account, seconds).await?;
+        }
+        tx.append_notes(context, notes).await?;
+        if let Some(seconds) = drift {
+            tx.append(now, context, Event::ClockDrift { seconds }).await?;
+        }
+        tx.commit().await
+    }
+
     /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch.
     ///
     /// # Errors
@@ -212,7 +234,7 @@ impl Store {
         account: &Id,
         epoch: i64,
         hash: &str,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
@@ -238,9 +260,7 @@ impl Store {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         };
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         let name = parse("users", &name)?;
         tx.append(now, context, Event::PasswordSet { name, one_time: false }).await?;
         tx.bump_revision().await?;
@@ -274,7 +294,7 @@ impl Store {
     pub async fn bind(
         &self,
         new: &NewAuthenticator<'_>,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
@@ -285,9 +305,7 @@ impl Store {
             return Ok(Err(Refusal::AlreadyBound));
         };
         tx.replace_recovery_codes(new.account, &codes).await?;
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         let recovery_codes = u32::try_from(codes.len()).unwrap_or(u32::MAX);
         tx.append(now, context, Event::AuthenticatorBound { recovery_codes }).await?;
         tx.bump_revision().await?;
@@ -470,9 +488,7 @@ impl Tx<'_> {
         now: UnixTime,
     ) -> Result<(), Error> {
         use crate::audit::Step;
-        for note in attempt.notes {
-            self.append(now, context, note).await?;
-        }
+        self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
             Claim::Nothing => return Ok(()),
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },

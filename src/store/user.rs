@@ -350,7 +350,6 @@ impl Store {
             diesel::update(users::table.find(id.as_str()))
                 .filter(users::otp_secret.is_not_null())
                 .set((
-                    users::epoch.eq(users::epoch + 1),
                     users::otp_secret.eq(None::<String>),
                     users::otp_bound_at.eq(None::<i64>),
                     users::otp_drift_seconds.eq(None::<i64>),
@@ -358,9 +357,10 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        // Also without an authenticator: a binding may be under way, and a session left of before.
         on!(tx.engine(), conn => {
             diesel::update(users::table.find(id.as_str()))
-                .set(users::binding_until.eq(until.0))
+                .set((users::epoch.eq(users::epoch + 1), users::binding_until.eq(until.0)))
                 .execute(conn)
                 .await?;
             diesel::delete(recovery_codes::table.filter(recovery_codes::user_id.eq(id.as_str())))

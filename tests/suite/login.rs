@@ -102,6 +102,10 @@ async fn a_key_alone_is_not_a_login() {
         .await
         .failed();
     assert!(ran.err.contains("Permission denied"), "{ran:?}");
+    // Somebody has her key: that is written down, and is no guess that would lock her out.
+    let passed = bastion.event("step-passed", &[("user", "alice"), ("key", &fingerprint)]).await;
+    let refused = bastion.event("sign-in-refused", &[("reason", "given-up")]).await;
+    assert_eq!((&passed["session"], &refused["user"]), (&refused["session"], &passed["user"]));
     client.answers(&["000000"]);
     client.ssh(&["-o", &identity, "-o", "NumberOfPasswordPrompts=1", "bastion"]).await.failed();
     bastion.event("sign-in-refused", &[("user", "alice"), ("reason", "wrong-code")]).await;

@@ -201,8 +201,10 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
         ("hash 2", epoch, false)
     );
 
-    // An unbound account can be reset, too: it opens the window.
+    // An unbound account can be reset, too: it opens the window, and ends what is under way.
+    let epoch = changed.epoch;
     store.reset_otp(&alice, UnixTime(77), &context, now).await.unwrap();
+    assert_eq!(account(&bastion, &alice).await.epoch, epoch + 1);
     assert_eq!(account(&bastion, &alice).await.binding_until, Some(UnixTime(77)));
     assert!(bastion.kinds("authenticator-unbound").await.is_empty());
     assert_eq!(store.unlock(&alice, &context, now).await.unwrap(), 0);

@@ -25,12 +25,12 @@ impl Machine {
 
     pub(super) fn key(&mut self, key: &str) -> Effect {
         if !self.has_key(key) {
-            self.notes.push(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
+            self.note(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
             return Effect::Reply(Reply::Refuse(self.rules.methods));
         }
         self.first = First::Key;
         self.steps = vec![Step::Key];
-        self.notes.push(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
+        self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
         Effect::Reply(Reply::Continue)
     }
 
@@ -71,13 +71,13 @@ impl Machine {
             self.first = First::Held;
         } else if right {
             self.steps.push(Step::Password);
-            self.notes.push(Event::StepPassed { step: Step::Password, key: None });
+            self.note(Event::StepPassed { step: Step::Password, key: None });
         } else {
             let reason = match self.account() {
                 Some(_) => Refusal::WrongPassword,
                 None => Refusal::UnknownUser,
             };
-            self.notes.push(Event::StepFailed { step: Step::Password, reason });
+            self.note(Event::StepFailed { step: Step::Password, reason });
         }
         if interactive { self.ask_second(now) } else { Effect::Reply(Reply::Continue) }
     }

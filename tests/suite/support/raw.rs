@@ -247,6 +247,13 @@ impl RawClient {
         self.send(&packet.0).await;
     }
 
+    /// Asks whether an Ed25519 key that nobody has would do (RFC 4252 section 7).
+    pub async fn offer_key(&mut self, user: &str) {
+        let blob = Packet::default().text("ssh-ed25519").text([7; 32]).0;
+        let offer = Self::request(user, "publickey").bytes(&[0]).text("ssh-ed25519").text(blob);
+        self.send(&offer.0).await;
+    }
+
     /// Signs in without anything to show; the last reply.
     pub async fn sign_in_by_none(&mut self, user: &str) -> u8 {
         self.send(&Self::request(user, "none").0).await;
