@@ -129,7 +129,8 @@ impl Bastion {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn front(&self) -> Arc<Front> {
+    /// What new connections are greeted by.
+    pub fn front(&self) -> Arc<Front> {
         Arc::clone(&self.front.read().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -34,6 +34,7 @@ mod record_signin;
 mod record_table;
 mod record_tools;
 mod record_wire;
+mod reload;
 mod secrets;
 mod shipped_files;
 mod store;
