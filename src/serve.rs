@@ -3,6 +3,7 @@
 //! Always holds: nothing listens before keys, store and configuration are in order.
 
 mod reload;
+mod systemd;
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -224,14 +225,20 @@ pub async fn serve(
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
     let reloading = reload::watch(Arc::clone(&bastion), config, log, hangup, load_again);
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
-    helpers.spawn(stop.clone().run_until_cancelled_owned(watchdog()));
+    let watched = Arc::clone(&bastion);
+    let watchdog = async move { systemd::watchdog(&watched.pulse).await };
+    helpers.spawn(stop.clone().run_until_cancelled_owned(watchdog));
     helpers.close();
-    notify(&[sd_notify::NotifyState::Ready]);
+    systemd::ready();
 
-    let result = server::run(bastion, listeners, shutdown).await;
+    let result = server::run(bastion, listeners, shutdown.clone()).await;
     stop.cancel();
     helpers.wait().await;
-    Ok(result?)
+    result?;
+    if !shutdown.is_cancelled() {
+        anyhow::bail!("nothing accepted connections any more: the log says what happened");
+    }
+    Ok(())
 }
 
 /// Keeps a second server off the same data folder: it would close the first one's sessions.
@@ -257,23 +264,7 @@ fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Outp
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify(&[sd_notify::NotifyState::Stopping]);
+        systemd::stopping();
         shutdown.cancel();
     })
-}
-
-/// Tells systemd twice in its interval that we live.
-async fn watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    let mut ticks = tokio::time::interval(interval / 2);
-    loop {
-        ticks.tick().await;
-        notify(&[sd_notify::NotifyState::Watchdog]);
-    }
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "failed to notify systemd");
-    }
 }

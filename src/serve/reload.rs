@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{limits, settings};
+use super::{limits, settings, systemd};
 use crate::config::{Config, Loaded, Reloaded};
 use crate::logging;
 use crate::server::guard::Limits;
@@ -20,6 +20,7 @@ pub(super) async fn watch(
     load_again: impl Fn() -> anyhow::Result<Loaded> + Send + 'static,
 ) {
     while hangup.recv().await.is_some() {
+        systemd::reloading();
         let loaded = load_again();
         match loaded.and_then(|loaded| reload(&bastion, &log, &config, loaded.config)) {
             Ok(new) => config = new,
@@ -28,6 +29,7 @@ pub(super) async fn watch(
                 tracing::error!(error, "failed to reload: the old configuration stays in force");
             }
         }
+        systemd::ready();
     }
 }
 

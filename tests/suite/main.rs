@@ -39,4 +39,5 @@ mod secrets;
 mod shipped_files;
 mod store;
 mod support;
+mod systemd;
 mod tampering;
