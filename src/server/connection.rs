@@ -68,6 +68,8 @@ pub(crate) struct Connection {
     refusals_waiting: AtomicUsize,
     began: Instant,
     failed: AtomicBool,
+    /// Set with the first sight of the QR code.
+    is_binding: AtomicBool,
     end: OnceLock<(EndReason, String)>,
     /// Cancelled to end the connection from outside.
     stop: CancellationToken,
@@ -111,9 +113,12 @@ impl Connection {
         }
     }
 
-    /// Gives a person the time that binding an authenticator takes.
+    /// Gives a person the time that binding an authenticator takes: once, so that nobody who draws the
+    /// QR code again and again holds a place of those not signed in for hours.
     pub(super) fn allow_binding_grace(&self) {
-        self.control.extend(self.settings.binding_grace);
+        if !self.is_binding.swap(true, Ordering::SeqCst) {
+            self.control.extend(self.settings.binding_grace);
+        }
     }
 
     pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64, name: &str) {
@@ -267,6 +272,7 @@ pub(super) async fn serve(
         refusals_waiting: AtomicUsize::new(0),
         began: Instant::now(),
         failed: AtomicBool::new(false),
+        is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
         stop: CancellationToken::new(),
         channels: AtomicUsize::new(0),
