@@ -138,6 +138,7 @@ async fn failures_bring_a_penalty_on_a_source_that_is_not_exempt() {
     let penalized = bastion.event("source-penalized", &[("after", "too-many-attempts")]).await;
     assert!((15..=600).contains(&penalized["seconds"].as_u64().unwrap()), "{penalized}");
     assert!(penalized["source"].as_str().unwrap().starts_with("127.0.0.1:"), "{penalized}");
+    assert_eq!(penalized["user"], "alice", "{penalized}");
     bastion.event("sign-in-refused", &[("reason", "guarded")]).await;
     // A right login does not even get as far as its password.
     assert!(greeted("127.0.0.1", bastion.port).await.is_none());
@@ -169,6 +170,7 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
     waiting.start_interactive("alice", "").await;
     assert_eq!(waiting.reply().await, INFO_REQUEST);
     assert_eq!(waiting.receive().await, None);
+    bastion.event("sign-in-refused", &[("reason", "grace-expired"), ("user", "alice")]).await;
     // Who sends IGNORE all the time, encrypted.
     let stream = RawClient::socket_from("127.0.0.5", bastion.port).await;
     let mut dripping = RawClient::over(stream).await.unwrap();
@@ -221,7 +223,7 @@ async fn binding_outlives_the_login_grace_and_ends_in_its_own_whatever_is_typed(
     }
     let held = first_sight.elapsed();
     assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&held), "{held:?}");
-    bastion.event("sign-in-refused", &[("reason", "grace-expired")]).await;
+    bastion.event("sign-in-refused", &[("reason", "grace-expired"), ("user", "alice")]).await;
     assert!(bastion.kinds("authenticator-bound").await.is_empty());
 }
 
