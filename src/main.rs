@@ -79,9 +79,9 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
     let log = &loaded.config.log;
     // Only a server logs what goes well: a command shows its result.
     let level = if matches!(cli.command, Command::Serve) { log.level.as_str() } else { "warn" };
-    logging::init(log.format, level)?;
+    let filter = logging::init(log.format, level)?;
     match cli.command {
-        Command::Serve => serve::serve(loaded, load).await.map(|()| true),
+        Command::Serve => serve::serve(loaded, load, filter).await.map(|()| true),
         Command::Init { data_dir } => {
             if let Some(dir) = data_dir {
                 loaded.config.data_dir = dir;

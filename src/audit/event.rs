@@ -280,6 +280,9 @@ pub enum Event {
     ForwardRefused {
         /// What the client asked for, printable: it may be no valid destination.
         destination: String,
+        /// The target that it means, if it means one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<TargetName>,
         reason: Refusal,
     },
     /// A forward was let through, and the target could not be reached.
@@ -288,6 +291,11 @@ pub enum Event {
     /// (`up`) and from it (`down`).
     ForwardClosed {
         forward: Id,
+        /// As it was opened; missing in older logs, as is the target.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<Destination>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<TargetName>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         address: Option<SocketAddr>,
         up: u64,
@@ -457,6 +465,17 @@ pub struct Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_older_logs_hold_reads_and_is_written_as_it_was() {
+        for text in [
+            r#"{"kind":"forward-closed","forward":"0123456789abcdef0123456789abcdef","up":1,"down":2,"reason":"x"}"#,
+            r#"{"kind":"forward-refused","destination":"db1:22","reason":"not-granted"}"#,
+        ] {
+            let event: Event = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&event).unwrap(), text);
+        }
+    }
 
     #[test]
     fn every_kind_is_known() {

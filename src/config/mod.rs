@@ -24,6 +24,7 @@ use crate::logging::LogFormat;
 
 pub use load::{Error, Loaded, environment};
 pub use radius::{Radius, RadiusServer, Transport};
+pub use reload::{NeedsRestart, Reloaded};
 pub use units::{Size, Span};
 
 words! {

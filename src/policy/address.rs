@@ -34,7 +34,10 @@ impl Permit {
         own: &[SocketAddr],
     ) -> Result<Checked, Refused> {
         let target = &self.target;
-        let refuse = |message| Err(Refused { reason: Refusal::ForbiddenAddress, message });
+        let refuse = |message| {
+            let (reason, target) = (Refusal::ForbiddenAddress, Some(target.name.clone()));
+            Err(Refused { reason, message, target })
+        };
         let mut checked = Vec::new();
         for ip in resolved {
             let ip = plain(*ip);

@@ -17,7 +17,7 @@ pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;
 use crate::domain::{
-    Capability, Destination, Grant, GroupName, Id, Mode, Target, UnixTime, UserName,
+    Capability, Destination, Grant, GroupName, Id, Mode, Target, TargetName, UnixTime, UserName,
 };
 
 /// Who asks.
@@ -73,6 +73,9 @@ pub struct Refused {
     pub reason: Refusal,
     /// For the user.
     pub message: String,
+    /// For the audit log: the target that was meant, if one was. The user is not told whether there is
+    /// one.
+    pub target: Option<TargetName>,
 }
 
 /// Decides whether `who` may connect to `destination` at `now`.
@@ -108,6 +111,7 @@ pub fn authorize(
         (None, None) => Decision::Refuse(Refused {
             reason: Refusal::NotGranted,
             message: format!("{} is not granted to you", asked_for(destination)),
+            target: targets.iter().find(|t| is_meant(t, destination)).map(|t| t.name.clone()),
         }),
     }
 }
@@ -152,7 +156,9 @@ fn holds(
     asked: impl std::fmt::Display,
     now: UnixTime,
 ) -> Result<Option<UnixTime>, (u8, Refused)> {
-    let refuse = |rank, reason, message| Err((rank, Refused { reason, message }));
+    let refuse = |rank, reason, message| {
+        Err((rank, Refused { reason, message, target: Some(target.name.clone()) }))
+    };
     if let Some(until) = grant.until.filter(|until| now >= *until) {
         return refuse(1, Refusal::Expired, format!("your grant for {asked} ended on {until}"));
     }

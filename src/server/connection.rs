@@ -59,8 +59,10 @@ pub(crate) struct Connection {
     /// What became of its epoch by changes made in this session.
     pub(super) epoch: OwnEpoch,
     /// Set before the store opens the session, so that an end in the middle still closes it, and a
-    /// change of the account that comes from then on still ends it: the account, its epoch and name.
-    may_be_open: OnceLock<(Id, i64, String)>,
+    /// change of the account that comes from then on still ends it: the account and its epoch.
+    may_be_open: OnceLock<(Id, i64)>,
+    /// The user name that the client gave first, which stays, printable.
+    user: OnceLock<String>,
     /// The failure to write down if the client leaves before it signed in.
     given_up: Mutex<Option<(Throttled, GivenUp)>>,
     /// Refused requests: how many, and how many are being written down.
@@ -68,6 +70,8 @@ pub(crate) struct Connection {
     refusals_waiting: AtomicUsize,
     began: Instant,
     failed: AtomicBool,
+    /// Set with the first sight of the QR code.
+    is_binding: AtomicBool,
     end: OnceLock<(EndReason, String)>,
     /// Cancelled to end the connection from outside.
     stop: CancellationToken,
@@ -90,7 +94,7 @@ impl Connection {
     pub(super) fn context(&self) -> Context {
         Context {
             actor: None,
-            user: self.may_be_open.get().map(|(_, _, name)| name.clone()),
+            user: self.user.get().cloned(),
             source: Some(self.source),
             client: self.control.client_version(),
             session: Some(self.id.clone()),
@@ -111,21 +115,31 @@ impl Connection {
         }
     }
 
-    /// Gives a person the time that binding an authenticator takes.
+    /// Gives a person the time that binding an authenticator takes: once, so that nobody who draws the
+    /// QR code again and again holds a place of those not signed in for hours.
     pub(super) fn allow_binding_grace(&self) {
-        self.control.extend(self.settings.binding_grace);
+        if !self.is_binding.swap(true, Ordering::SeqCst) {
+            self.control.extend(self.settings.binding_grace);
+        }
     }
 
-    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64, name: &str) {
+    /// Takes note of whom the client wants to sign in as.
+    pub(super) fn note_user(&self, typed: &str) {
+        if !typed.is_empty() {
+            self.user.get_or_init(|| printable(&typed.chars().take(64).collect::<String>()));
+        }
+    }
+
+    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64) {
         // A second attempt on one connection is of the same account: its name is fixed.
-        let _first_stays = self.may_be_open.set((account.clone(), epoch, printable(name)));
+        let _first_stays = self.may_be_open.set((account.clone(), epoch));
     }
 
     /// The account whose session this is, or is about to be, and its epoch.
     pub(super) fn identity(&self) -> Option<(&Id, i64)> {
         let signed_in =
             self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
-        signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch, _)| (account, *epoch)))
+        signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch)| (account, *epoch)))
     }
 
     /// Takes note of what failed if the client leaves now.
@@ -262,11 +276,13 @@ pub(super) async fn serve(
         signed_in: OnceLock::new(),
         epoch: OwnEpoch::default(),
         may_be_open: OnceLock::new(),
+        user: OnceLock::new(),
         given_up: Mutex::new(None),
         refusals: AtomicUsize::new(0),
         refusals_waiting: AtomicUsize::new(0),
         began: Instant::now(),
         failed: AtomicBool::new(false),
+        is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
         stop: CancellationToken::new(),
         channels: AtomicUsize::new(0),
@@ -365,8 +381,7 @@ async fn write_given_up(conn: &Arc<Connection>) {
     }
     let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
     let failure = FailureNote { account, reason: Refusal::GivenUp, counts, drift: None };
-    let context = Context { user: Some(whose.name().to_owned()), ..conn.context() };
-    let rules = &conn.settings.throttle;
+    let (rules, context) = (&conn.settings.throttle, conn.context());
     if let Err(error) = bastion.store.fail(failure, notes, &whose, rules, &context, now).await {
         tracing::error!(%error, "failed to write a sign-in down that was given up");
     }

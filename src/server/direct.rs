@@ -43,8 +43,8 @@ pub(super) async fn serve(
             }
         }
         Err(NotOpened::Refused(refused)) => {
-            let Refused { reason, message } = refused;
-            conn.record_refusal(Event::ForwardRefused { destination: asked, reason });
+            let Refused { reason, message, target } = refused;
+            conn.record_refusal(Event::ForwardRefused { destination: asked, target, reason });
             reply.reject(prohibited(&message)).await;
         }
         Err(NotOpened::Failed(message)) => {
@@ -88,7 +88,7 @@ impl From<Refused> for NotOpened {
 }
 
 pub(super) fn refused(reason: Refusal, message: &str) -> NotOpened {
-    NotOpened::Refused(Refused { reason, message: message.to_owned() })
+    NotOpened::Refused(Refused { reason, message: message.to_owned(), target: None })
 }
 
 async fn open(
@@ -235,7 +235,7 @@ async fn pump(
     };
     let bytes = (outcome.outcome.up, outcome.outcome.down);
     let reason = outcome.by_policy.unwrap_or_else(|| outcome.outcome.end.to_string());
-    close(conn, &forward.id, bytes, Some(address), reason).await;
+    close(conn, &forward, bytes, Some(address), reason).await;
 }
 
 /// Ends the inner SSH here, and writes the forward's end down.
@@ -249,24 +249,30 @@ async fn record(
     let target = forward.permit.target();
     let (bytes, reason) =
         relay::serve_door(conn, channel, target, &forward.destination, addresses).await;
-    close(conn, &forward.id, bytes, address, reason).await;
+    close(conn, &forward, bytes, address, reason).await;
 }
 
 async fn close(
     conn: &Connection,
-    forward: &Id,
+    forward: &Forward,
     (up, down): (u64, u64),
     address: Option<SocketAddr>,
     reason: String,
 ) {
     conn.count(up, down);
-    let reason_told = reason.clone();
-    let event =
-        Event::ForwardClosed { forward: forward.clone(), address, up, down, reason: reason_told };
+    let event = Event::ForwardClosed {
+        forward: forward.id.clone(),
+        destination: Some(forward.destination.clone()),
+        target: Some(forward.permit.target().name.clone()),
+        address,
+        up,
+        down,
+        reason: reason.clone(),
+    };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let context = conn.context();
     if let Err(error) =
-        store.close_forward(forward, (up, down), (address, &reason), event, &context, now).await
+        store.close_forward(&forward.id, (up, down), (address, &reason), event, &context, now).await
     {
         tracing::error!(%error, "failed to write a forward's end down");
     }

@@ -321,7 +321,8 @@ impl russh::server::Handler for Handler {
         let Some(slot) = conn.channel_slot() else {
             let (destination, reason) =
                 (noted(&format!("{host}:{port}")), Refusal::TooManyChannels);
-            conn.record_refusal(Event::ForwardRefused { destination, reason });
+            // Nobody looked yet which target it means.
+            conn.record_refusal(Event::ForwardRefused { destination, target: None, reason });
             let why = "too many channels on this connection: close some first";
             reply.reject(prohibited(why)).await;
             return Ok(());

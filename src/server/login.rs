@@ -18,7 +18,7 @@ use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
-use crate::domain::{Id, printable};
+use crate::domain::Id;
 use crate::store::{FailureNote, NewAuthenticator, SignIn, Throttled};
 
 /// The least time from a question to its refusal.
@@ -55,6 +55,7 @@ impl Login {
             };
             let (machine, effect) = machine.step(input, self.conn.bastion.clock.now());
             self.machine = Some(machine);
+            self.conn.note_user(self.typed());
             // These write down themselves what came of the sign-in.
             if matches!(effect, Effect::Fail { .. } | Effect::SignIn(_)) {
                 self.conn.may_give_up(None);
@@ -189,7 +190,7 @@ impl Login {
         let (whose, rules) = (self.whose(), &conn.settings.throttle);
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
-        conn.session_may_be_open(&account, attempt.epoch, self.typed());
+        conn.session_may_be_open(&account, attempt.epoch);
         let signed_in = store.claim(attempt, Some(&sign_in), &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);
@@ -242,9 +243,7 @@ impl Login {
 
     /// Where this login's events belong.
     pub(super) fn context(&self) -> Context {
-        let typed: String = self.typed().chars().take(64).collect();
-        let user = (!typed.is_empty()).then(|| printable(&typed));
-        Context { user, ..self.conn.context() }
+        self.conn.context()
     }
 }
 

@@ -15,6 +15,7 @@ mod handler;
 mod live;
 mod login;
 pub mod proxy;
+pub mod pulse;
 pub mod radius;
 pub mod relay;
 pub mod settings;
@@ -64,6 +65,8 @@ pub struct Bastion {
     pub budget: Arc<Budget>,
     /// What record mode shares.
     pub relay: relay::Shared,
+    /// Whether it still turns.
+    pub pulse: pulse::Pulse,
     settings: RwLock<Arc<Settings>>,
     front: RwLock<Arc<Front>>,
     listeners: RwLock<Vec<SocketAddr>>,
@@ -97,6 +100,7 @@ impl Bastion {
             hashing,
             budget: Arc::new(Budget::new(settings.flow)),
             relay,
+            pulse: pulse::Pulse::default(),
             settings: RwLock::new(Arc::new(settings)),
             front: RwLock::new(Arc::new(front)),
             listeners: RwLock::default(),
@@ -130,7 +134,8 @@ impl Bastion {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn front(&self) -> Arc<Front> {
+    /// What new connections are greeted by.
+    pub fn front(&self) -> Arc<Front> {
         Arc::clone(&self.front.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -192,12 +197,16 @@ pub async fn run(
     watching.close();
 
     let accepting = TaskTracker::new();
+    let mut turning = Vec::new();
     for listener in listeners {
-        let accept = accept(Arc::clone(&bastion), listener, connections.clone());
+        let part = bastion.pulse.part("an accept loop");
+        turning.push(Arc::clone(&part));
+        let accept = accept(Arc::clone(&bastion), listener, connections.clone(), part);
         accepting.spawn(shutdown.clone().run_until_cancelled_owned(accept));
     }
     accepting.close();
     accepting.wait().await;
+    drop(turning); // From here on nothing is accepted, and nothing has to turn for that.
 
     drain(&bastion, &connections).await;
     bastion.relay.finishing.close();
@@ -212,9 +221,23 @@ fn server_context() -> Context {
     Context { actor: Some(crate::audit::Actor::Server), ..Context::default() }
 }
 
-async fn accept(bastion: Arc<Bastion>, listener: TcpListener, connections: TaskTracker) {
+async fn accept(
+    bastion: Arc<Bastion>,
+    listener: TcpListener,
+    connections: TaskTracker,
+    part: Arc<pulse::Part>,
+) {
+    let mut idle = tokio::time::interval(pulse::IDLE_TURN);
     loop {
-        let (stream, peer) = socket::accept(&listener).await;
+        let next = socket::accept(&listener);
+        tokio::pin!(next);
+        let (stream, peer) = loop {
+            part.turn();
+            tokio::select! {
+                accepted = &mut next => break accepted,
+                _ = idle.tick() => {}
+            }
+        };
         let bastion = Arc::clone(&bastion);
         connections.spawn(admit(bastion, stream, peer));
     }

@@ -101,7 +101,7 @@ impl Tx<'_> {
             diesel::insert_into(audit_events::table).values(row).execute(conn).await?;
             diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&link.hash)).execute(conn).await
         })?;
-        mirror(&record);
+        self.appended.push(record);
         Ok(())
     }
 
@@ -118,8 +118,8 @@ impl Tx<'_> {
     }
 }
 
-/// Tells the log what was written; the log never stands in for it.
-fn mirror(record: &Record) {
+/// Tells the log what was written, which must last by then; the log never stands in for it.
+pub(super) fn mirror(record: &Record) {
     let context = &record.context;
     let event = serde_json::to_string(&record.event).unwrap_or_default();
     let source = context.source.map(|source| source.to_string()).unwrap_or_default();

@@ -37,6 +37,7 @@ pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
 pub use target::{AccountRow, AccountSecret, TrustedKey};
 pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
+use crate::audit::Record;
 use crate::keys::AuditKey;
 use pool::{Lease, Pool, on};
 
@@ -155,6 +156,8 @@ impl std::fmt::Debug for Store {
 pub(crate) struct Tx<'a> {
     lease: Lease<'a>,
     store: &'a Inner,
+    /// What it appended to the audit log: told to the log for operators once it lasts.
+    appended: Vec<Record>,
 }
 
 impl Store {
@@ -208,7 +211,7 @@ impl Store {
             (pool::Engine::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         lease.run_sql(sql).await?;
-        Ok(Tx { lease, store: &self.0 })
+        Ok(Tx { lease, store: &self.0, appended: Vec::new() })
     }
 }
 
@@ -217,6 +220,7 @@ impl Tx<'_> {
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
         self.lease.run_sql("COMMIT").await?;
         self.lease.give_back();
+        self.appended.iter().for_each(audit::mirror);
         Ok(())
     }
 

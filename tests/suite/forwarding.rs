@@ -29,6 +29,7 @@ async fn hops_and_is_written_down(engine: Engine) {
     let ended = bastion.event("session-ended", &[("user", "alice")]).await;
     let closed = bastion.event("forward-closed", &[("user", "alice")]).await;
     assert_eq!(closed["address"], format!("127.0.0.1:{}", sshd.port).as_str(), "{closed}");
+    assert_eq!((&closed["destination"], &closed["target"]), (&"db1:22".into(), &"db1".into()));
     assert_eq!(ended["up"], closed["up"]);
     assert!(closed["up"].as_u64().unwrap() > 1000 && closed["down"].as_u64().unwrap() > 1000);
     let kinds: Vec<String> = bastion
@@ -208,6 +209,19 @@ async fn refusals_are_plain_and_audited() {
         if !reason.is_empty() {
             bastion.event("forward-refused", &[("user", "alice"), ("reason", reason)]).await;
         }
+    }
+    // The log tells whether there is such a target, which the user is not told.
+    let refused = bastion.kinds("forward-refused").await;
+    for (to, target) in [
+        ("unknown:22", None),
+        ("db1:443", None),
+        ("0:22", None),
+        ("secret:22", Some("secret")),
+        ("office:22", Some("office")),
+        ("rebound:22", Some("rebound")),
+    ] {
+        let event = refused.iter().find(|event| event["destination"] == to).unwrap();
+        assert_eq!(event["target"].as_str(), target, "{event}");
     }
     let failed = bastion.kinds("forward-failed").await;
     assert_eq!(failed.len(), 2, "{failed:?}");

@@ -1,7 +1,8 @@
 //! Caps and penalties against who is not signed in, as they are met over the network.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -137,6 +138,7 @@ async fn failures_bring_a_penalty_on_a_source_that_is_not_exempt() {
     let penalized = bastion.event("source-penalized", &[("after", "too-many-attempts")]).await;
     assert!((15..=600).contains(&penalized["seconds"].as_u64().unwrap()), "{penalized}");
     assert!(penalized["source"].as_str().unwrap().starts_with("127.0.0.1:"), "{penalized}");
+    assert_eq!(penalized["user"], "alice", "{penalized}");
     bastion.event("sign-in-refused", &[("reason", "guarded")]).await;
     // A right login does not even get as far as its password.
     assert!(greeted("127.0.0.1", bastion.port).await.is_none());
@@ -168,6 +170,7 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
     waiting.start_interactive("alice", "").await;
     assert_eq!(waiting.reply().await, INFO_REQUEST);
     assert_eq!(waiting.receive().await, None);
+    bastion.event("sign-in-refused", &[("reason", "grace-expired"), ("user", "alice")]).await;
     // Who sends IGNORE all the time, encrypted.
     let stream = RawClient::socket_from("127.0.0.5", bastion.port).await;
     let mut dripping = RawClient::over(stream).await.unwrap();
@@ -192,6 +195,36 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
         .await;
     }
     assert!(bastion.kinds("signed-in").await.is_empty());
+}
+
+/// Whoever has a one-time password must not hold a place of those not signed in for hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn binding_outlives_the_login_grace_and_ends_in_its_own_whatever_is_typed() {
+    let grace = "[server]\nlogin_grace = \"2s\"\nbinding_grace = \"5s\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, grace).await;
+    let one_time = bastion.newcomer("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    client.start_interactive("alice", "").await;
+    let new = "an unusual teapot 7";
+    for answer in [one_time.expose_secret(), new, new] {
+        assert_eq!(client.reply().await, INFO_REQUEST);
+        client.answer(answer).await;
+    }
+    assert_eq!(client.reply().await, INFO_REQUEST);
+    let first_sight = Instant::now();
+    // As fast as somebody types.
+    let mut typing = tokio::time::interval(Duration::from_millis(400));
+    for answer in ["r", "i", "a", "000000"].iter().cycle() {
+        typing.tick().await;
+        client.answer(answer).await;
+        if client.reply().await != INFO_REQUEST {
+            break;
+        }
+    }
+    let held = first_sight.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&held), "{held:?}");
+    bastion.event("sign-in-refused", &[("reason", "grace-expired"), ("user", "alice")]).await;
+    assert!(bastion.kinds("authenticator-bound").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

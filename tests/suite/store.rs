@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -38,7 +40,64 @@ on_both_engines!(
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
     events_are_found_by_what_they_are_about,
+    what_was_not_committed_is_not_told,
 );
+
+/// What is logged while the test's thread has it.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// What was logged since the last time.
+    fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap()
+    }
+}
+
+/// The log for operators must not know of a sign-in that the audit log does not.
+async fn what_was_not_committed_is_not_told(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, journal) = (bastion.store(), bastion.now(), Journal::default());
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let event = |version: &str| Event::ServerStarted { version: version.into() };
+    store.record(now, &nobody(), event("good")).await.unwrap();
+    assert!(journal.take().contains("good"));
+
+    // Everything but the commit itself goes well.
+    bastion
+        .tamper(match engine {
+            Engine::Sqlite => {
+                "CREATE TABLE late_parents (id INTEGER PRIMARY KEY);
+                 CREATE TABLE late_children
+                   (id INTEGER REFERENCES late_parents (id) DEFERRABLE INITIALLY DEFERRED);
+                 CREATE TRIGGER late AFTER INSERT ON audit_events
+                   BEGIN INSERT INTO late_children VALUES (1); END"
+            }
+            Engine::Postgres => {
+                "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN RAISE EXCEPTION 'too late'; END $$;
+                 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON audit_events
+                   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()"
+            }
+        })
+        .await;
+    store.record(now, &nobody(), event("bad")).await.unwrap_err();
+    let said = journal.take();
+    assert!(!said.contains("bad"), "{said}");
+    let last = store.audit_end().await.unwrap();
+    assert_eq!(last.0.seq, last.1, "the log ends with what was committed");
+}
 
 /// A store that nothing but the test uses: the server that came with it has stopped.
 async fn quiet(engine: Engine) -> TestBastion {
@@ -773,6 +832,8 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert!(none.is_err());
     let event = Event::ForwardClosed {
         forward: first.clone(),
+        destination: Some(destination.clone()),
+        target: Some(name.clone()),
         address: None,
         up: 5,
         down: 6,

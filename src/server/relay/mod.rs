@@ -124,7 +124,8 @@ impl Relay {
         };
         let account: AccountName = account.parse().map_err(|_| {
             let message = format!("there can be no such account on {}", target.name);
-            refuse(Refused { reason: Refusal::NotGranted, message })
+            let target = Some(target.name.clone());
+            refuse(Refused { reason: Refusal::NotGranted, message, target })
         })?;
         let permit = match decide(conn, target, &account).await {
             Err(NotOpened::Refused(refused)) => return Err(refuse(refused)),
