@@ -18,7 +18,7 @@ use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::machine::{Attempt, Claim, Claimed};
 use crate::auth::{recovery, totp};
-use crate::domain::{Factor, Id, Source, TimeStep, UnixTime, UserName, printable};
+use crate::domain::{Factor, Id, SecondFactor, Source, TimeStep, UnixTime, UserName, printable};
 
 /// A row of `users`, as far as signing in needs it.
 #[derive(Queryable, Selectable)]
@@ -32,6 +32,7 @@ struct LoginRow {
     password_hash: String,
     password_one_time: i64,
     binding_until: Option<i64>,
+    factor: String,
     otp_secret: Option<String>,
     otp_last_step: i64,
     otp_drift_seconds: Option<i64>,
@@ -95,7 +96,8 @@ pub struct SignIn<'a> {
 }
 
 impl Store {
-    /// Reads the account `name`, and the failures of `whose` as far as they still count.
+    /// Reads the account `name`, and the failures of `whose` as far as they still count. It takes the
+    /// same work whether there is such an account or not, also where `name` is none.
     ///
     /// # Errors
     /// When the store fails.
@@ -107,10 +109,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
         let mut tx = self.read().await?;
-        let account = match name {
-            Some(name) => tx.account(name).await?,
-            None => None,
-        };
+        let account = tx.account(name).await?;
         let throttle = tx.throttle(whose, rules, now).await?;
         tx.commit().await?;
         Ok((account.map(Box::new), throttle))
@@ -329,38 +328,36 @@ impl Store {
 }
 
 impl Tx<'_> {
-    async fn account(&mut self, name: &UserName) -> Result<Option<Account>, Error> {
+    /// The account `name`. Nobody's is looked for to the end like anybody's: this comes before the
+    /// first prompt, and how long it takes must not tell which names there are.
+    async fn account(&mut self, name: Option<&UserName>) -> Result<Option<Account>, Error> {
+        let name = name.map_or("", UserName::as_str); // No user's name is empty.
         let row: Option<LoginRow> = on!(self.engine(), conn => {
             users::table
-                .filter(users::name.eq(name.as_str()))
+                .filter(users::name.eq(name))
                 .select(LoginRow::as_select())
                 .first(conn)
                 .await
                 .optional()
         })?;
-        let Some(row) = row else { return Ok(None) };
+        let id: Id = match &row {
+            Some(row) => parse("users", &row.id)?,
+            None => Id::from_random([0; Id::LEN]),
+        };
         let keys: Vec<String> = on!(self.engine(), conn => {
             user_keys::table
-                .filter(user_keys::user_id.eq(&row.id))
+                .filter(user_keys::user_id.eq(id.as_str()))
                 .select(user_keys::fingerprint)
                 .load(conn)
                 .await
         })?;
-        let id: Id = parse("users", &row.id)?;
         let recovery_left = self.recovery_left(&id).await?;
-        let factor = self.second_factor(&id).await?.second_factor();
-        let otp = match &row.otp_secret {
-            Some(sealed) => {
-                let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
-                let damaged =
-                    || Error::Damaged { table: "users", reason: "the secret's length".into() };
-                let bytes = <&[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
-                Some(Otp {
-                    secret: totp::Secret::from_bytes(bytes),
-                    last_step: TimeStep(row.otp_last_step),
-                })
-            }
-            None => None,
+        let set = self.factor_set(&id).await?;
+        let otp = self.open_otp(&id, row.as_ref())?;
+        let Some(row) = row else { return Ok(None) };
+        let factor = match set {
+            Some(set) => set.second_factor(),
+            None => SecondFactor { factor: parse("users", &row.factor)?, mode: None },
         };
         Ok(Some(Account {
             id,
@@ -377,6 +374,20 @@ impl Tx<'_> {
             recovery_left,
             drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
+    }
+
+    /// The authenticator that is bound; something is opened also where there is none.
+    fn open_otp(&self, id: &Id, row: Option<&LoginRow>) -> Result<Option<Otp>, Error> {
+        let (keyring, place) = (&self.store.keyring, otp_place(id.as_str()));
+        let Some((row, sealed)) = row.and_then(|row| Some((row, row.otp_secret.as_ref()?))) else {
+            keyring.open_decoy(place, totp::Secret::LEN);
+            return Ok(None);
+        };
+        let secret = keyring.open(place, sealed)?;
+        let damaged = || Error::Damaged { table: "users", reason: "the secret's length".into() };
+        let bytes = <&[u8; totp::Secret::LEN]>::try_from(&secret[..]).map_err(|_| damaged())?;
+        let secret = totp::Secret::from_bytes(bytes);
+        Ok(Some(Otp { secret, last_step: TimeStep(row.otp_last_step) }))
     }
 
     async fn throttle(
@@ -680,3 +691,6 @@ fn current(
         None => Throttle { failures, locked_until: None },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,9 @@ impl std::fmt::Debug for Keyring {
 }
 
 const FORMAT: &str = "s1";
+/// Bytes of XChaCha20-Poly1305's nonce, and of its tag.
+const NONCE_LEN: usize = 24;
+const TAG_LEN: usize = 16;
 
 impl Keyring {
     /// Reads the keyring at `path`.
@@ -124,7 +127,7 @@ impl Keyring {
     /// When the file cannot be read, or the system has no randomness.
     pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Result<String, Error> {
         self.reload()?;
-        let mut nonce = [0; 24];
+        let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce)?;
         let id = self.primary();
         let damaged = |_| Error::Damaged(place.column.to_owned());
@@ -149,7 +152,7 @@ impl Keyring {
             return Err(damaged());
         };
         let whole = BASE64.decode(text).map_err(|_| damaged())?;
-        let (nonce, text) = whole.split_first_chunk::<24>().ok_or_else(damaged)?;
+        let (nonce, text) = whole.split_first_chunk::<NONCE_LEN>().ok_or_else(damaged)?;
         let cipher = match self.cipher(id) {
             Err(Error::UnknownKey(_)) => {
                 self.reload()?; // Rotated by another process since.
@@ -161,6 +164,13 @@ impl Keyring {
         let payload = Payload { msg: text, aad: aad.as_bytes() };
         let secret = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| damaged())?;
         Ok(Zeroizing::new(secret))
+    }
+
+    /// Takes the time that [`Self::open`] takes for a secret of `length` bytes, where there is none.
+    pub fn open_decoy(&self, place: Place<'_>, length: usize) {
+        let text = BASE64.encode(vec![0; NONCE_LEN + length + TAG_LEN]);
+        // Nothing was ever sealed as zeros: it fails, after all the work.
+        let _nothing = self.open(place, &format!("{FORMAT}.{}.{text}", self.primary()));
     }
 
     fn cipher(&self, id: &str) -> Result<XChaCha20Poly1305, Error> {

@@ -19,6 +19,7 @@ mod identity;
 mod known_hosts;
 mod lifecycle;
 mod login;
+mod login_cost;
 mod menu;
 mod own;
 mod radius;
