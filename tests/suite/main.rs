@@ -39,3 +39,4 @@ mod shipped_files;
 mod store;
 mod support;
 mod tampering;
+mod traffic;

@@ -12,8 +12,8 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client};
 use super::bridge::Piece;
 use super::recorder::Recording;
 use super::session::{Carried, Control, Controls, End};
-use super::stream::Counts;
 use crate::domain::noted;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
 
 /// Both directions of a channel whose target is reached.

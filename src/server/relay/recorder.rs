@@ -81,6 +81,11 @@ impl Recording {
         Ok(Self { id, recorder, bastion, context, strict: settings.strict, input: settings.input })
     }
 
+    /// Its id.
+    pub(super) fn id(&self) -> &Id {
+        &self.id
+    }
+
     /// Records what goes to the user's screen.
     pub(super) async fn output(&self, bytes: Bytes) -> Result<(), String> {
         self.judge(self.recorder.output(bytes).await)

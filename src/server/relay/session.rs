@@ -21,7 +21,6 @@ use super::bridge::{Piece, Uplink};
 use super::carry::Both;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
-use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::dialog::{Line, Next};
@@ -29,7 +28,9 @@ use crate::console::menu::Menu;
 use crate::domain::{Capability, noted, printable};
 use crate::server::connection::Connection;
 use crate::server::handler::prohibited;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
+use crate::store::Carrier;
 
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
@@ -355,7 +356,6 @@ impl Carried<'_> {
         if self.setup.agent && relay.permit.allows(Capability::Agent) {
             relay.agent.store(true, Relaxed);
         }
-        let counts = Counts::default();
         let gone = async {
             tokio::select! {
                 end = left => end,
@@ -372,17 +372,17 @@ impl Carried<'_> {
                 end = &mut gone => (begin.await, Some(end)),
             }
         };
-        let (recording, end) = match (begun, early) {
-            (Ok((recording, _)), Some(end)) => (Some(recording), end),
-            (Err(_), Some(end)) => (None, end),
-            (Err(why), None) => (None, End::Failed(why)),
-            (Ok((recording, filter)), None) => {
-                let end = tokio::select! {
-                    end = self.carry(controls, &counts, &recording, filter) => end,
-                    end = &mut gone => end,
-                };
-                (Some(recording), end)
-            }
+        let (recording, filter) = match begun {
+            Ok(begun) => begun,
+            Err(why) => return early.unwrap_or(End::Failed(why)),
+        };
+        let meter = relay.meter(Some(Carrier::Recording(recording.id().clone())));
+        let end = match early {
+            Some(end) => end,
+            None => tokio::select! {
+                end = self.carry(controls, meter.counts(), &recording, filter) => end,
+                end = &mut gone => end,
+            },
         };
         let outcome = match &end {
             End::Target(None) => "the target closed it".to_owned(),
@@ -391,10 +391,7 @@ impl Carried<'_> {
             End::Failed(why) => why.clone(),
             End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
         };
-        relay.count(counts.both());
-        if let Some(recording) = recording {
-            recording.end(outcome, counts.both());
-        }
+        recording.end(outcome, meter.counts().both());
         end
     }
 
