@@ -28,6 +28,7 @@ mod radius_tls;
 mod record;
 mod record_abuse;
 mod record_files;
+mod record_journal;
 mod record_onward;
 mod record_rights;
 mod record_signin;

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use sallyport::admin;
 use sallyport::audit::{Context, EndReason, Event, Refusal, Step};
 use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
@@ -39,6 +40,7 @@ on_both_engines!(
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
     events_are_found_by_what_they_are_about,
+    events_are_written_in_groups_all_or_none,
 );
 
 /// A store that nothing but the test uses: the server that came with it has stopped.
@@ -1118,6 +1120,43 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn events_are_written_in_groups_all_or_none(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let store = bastion.store();
+    let before = store.audit_head().await.unwrap().seq;
+    let context = Context { user: Some("alice".to_owned()), ..nobody() };
+    let group = |from: i64| {
+        let event = |n| (UnixTime(100 - n), Event::ClockDrift { seconds: n });
+        (from..from + 5).map(event).collect::<Vec<_>>()
+    };
+    let verify = async || {
+        let verified = with_verbs(store, async |verbs, out| {
+            admin::verify_store(verbs, Vec::new(), out).await.unwrap();
+        });
+        verified.await
+    };
+    store.record_all(&context, Vec::new()).await.unwrap();
+    store.record_all(&context, group(0)).await.unwrap();
+    store.record_all(&context, group(5)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    // In their order, whatever the clock says.
+    let drifts = bastion.kinds("clock-drift").await;
+    for (n, event) in (0..).zip(&drifts) {
+        let facts = [&event["seconds"], &event["seq"], &event["at"]].map(|fact| fact.as_i64());
+        assert_eq!(facts, [Some(n), Some(before + 1 + n), Some(100 - n)], "{event}");
+        assert_eq!(event["user"], "alice");
+    }
+    verify().await;
+
+    bastion.tamper("ALTER TABLE audit_events RENAME TO gone").await;
+    store.record_all(&context, group(10)).await.unwrap_err();
+    bastion.tamper("ALTER TABLE gone RENAME TO audit_events").await;
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    store.record_all(&context, group(10)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 15);
+    verify().await;
 }
 
 async fn events_are_found_by_what_they_are_about(engine: Engine) {

@@ -16,6 +16,7 @@ mod callbacks;
 mod carry;
 mod door;
 mod host_key;
+mod journal;
 pub(super) mod keep;
 pub(super) mod menu;
 mod onward;
