@@ -116,9 +116,7 @@ async fn bind(
         notes.push(own.note(Event::StepFailed { step: Step::Binding, reason }));
         wrong += 1;
     }
-    for Note { at, event } in notes {
-        own.store.record(at, &own.context, event).await?;
-    }
+    own.store.record_all(&own.context, notes).await?;
     bail!("too many wrong codes: the old authenticator stays bound")
 }
 

@@ -5,7 +5,7 @@
 //! the session exactly once, however the connection ended, a panic in a callback included.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::guard::{Admission, Offence};
 use super::handler::{Ended, Handler};
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
+use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
@@ -76,8 +77,8 @@ pub(crate) struct Connection {
     /// Cancelled to end the connection from outside.
     stop: CancellationToken,
     channels: AtomicUsize,
-    up: AtomicU64,
-    down: AtomicU64,
+    /// What it carried: a sum over everything on it.
+    pub(super) traffic: Arc<Traffic>,
 }
 
 /// One of the channels that a connection may have open; given back when dropped.
@@ -199,12 +200,6 @@ impl Connection {
         taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
     }
 
-    /// Adds what a forward carried to the session's sums.
-    pub(super) fn count(&self, up: u64, down: u64) {
-        self.up.fetch_add(up, Ordering::SeqCst);
-        self.down.fetch_add(down, Ordering::SeqCst);
-    }
-
     /// Writes an event of this connection down on its task set; its failure ends the connection.
     pub(super) fn record(self: &Arc<Self>, event: Event) {
         let conn = Arc::clone(self);
@@ -286,8 +281,7 @@ pub(super) async fn serve(
         end: OnceLock::new(),
         stop: CancellationToken::new(),
         channels: AtomicUsize::new(0),
-        up: AtomicU64::new(0),
-        down: AtomicU64::new(0),
+        traffic: Arc::default(),
         bastion,
     });
     conn.bastion.live.enter(&conn);
@@ -358,7 +352,7 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
-        let sums = (conn.up.load(Ordering::SeqCst), conn.down.load(Ordering::SeqCst));
+        let sums = conn.traffic.sums();
         if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
         {
             tracing::error!(%error, session = %conn.id, "failed to write the session's end");

@@ -16,10 +16,12 @@ use super::connection::{ChannelSlot, Connection};
 use super::forward::{self, dial};
 use super::handler::prohibited;
 use super::relay;
+use super::traffic::Meter;
 use crate::audit::{EndReason, Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::domain::{Destination, Id, Mode, noted};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
+use crate::store::Carrier;
 
 /// Serves one channel open to its end. Runs on the connection's task set.
 pub(super) async fn serve(
@@ -65,6 +67,13 @@ struct Forward {
     destination: Destination,
     permit: Permit,
     _slot: ChannelSlot,
+}
+
+impl Forward {
+    /// Begins to count what it carries.
+    fn meter(&self, conn: &Connection) -> Meter {
+        conn.traffic.meter(Some(Carrier::Forward(self.id.clone())), true)
+    }
 }
 
 enum Way {
@@ -222,20 +231,21 @@ async fn pump(
     let flow = conn.flow.open(channel.id());
     let watch = watch(conn, &forward.destination, forward.permit.until(), &cancel);
     let limits = conn.settings.pump;
-    let outcome = {
-        let pump = forward::pump(channel, target, flow, limits, cancel.clone());
+    let meter = forward.meter(conn);
+    let reason = {
+        let counts = meter.counts();
+        let pump = forward::pump(channel, target, flow, limits, counts, cancel.clone());
         tokio::pin!(pump);
         tokio::select! {
-            outcome = &mut pump => Ended { outcome, by_policy: None },
+            end = &mut pump => end.to_string(),
             why = watch => {
                 cancel.cancel();
-                Ended { outcome: pump.await, by_policy: Some(why) }
+                pump.await;
+                why
             }
         }
     };
-    let bytes = (outcome.outcome.up, outcome.outcome.down);
-    let reason = outcome.by_policy.unwrap_or_else(|| outcome.outcome.end.to_string());
-    close(conn, &forward, bytes, Some(address), reason).await;
+    close(conn, &forward, meter, Some(address), reason).await;
 }
 
 /// Ends the inner SSH here, and writes the forward's end down.
@@ -246,20 +256,21 @@ async fn record(
     addresses: Checked,
 ) {
     let address = addresses.addresses().first().copied();
-    let target = forward.permit.target();
-    let (bytes, reason) =
-        relay::serve_door(conn, channel, target, &forward.destination, addresses).await;
-    close(conn, &forward, bytes, address, reason).await;
+    let (target, meter) = (forward.permit.target(), forward.meter(conn));
+    let to = (target, &forward.destination, addresses);
+    let reason = relay::serve_door(conn, channel, to, Arc::clone(meter.counts())).await;
+    close(conn, &forward, meter, address, reason).await;
 }
 
 async fn close(
     conn: &Connection,
     forward: &Forward,
-    (up, down): (u64, u64),
+    meter: Meter,
     address: Option<SocketAddr>,
     reason: String,
 ) {
-    conn.count(up, down);
+    let (up, down) = meter.counts().both();
+    drop(meter); // Over: the session's own sum has it now.
     let event = Event::ForwardClosed {
         forward: forward.id.clone(),
         destination: Some(forward.destination.clone()),
@@ -276,11 +287,6 @@ async fn close(
     {
         tracing::error!(%error, "failed to write a forward's end down");
     }
-}
-
-struct Ended {
-    outcome: forward::Outcome,
-    by_policy: Option<String>,
 }
 
 /// Waits until the forward is no longer permitted; gives why.

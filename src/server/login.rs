@@ -225,11 +225,9 @@ impl Login {
         let notes = self.machine.as_mut().map(Machine::take_notes).unwrap_or_default();
         let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
         let last = last.map(|event| Note { at: now, event });
-        for Note { at, event } in notes.into_iter().chain(last) {
-            if let Err(error) = store.record(at, context, event).await {
-                tracing::error!(%error, "failed to write an audit event of a refused login");
-                return;
-            }
+        let notes = notes.into_iter().chain(last).collect();
+        if let Err(error) = store.record_all(context, notes).await {
+            tracing::error!(%error, "failed to write audit events of a refused login");
         }
     }
 

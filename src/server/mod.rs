@@ -23,6 +23,7 @@ mod shell;
 pub mod socket;
 pub mod ssh;
 pub mod stream;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -191,6 +192,8 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
     let beat = live::beat(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(beat));
+    let carried = traffic::write_down(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(carried));
     let old = Arc::clone(&bastion);
     let closing = async move { relay::keep::close_left_open(&old).await };
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));

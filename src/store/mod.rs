@@ -8,6 +8,7 @@
 
 mod access;
 mod audit;
+mod carried;
 mod keys;
 mod login;
 mod open;
@@ -29,6 +30,7 @@ use diesel_async::RunQueryDsl;
 
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
+pub use carried::{Carried, Carrier};
 pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use radius::FactorRow;

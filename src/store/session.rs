@@ -186,16 +186,17 @@ impl Store {
 
     async fn close_sessions_of(&self, node: &str, now: UnixTime) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let open: Vec<SessionRow> = on!(tx.engine(), conn => {
+        let mut open: Vec<SessionRow> = on!(tx.engine(), conn => {
             sessions::table
                 .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))
                 .select(SessionRow::as_select())
                 .load(conn)
                 .await
         })?;
+        open.sort_by(|a, b| a.id.cmp(&b.id)); // As `write_carried` goes through them.
         let mut sums = Vec::new();
         for row in &open {
-            let sum = tx.forwarded(&row.id).await?;
+            let sum = tx.carried_by(row).await?;
             tx.end_session(&row.id, EndReason::Interrupted, sum, now).await?;
             sums.push(sum);
         }
@@ -413,8 +414,10 @@ impl Tx<'_> {
         Ok(ended == 1)
     }
 
-    /// What a session's forwards carried, as far as it was written down.
-    async fn forwarded(&mut self, session: &str) -> Result<(u64, u64), Error> {
+    /// What a session carried, as far as it was written down: by itself now and then, or by the last
+    /// of its forwards.
+    async fn carried_by(&mut self, row: &SessionRow) -> Result<(u64, u64), Error> {
+        let session = row.id.as_str();
         let rows: Vec<(i64, i64)> = on!(self.engine(), conn => {
             forwards::table
                 .filter(forwards::session_id.eq(session))
@@ -422,8 +425,12 @@ impl Tx<'_> {
                 .load(conn)
                 .await
         })?;
-        let sum = |total: u64, n: i64| total.saturating_add(u64::try_from(n).unwrap_or(0));
-        Ok(rows.iter().fold((0, 0), |(up, down), (u, d)| (sum(up, *u), sum(down, *d))))
+        let sum = |(up, down): (i64, i64), row: &(i64, i64)| {
+            (up.saturating_add(row.0), down.saturating_add(row.1))
+        };
+        let (up, down) = rows.iter().fold((0, 0), sum);
+        let most = |a: i64, b: i64| u64::try_from(a.max(b)).unwrap_or(0);
+        Ok((most(up, row.bytes_up), most(down, row.bytes_down)))
     }
 }
 

@@ -9,7 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sallyport::audit::{Context, EndReason, Event, Refusal, Step};
+use sallyport::admin;
+use sallyport::audit::{Context, EndReason, Event, Note, Refusal, Step};
 use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
@@ -18,8 +19,8 @@ use sallyport::domain::{
     TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
-    Error, EventFilter, FailureNote, NewAuthenticator, NewUser, Opening, SessionFilter, SignIn,
-    Store, Throttled,
+    Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator, NewRecording, NewUser,
+    Opening, RecordingEnd, SessionFilter, SignIn, Store, Throttled,
 };
 
 use crate::support::bastion::{Engine, Person, TestBastion};
@@ -36,11 +37,13 @@ on_both_engines!(
     failures_add_up_lock_and_are_forgotten,
     a_login_stops_when_its_account_changed,
     sessions_and_forwards_are_kept_and_closed,
+    what_is_carried_is_written_down_while_it_is_open,
     what_is_dropped_in_the_middle_changed_all_or_nothing,
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
     events_are_found_by_what_they_are_about,
     what_was_not_committed_is_not_told,
+    events_are_written_in_groups_all_or_none,
 );
 
 /// What is logged while the test's thread has it.
@@ -897,6 +900,94 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert_eq!(forwards[1].end_reason.as_deref(), Some("interrupted"));
 }
 
+async fn what_is_carried_is_written_down_while_it_is_open(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let mut sessions = Vec::new();
+    for n in 0..2 {
+        let at = UnixTime(now.0 + 30_000 * n);
+        let epoch = account(&bastion, &alice.name).await.epoch;
+        let (session, signed) = sign_in(store, &alice, epoch, Claim::Code(at.step()), at).await;
+        signed.unwrap();
+        sessions.push(session);
+    }
+    let within = |session: &Id| Context { session: Some(session.clone()), ..nobody() };
+    let context = within(&sessions[0]);
+    let (forward, recording) = (Id::random().unwrap(), Id::random().unwrap());
+    let destination = Destination::parse("db1", 22).unwrap();
+    let (name, rule) = ("db1".parse().unwrap(), Id::random().unwrap());
+    store.open_forward(&forward, (&destination, &name, &rule), &context, now).await.unwrap();
+    let new = NewRecording {
+        id: &recording,
+        target: &name,
+        account: &"root".parse().unwrap(),
+        kind: "shell",
+        command: None,
+        path: "x.cast",
+        grants: &[],
+    };
+    store.start_recording(&new, &context, now).await.unwrap();
+    let bytes = async || {
+        let of = async |id: &Id| {
+            let row = store.sessions_by_prefix(&prefix(id)).await.unwrap().remove(0);
+            (row.bytes_up, row.bytes_down)
+        };
+        let forwards = store.forwards_of(sessions[0].as_str()).await.unwrap();
+        let recordings = store.recordings_of(sessions[0].as_str()).await.unwrap();
+        let forward = (forwards[0].bytes_up, forwards[0].bytes_down);
+        let recording = (recordings[0].bytes_up, recordings[0].bytes_down);
+        [of(&sessions[0]).await, of(&sessions[1]).await, forward, recording]
+    };
+    let carried = |n: u64| {
+        let open = vec![
+            (Carrier::Forward(forward.clone()), (n, 2 * n)),
+            (Carrier::Recording(recording.clone()), (3 * n, 4 * n)),
+        ];
+        let first = Carried { session: sessions[0].clone(), bytes: (5 * n, 6 * n), open };
+        let bytes = (n, u64::MAX);
+        let second = Carried { session: sessions[1].clone(), bytes, open: Vec::new() };
+        [first, second]
+    };
+    let events = bastion.events().await.len();
+    store.write_carried(&[]).await.unwrap();
+    store.write_carried(&carried(10)).await.unwrap();
+    let first = [(50, 60), (10, i64::MAX), (10, 20), (30, 40)];
+    assert_eq!(bytes().await, first);
+    // It is no event: the end of each is one.
+    assert_eq!(bastion.events().await.len(), events);
+
+    // All of it or nothing.
+    bastion.tamper("ALTER TABLE recordings RENAME TO gone").await;
+    store.write_carried(&carried(20)).await.unwrap_err();
+    bastion.tamper("ALTER TABLE gone RENAME TO recordings").await;
+    assert_eq!(bytes().await, first);
+
+    // What has ended stays as it ended.
+    let event = Event::ForwardClosed {
+        forward: forward.clone(),
+        destination: None,
+        target: None,
+        address: None,
+        up: 5,
+        down: 6,
+        reason: "done".into(),
+    };
+    store.close_forward(&forward, (5, 6), (None, "done"), event, &context, now).await.unwrap();
+    let end = RecordingEnd { outcome: "done", bytes: (7, 8), file: None };
+    store.end_recording(&recording, &end, &context, now).await.unwrap();
+    store.write_carried(&carried(20)).await.unwrap();
+    assert_eq!(bytes().await, [(100, 120), (20, i64::MAX), (5, 6), (7, 8)]);
+
+    // A crash takes what was known last.
+    assert_eq!(store.close_interrupted(now).await.unwrap(), 2);
+    store.write_carried(&carried(30)).await.unwrap();
+    assert_eq!(bytes().await, [(100, 120), (20, i64::MAX), (5, 6), (7, 8)]);
+    let ended = bastion.kinds("session-ended").await;
+    let first = ended.iter().find(|event| event["session"] == sessions[0].as_str()).unwrap();
+    assert_eq!((first["up"].as_u64(), first["down"].as_u64()), (Some(100), Some(120)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_cannot_be_opened_is_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -1094,6 +1185,43 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn events_are_written_in_groups_all_or_none(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let store = bastion.store();
+    let before = store.audit_head().await.unwrap().seq;
+    let context = Context { user: Some("alice".to_owned()), ..nobody() };
+    let group = |from: i64| {
+        let event = |n| Note { at: UnixTime(100 - n), event: Event::ClockDrift { seconds: n } };
+        (from..from + 5).map(event).collect::<Vec<_>>()
+    };
+    let verify = async || {
+        let verified = with_verbs(store, async |verbs, out| {
+            admin::verify_store(verbs, Vec::new(), out).await.unwrap();
+        });
+        verified.await
+    };
+    store.record_all(&context, Vec::new()).await.unwrap();
+    store.record_all(&context, group(0)).await.unwrap();
+    store.record_all(&context, group(5)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    // In their order, whatever the clock says.
+    let drifts = bastion.kinds("clock-drift").await;
+    for (n, event) in (0..).zip(&drifts) {
+        let facts = [&event["seconds"], &event["seq"], &event["at"]].map(|fact| fact.as_i64());
+        assert_eq!(facts, [Some(n), Some(before + 1 + n), Some(100 - n)], "{event}");
+        assert_eq!(event["user"], "alice");
+    }
+    verify().await;
+
+    bastion.tamper("ALTER TABLE audit_events RENAME TO gone").await;
+    store.record_all(&context, group(10)).await.unwrap_err();
+    bastion.tamper("ALTER TABLE gone RENAME TO audit_events").await;
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    store.record_all(&context, group(10)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 15);
+    verify().await;
 }
 
 async fn events_are_found_by_what_they_are_about(engine: Engine) {

@@ -134,18 +134,16 @@ impl Handler {
             if !relay.opened_onward(&to).await {
                 return;
             }
-            let bytes = match timeout(STEP, wanted.open(user)).await {
+            let meter = relay.meter(None);
+            match timeout(STEP, wanted.open(user)).await {
                 Ok(Ok(channel)) => {
                     reply.accept().await;
-                    let flow = relay.flow.open(channel.id());
-                    super::bridge::carry(channel, target, flow, &relay.cancel).await
+                    let (flow, counts) = (relay.flow.open(channel.id()), meter.counts());
+                    super::bridge::carry(channel, target, flow, counts, &relay.cancel).await;
                 }
-                _ => {
-                    reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
-                    (0, 0)
-                }
-            };
-            relay.closed_onward(to, bytes);
+                _ => reply.reject(russh::ChannelOpenFailure::ConnectFailed).await,
+            }
+            relay.closed_onward(to, meter.counts().both());
         });
     }
 }

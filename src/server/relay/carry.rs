@@ -12,8 +12,8 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client};
 use super::bridge::Piece;
 use super::recorder::Recording;
 use super::session::{Carried, Control, Controls, End};
-use super::stream::Counts;
 use crate::domain::noted;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
 
 /// Both directions of a channel whose target is reached.
@@ -150,7 +150,7 @@ impl Both<'_> {
                     }
                     Reply::Other => Ok(()),
                 },
-                ChannelMsg::Close => return self.finish(outcome).await,
+                ChannelMsg::Close => return End::Target(outcome),
                 _ => Ok(()),
             };
             // The end of the output is told after the status: a client whose own input has ended
@@ -162,28 +162,19 @@ impl Both<'_> {
         }
         let name = &self.channel.relay.target().name;
         match outcome {
-            Some(_) => self.finish(outcome).await,
+            Some(_) => End::Target(outcome),
             None => End::Failed(format!("{name} closed the connection")),
         }
     }
 
-    /// The channel's end as the target sees it; files that were still open are told.
-    async fn finish(&self, outcome: Option<String>) -> End {
+    /// Tells what was still going on with files when the channel ended, whoever ended it.
+    pub(super) async fn finish(&self) -> Result<(), String> {
         if let Some(files) = self.files {
             let mut actions = Vec::new();
             files.lock().await.finish(&mut actions);
-            for action in actions {
-                if let sftp::Action::Event(event) = action
-                    && let Err(why) = self.recording.file(&event).await
-                {
-                    return End::Failed(why);
-                }
-            }
+            self.recording.files(events_of(&mut actions)).await?;
         }
-        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
-            return End::Failed(why);
-        }
-        End::Target(outcome)
+        self.look(|scp, seen| scp.finish(seen)).await
     }
 
     /// Lets the observer of scp look, and writes down what it saw.
@@ -194,13 +185,11 @@ impl Both<'_> {
         let Some(scp) = self.scp else { return Ok(()) };
         let mut seen = Vec::new();
         look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
-        for seen in seen {
-            match seen {
-                scp::Seen::Event(event) => self.recording.file(&event).await?,
-                scp::Seen::NotScp => {}
-            }
-        }
-        Ok(())
+        let event = |seen| match seen {
+            scp::Seen::Event(event) => Some(event),
+            scp::Seen::NotScp => None,
+        };
+        self.recording.files(seen.into_iter().filter_map(event).collect()).await
     }
 
     async fn data(
@@ -229,6 +218,7 @@ impl Both<'_> {
         let mut actions = Vec::new();
         let mut filter = files.lock().await;
         let passed = pass(&mut filter, &mut actions);
+        self.recording.files(events_of(&mut actions)).await.map_err(Some)?;
         for action in actions {
             match action {
                 sftp::Action::ToServer(data) => {
@@ -237,13 +227,26 @@ impl Both<'_> {
                 sftp::Action::ToClient(data) => {
                     self.channel.user.out.data_bytes(data).await.map_err(|_| None)?;
                 }
-                sftp::Action::Event(event) => self.recording.file(&event).await.map_err(Some)?,
+                sftp::Action::Event(_) => {} // Told already.
             }
         }
         passed.map_err(|error| {
             Some(format!("the file transfer is not SFTP as it should be: {error}"))
         })
     }
+}
+
+/// Takes the events out of what is to be done: they are told before anything is sent.
+fn events_of(actions: &mut Vec<sftp::Action>) -> Vec<sftp::FileEvent> {
+    let mut events = Vec::new();
+    actions.retain(|action| match action {
+        sftp::Action::Event(event) => {
+            events.push(event.clone());
+            false
+        }
+        sftp::Action::ToServer(_) | sftp::Action::ToClient(_) => true,
+    });
+    events
 }
 
 /// Which request the target's next answer is to: they come in the order of the requests.

@@ -16,6 +16,7 @@ mod callbacks;
 mod carry;
 mod door;
 mod host_key;
+mod journal;
 pub(super) mod keep;
 pub(super) mod menu;
 mod onward;
@@ -44,12 +45,14 @@ pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_s
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};
 use super::forward::ConnectionFlow;
+use super::traffic::Meter;
 use crate::audit::{Event, Refusal};
 use crate::domain::{
     AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime, noted,
 };
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
+use crate::store::Carrier;
 
 /// What all relays of a process share.
 pub struct Shared {
@@ -138,12 +141,10 @@ impl Relay {
         Ok(Arc::new(relay))
     }
 
-    /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH
-    /// comes in counts it already.
-    fn count(&self, (up, down): (u64, u64)) {
-        if Arc::ptr_eq(&self.flow, &self.conn.flow) {
-            self.conn.count(up, down);
-        }
+    /// Begins to count what a channel carries. It adds to the session's sums, unless the channel that
+    /// the inner SSH comes in does already.
+    fn meter(&self, carrier: Option<Carrier>) -> Meter {
+        self.conn.traffic.meter(carrier, Arc::ptr_eq(&self.flow, &self.conn.flow))
     }
 
     pub(super) fn target(&self) -> &Target {

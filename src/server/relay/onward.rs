@@ -97,9 +97,9 @@ pub(in crate::server) async fn serve_onward(
         Ok(Ok(target)) => {
             reply.accept().await;
             let flow = relay.flow.open(channel.id());
-            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
-            relay.count((up, down));
-            return relay.closed_onward(to, (up, down));
+            let meter = relay.meter(None);
+            bridge::carry(channel, target, flow, meter.counts(), &relay.cancel).await;
+            return relay.closed_onward(to, meter.counts().both());
         }
         Ok(Err(russh::Error::ChannelOpenFailure(why))) => shown(why),
         Ok(Err(error)) => failed(printable(&error.to_string())),

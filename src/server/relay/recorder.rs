@@ -1,7 +1,8 @@
-//! One session channel's recording: its row and event in the store, its file, its end.
+//! One session channel's recording: its row and events in the store, its file, its end.
 //!
 //! Always holds: a [`Recording`] exists only with its file open and its start event written; its
-//! end is written once, with the file's digest if the file could be finished.
+//! end is written once, after what was done to files, with the file's digest if the file could be
+//! finished.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Relay;
-use crate::audit::{Context, Event};
+use super::journal::Journal;
+use crate::audit::Context;
 use crate::domain::{Id, noted};
 use crate::recording::{Failure, Header, Recorder};
 use crate::server::Bastion;
@@ -30,6 +32,7 @@ pub(super) struct Subject<'a> {
 pub(super) struct Recording {
     id: Id,
     recorder: Recorder,
+    journal: Journal,
     bastion: Arc<Bastion>,
     context: Context,
     strict: bool,
@@ -77,8 +80,14 @@ impl Recording {
             }
             return Err(refuse(&error));
         }
-        let bastion = Arc::clone(&conn.bastion);
-        Ok(Self { id, recorder, bastion, context, strict: settings.strict, input: settings.input })
+        let (bastion, journal) = (Arc::clone(&conn.bastion), Journal::start(conn, id.clone()));
+        let (strict, input) = (settings.strict, settings.input);
+        Ok(Self { id, recorder, journal, bastion, context, strict, input })
+    }
+
+    /// Its id.
+    pub(super) fn id(&self) -> &Id {
+        &self.id
     }
 
     /// Records what goes to the user's screen.
@@ -99,34 +108,32 @@ impl Recording {
         self.judge(self.recorder.resize(cells(columns, USUAL.0), cells(rows, USUAL.1)).await)
     }
 
-    /// What was done to a file: an event in the audit log, and a mark in the recording.
-    pub(super) async fn file(&self, event: &FileEvent) -> Result<(), String> {
-        let second = event.second.as_ref().map(ToString::to_string);
-        let line = match &second {
-            Some(second) => format!("{} {} {second}", event.operation, event.path),
-            None => format!("{} {}", event.operation, event.path),
-        };
-        self.judge(self.recorder.marker(format!("{line}: {}", event.outcome)).await)?;
-        let accessed = Event::FileAccessed {
-            recording: self.id.clone(),
-            operation: event.operation.to_string(),
-            path: event.path.to_string(),
-            to: second,
-            read: event.bytes_read,
-            written: event.bytes_written,
-            outcome: event.outcome.to_string(),
-        };
-        let now = self.bastion.clock.now();
-        self.bastion.store.record(now, &self.context, accessed).await.map_err(|error| {
-            tracing::error!(%error, "failed to write an audit event of a file");
-            "this session ends, since the audit log cannot be written".to_owned()
-        })
+    /// What was done to files: events in the audit log, and marks in the recording.
+    pub(super) async fn files(&self, events: Vec<FileEvent>) -> Result<(), String> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let marks: Vec<String> = events.iter().map(mark).collect();
+        // All of them before anything waits: nobody's leaving makes one go unwritten.
+        for event in events {
+            self.journal.note(event)?;
+        }
+        for mark in marks {
+            self.judge(self.recorder.marker(mark).await)?;
+        }
+        self.journal.room().await
     }
 
     /// Waits until the session must end because it cannot be recorded; for ever if it need not.
     pub(super) async fn failed(&self) -> String {
-        let failure = self.recorder.failed().await;
-        if self.strict { unrecordable(&failure) } else { std::future::pending().await }
+        let unrecorded = async {
+            let failure = self.recorder.failed().await;
+            if self.strict { unrecordable(&failure) } else { std::future::pending().await }
+        };
+        tokio::select! {
+            why = unrecorded => why,
+            why = self.journal.failed() => why,
+        }
     }
 
     fn judge(&self, result: Result<(), Failure>) -> Result<(), String> {
@@ -136,17 +143,19 @@ impl Recording {
         }
     }
 
-    /// Ends it: the file is finished and the end written down in the background, which the
-    /// bastion waits for when it stops.
-    pub(super) fn end(self, outcome: String, bytes: (u64, u64)) {
-        let finishing = self.bastion.relay.finishing.clone();
-        finishing.spawn(async move {
-            let finished = self.recorder.finish().await;
-            let folder = &self.bastion.settings().record.folder;
+    /// Ends it, once what was done to files is in the store: the file is finished and the end written
+    /// down in the background, which the bastion waits for when it stops.
+    pub(super) async fn end(self, outcome: String, bytes: (u64, u64)) -> Result<(), String> {
+        let Self { id, recorder, journal, bastion, context, .. } = self;
+        let written = journal.close().await;
+        let outcome = written.clone().err().unwrap_or(outcome);
+        bastion.relay.finishing.clone().spawn(async move {
+            let finished = recorder.finish().await;
+            let folder = &bastion.settings().record.folder;
             let file = match &finished {
                 Ok(file) => Some((relative(&file.path, folder), file.bytes, file.sha256.clone())),
                 Err(failure) => {
-                    tracing::error!(%failure, recording = %self.id, "failed to finish a recording");
+                    tracing::error!(%failure, recording = %id, "failed to finish a recording");
                     None
                 }
             };
@@ -160,11 +169,21 @@ impl Recording {
                 bytes,
                 file: file.as_ref().map(|(path, size, sha)| (path.as_str(), *size, sha.as_str())),
             };
-            let (store, now) = (&self.bastion.store, self.bastion.clock.now());
-            if let Err(error) = store.end_recording(&self.id, &end, &self.context, now).await {
-                tracing::error!(%error, recording = %self.id, "failed to write a recording's end");
+            let (store, now) = (&bastion.store, bastion.clock.now());
+            if let Err(error) = store.end_recording(&id, &end, &context, now).await {
+                tracing::error!(%error, recording = %id, "failed to write a recording's end");
             }
         });
+        written
+    }
+}
+
+/// What is said of a file in a recording.
+fn mark(event: &FileEvent) -> String {
+    let FileEvent { operation, path, second, outcome, .. } = event;
+    match second {
+        Some(second) => format!("{operation} {path} {second}: {outcome}"),
+        None => format!("{operation} {path}: {outcome}"),
     }
 }
 

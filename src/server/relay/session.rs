@@ -5,6 +5,7 @@
 //! side is drained all the time. Whatever ends the channel, its recording's end is written.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,6 @@ use super::bridge::{Piece, Uplink};
 use super::carry::Both;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
-use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::dialog::{Line, Next};
@@ -29,7 +29,9 @@ use crate::console::menu::Menu;
 use crate::domain::{Capability, noted, printable};
 use crate::server::connection::Connection;
 use crate::server::handler::prohibited;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
+use crate::store::Carrier;
 
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
@@ -355,7 +357,6 @@ impl Carried<'_> {
         if self.setup.agent && relay.permit.allows(Capability::Agent) {
             relay.agent.store(true, Relaxed);
         }
-        let counts = Counts::default();
         let gone = async {
             tokio::select! {
                 end = left => end,
@@ -372,17 +373,14 @@ impl Carried<'_> {
                 end = &mut gone => (begin.await, Some(end)),
             }
         };
-        let (recording, end) = match (begun, early) {
-            (Ok((recording, _)), Some(end)) => (Some(recording), end),
-            (Err(_), Some(end)) => (None, end),
-            (Err(why), None) => (None, End::Failed(why)),
-            (Ok((recording, filter)), None) => {
-                let end = tokio::select! {
-                    end = self.carry(controls, &counts, &recording, filter) => end,
-                    end = &mut gone => end,
-                };
-                (Some(recording), end)
-            }
+        let (recording, filter) = match begun {
+            Ok(begun) => begun,
+            Err(why) => return early.unwrap_or(End::Failed(why)),
+        };
+        let meter = relay.meter(Some(Carrier::Recording(recording.id().clone())));
+        let end = match early {
+            Some(end) => end,
+            None => self.carry(controls, meter.counts(), &recording, filter, gone).await,
         };
         let outcome = match &end {
             End::Target(None) => "the target closed it".to_owned(),
@@ -391,11 +389,10 @@ impl Carried<'_> {
             End::Failed(why) => why.clone(),
             End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
         };
-        relay.count(counts.both());
-        if let Some(recording) = recording {
-            recording.end(outcome, counts.both());
+        match recording.end(outcome, meter.counts().both()).await {
+            Ok(()) => end,
+            Err(why) => End::Failed(why),
         }
-        end
     }
 
     /// Checks what the channel is for and begins its recording; gives the filter of files, too.
@@ -405,12 +402,14 @@ impl Carried<'_> {
         Ok((Recording::start(self.relay, &self.subject(&what)).await?, filter))
     }
 
+    /// Carries the channel until an end, or `gone`, and tells what was still going on with files.
     async fn carry(
         &self,
         controls: &Controls,
         counts: &Counts,
         recording: &Recording,
         filter: Option<sftp::Filter>,
+        mut gone: Pin<&mut impl Future<Output = End>>,
     ) -> End {
         let reached = async {
             self.tell().await?;
@@ -418,7 +417,11 @@ impl Carried<'_> {
             let target = self.open(&connection).await?;
             Ok((connection, target))
         };
-        let (_connection, target) = match reached.await {
+        let reached = tokio::select! {
+            reached = reached => reached,
+            end = &mut gone => return end,
+        };
+        let (_connection, target) = match reached {
             Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
@@ -427,11 +430,16 @@ impl Carried<'_> {
         let scp = self.scp().map(Mutex::new);
         let both =
             Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
-        tokio::select! {
+        let end = tokio::select! {
             end = both.down(from_target, &to_target) => end,
             end = both.up(&to_target) => end,
             end = both.control(controls, &to_target) => end,
+            end = gone => end,
             why = recording.failed() => End::Failed(why),
+        };
+        match both.finish().await {
+            Err(why) if !matches!(end, End::Failed(_)) => End::Failed(why),
+            _ => end,
         }
     }
 

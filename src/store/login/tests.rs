@@ -83,7 +83,7 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
         backoff_max: Duration::ZERO,
     };
     let run = watch(&store).await;
-    let mut cost = async |typed: &str| {
+    let cost = async |typed: &str| {
         let whose = Throttled::new(typed, &Source("192.0.2.1:1".parse().unwrap()));
         let name: Option<UserName> = typed.parse().ok();
         let (account, _) = store.account(name.as_ref(), &whose, &rules, NOW).await.unwrap();
