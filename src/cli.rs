@@ -479,11 +479,19 @@ pub enum Authority {
 /// `sallyport key ...`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a new sealing key and seal every secret under it, while serving
-    Rotate {
-        /// Seal under the first key of the file, without making a new one
+    /// The sealing keys, which of them seals, and how many secrets are under each
+    List,
+    /// Add a new key to the sealing key file, to be copied to other nodes; it seals nothing yet
+    Add {
+        /// This file, such as the source of a systemd credential, and not the configured one
         #[arg(long)]
-        keep_key: bool,
+        file: Option<PathBuf>,
+    },
+    /// Seal every secret anew, while serving: under a new key, or under one that was added before
+    Rotate {
+        /// Under this key of the file, which every node must hold
+        #[arg(long, value_name = "KEY")]
+        to: Option<String>,
     },
 }
 

@@ -606,7 +606,7 @@ impl Tx<'_> {
     ) -> Result<Option<i64>, Error> {
         use users::dsl;
         let id = new.account.as_str();
-        let sealed = self.store.keyring.seal(otp_place(id), new.secret.expose())?;
+        let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))

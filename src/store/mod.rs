@@ -31,6 +31,7 @@ use diesel_async::RunQueryDsl;
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use carried::{Carried, Carrier};
+pub use keys::SealingKey;
 pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use radius::FactorRow;

@@ -90,12 +90,12 @@ impl Store {
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
         let id = new.account.as_str();
-        let sealed = self.keyring().seal(otp_place(id), new.secret.expose())?;
         let mut tx = self.begin().await?;
         if !tx.hold_bound(new.account, new.epoch).await? {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         }
+        let sealed = tx.seal(otp_place(id), new.secret.expose()).await?;
         let row = (
             dsl::epoch.eq(dsl::epoch + 1),
             dsl::otp_secret.eq(sealed),

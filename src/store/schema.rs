@@ -234,6 +234,7 @@ table! {
     nodes (node) {
         node -> Text,
         beats -> BigInt,
+        sealing_keys -> Text,
     }
 }
 

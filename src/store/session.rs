@@ -134,21 +134,22 @@ impl Store {
         tx.commit().await
     }
 
-    /// Says that this node lives; gives how often every other one has said so. A count and not a time:
+    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has said so. A count and not a time:
     /// nobody's clock has to be believed.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn beat(&self) -> Result<Vec<(String, i64)>, Error> {
         use nodes::dsl;
+        let keys = self.keyring().ids()?.join(" ");
         let mut tx = self.begin().await?;
         let node = self.node().to_owned();
         let others = on!(tx.engine(), conn => {
             diesel::insert_into(dsl::nodes)
-                .values((dsl::node.eq(&node), dsl::beats.eq(1)))
+                .values((dsl::node.eq(&node), dsl::beats.eq(1), dsl::sealing_keys.eq(&keys)))
                 .on_conflict(dsl::node)
                 .do_update()
-                .set(dsl::beats.eq(dsl::beats + 1))
+                .set((dsl::beats.eq(dsl::beats + 1), dsl::sealing_keys.eq(&keys)))
                 .execute(conn)
                 .await?;
             dsl::nodes

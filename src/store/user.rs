@@ -7,7 +7,6 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::access::GrantFilter;
-use super::login::otp_place;
 use super::pool::on;
 use super::radius::FactorRow;
 use super::schema::{recovery_codes, throttle, user_keys, users};
@@ -422,54 +421,6 @@ impl Store {
         })?;
         let event = Event::KeyRemoved { name: name.clone(), key: fingerprint.to_owned() };
         tx.changed(now, context, event).await
-    }
-
-    /// Seals every secret anew that is not under the present key; gives how many there were.
-    ///
-    /// # Errors
-    /// When a secret cannot be opened, or the store fails; what was sealed anew before stays so.
-    pub async fn reseal(&self, context: &Context, now: UnixTime) -> Result<u64, Error> {
-        let mut secrets = 0;
-        // Once more for what was bound meanwhile by somebody who did not know of the key yet.
-        for _ in 0..2 {
-            secrets += self.reseal_all().await?;
-        }
-        let key = self.keyring().primary();
-        let mut tx = self.begin().await?;
-        tx.set_sealing_key(&key).await?;
-        tx.append(now, context, Event::KeyRotated { key, secrets }).await?;
-        tx.commit().await?;
-        Ok(secrets)
-    }
-
-    async fn reseal_all(&self) -> Result<u64, Error> {
-        let mut tx = self.read().await?;
-        let sealed: Vec<(String, Option<String>)> = on!(tx.engine(), conn => {
-            users::table
-                .filter(users::otp_secret.is_not_null())
-                .select((users::id, users::otp_secret))
-                .load(conn)
-                .await
-        })?;
-        tx.commit().await?;
-        let keyring = self.keyring();
-        let mut secrets = 0;
-        for (id, old) in sealed {
-            let Some(old) = old.filter(|old| !keyring.is_current(old)) else { continue };
-            let new = keyring.seal(otp_place(&id), &keyring.open(otp_place(&id), &old)?)?;
-            let mut tx = self.begin().await?;
-            // Only if nobody bound another authenticator meanwhile: the next look finds that one.
-            secrets += on!(tx.engine(), conn => {
-                diesel::update(users::table.find(&id))
-                    .filter(users::otp_secret.eq(&old))
-                    .set(users::otp_secret.eq(&new))
-                    .execute(conn)
-                    .await
-            })? as u64;
-            tx.commit().await?;
-        }
-        secrets += self.reseal_accounts().await?;
-        Ok(secrets)
     }
 }
 

@@ -41,6 +41,7 @@ on_both_engines!(
     what_is_dropped_in_the_middle_changed_all_or_nothing,
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
+    no_key_seals_that_a_node_does_not_hold,
     events_are_found_by_what_they_are_about,
     what_was_not_committed_is_not_told,
     events_are_written_in_groups_all_or_none,
@@ -1116,7 +1117,8 @@ async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
     // Neither is a row with the secret of another taken for a login by the bastion.
     bastion.tamper("UPDATE users SET otp_secret = 's1.plain' WHERE name = 'alice'").await;
     assert!(secret(&alice).await.is_err());
-    assert!(store.reseal(&nobody(), now).await.is_err());
+    let key = store.keyring().add_key().unwrap();
+    assert!(store.rotate(&key, &nobody(), now).await.is_err());
 }
 
 async fn rotation_under_logins_loses_no_secret(engine: Engine) {
@@ -1126,7 +1128,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     for n in 0..4 {
         people.push(bastion.person(&format!("person{n}")).await);
     }
-    let old = store.keyring().primary();
+    let old = store.keyring().first();
     // `key rotate` is another process: this one learns of the new key by itself.
     let rotating = bastion.other_store().await;
     let newcomers: Vec<UserName> = (0..6).map(|n| format!("new{n}").parse().unwrap()).collect();
@@ -1149,15 +1151,21 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
         }
     };
     let rotations = async {
+        let mut key = String::new();
         for _ in 0..3 {
-            rotating.keyring().add_key().unwrap();
-            rotating.reseal(&nobody(), now).await.unwrap();
+            key = rotating.keyring().add_key().unwrap();
+            rotating.rotate(&key, &nobody(), now).await.unwrap();
         }
+        key
     };
-    tokio::join!(logins, bindings, rotations);
-    rotating.reseal(&nobody(), now).await.unwrap();
-    assert_eq!(rotating.reseal(&nobody(), now).await.unwrap(), 0);
-    let key = rotating.keyring().primary();
+    let (_, (), key) = tokio::join!(logins, bindings, rotations);
+    // Nothing slipped through: whatever was bound meanwhile is under the newest.
+    let keys = store.sealing_keys().await.unwrap();
+    assert_eq!(
+        keys.iter().find(|of| of.secrets > 0).map(|of| (&of.id, of.secrets)),
+        Some((&key, 10))
+    );
+    assert_eq!(rotating.rotate(&key, &nobody(), now).await.unwrap(), 0);
     assert_ne!(key, old);
     bastion.event("key-rotated", &[("key", &key)]).await;
 
@@ -1168,7 +1176,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     store.bind(&new, Vec::new(), &nobody(), now).await.unwrap().unwrap();
     let file = bastion.path("data/sealing_key");
     let all = std::fs::read_to_string(&file).unwrap();
-    let newest = all.lines().next().unwrap();
+    let newest = all.lines().last().unwrap();
     sallyport::keys::replace_secret(&file, format!("{newest}\n").as_bytes()).unwrap();
     let restarted = bastion.other_store().await;
     let names = people.iter().map(|person| &person.name).chain(&newcomers).chain([&late]);
@@ -1180,11 +1188,62 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
         assert_eq!(otp.secret.expose(), expected.expose(), "{name}");
     }
     // Without it the loss is told by the key's name.
-    let others: Vec<&str> = all.lines().skip(1).collect();
-    let others = others.join("\n") + "\n";
+    let others = all.replace(newest, "");
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn no_key_seals_that_a_node_does_not_hold(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let (file, copy) = (bastion.path("data/sealing_key"), bastion.path("data/copy"));
+    let copy_over = || std::fs::copy(&file, &copy).unwrap();
+    copy_over();
+    let mut config = bastion.config.clone();
+    (config.node, config.keys.sealing_key) = ("b".to_owned(), copy.clone());
+    let other = sallyport::setup::open(&config).await.unwrap();
+    other.beat().await.unwrap();
+
+    let key = store.keyring().add_key().unwrap();
+    let said = format!("b does not hold the key {key}: copy the sealing key file to it");
+    assert!(conflict(store.rotate(&key, &nobody(), now).await).starts_with(&said));
+    copy_over();
+    assert!(conflict(store.rotate(&key, &nobody(), now).await).starts_with(&said));
+    let seals = async || {
+        let keys = store.sealing_keys().await.unwrap();
+        keys.into_iter().find(|of| of.seals).map(|of| (of.id, of.secrets)).unwrap()
+    };
+    assert_ne!(seals().await.0, key);
+    other.beat().await.unwrap();
+    assert_eq!(store.rotate(&key, &nobody(), now).await.unwrap(), 1);
+    assert_eq!(seals().await, (key.clone(), 1));
+
+    // Both read what is there; what the other writes is under the new key, too.
+    for store in [store, &other] {
+        let found = store.account(Some(&alice.name), &whose(&alice.name), &rules(), now).await;
+        let otp = found.unwrap().0.unwrap().otp.unwrap();
+        assert_eq!(otp.secret.expose(), alice.secret.expose());
+    }
+    let late: UserName = "late".parse().unwrap();
+    let id = store.add_user(&new_user(&late, &[]), &nobody(), now).await.unwrap();
+    let fresh = totp::Secret::from_bytes(&[9; 20]);
+    let new = NewAuthenticator { account: &id, epoch: 1, secret: &fresh, step: now.step() };
+    other.bind(&new, Vec::new(), &nobody(), now).await.unwrap().unwrap();
+    assert_eq!(seals().await, (key, 2));
+
+    let said = "there is no key nokey in ";
+    assert!(conflict(store.rotate("nokey", &nobody(), now).await).starts_with(said));
+    if engine == Engine::Postgres {
+        with_verbs(store, async |verbs, out| {
+            let rotate = sallyport::cli::KeyCommand::Rotate { to: None };
+            let error = admin::sealing(verbs, rotate, out).await.unwrap_err().to_string();
+            assert!(error.starts_with("other nodes may share this store"), "{error}");
+        })
+        .await;
+        assert_eq!(store.sealing_keys().await.unwrap().len(), 2);
+    }
 }
 
 async fn events_are_written_in_groups_all_or_none(engine: Engine) {
