@@ -891,6 +891,14 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
         let found = ended.iter().find(|event| event["session"] == id.as_str());
         found.unwrap_or_else(|| panic!("{ended:?}")).clone()
     };
+    // A forward that was open ended before its session, and one that had closed not again.
+    let closed = bastion.kinds("forward-closed").await;
+    let closed: Vec<_> = closed.iter().filter(|event| event["reason"] == "interrupted").collect();
+    assert_eq!(closed.len(), 1, "{closed:?}");
+    let fields = ["forward", "target", "session", "user"].map(|key| &closed[0][key]);
+    assert_eq!(fields, [second.as_str(), "db1", open[0].as_str(), "alice"]);
+    assert_eq!(closed[0]["destination"], serde_json::json!({ "host": "db1", "port": 22 }));
+    assert!(closed[0]["seq"].as_i64() < of(&open[0])["seq"].as_i64());
     // What its forwards had carried, as far as it was written down.
     let first = of(&open[0]);
     assert_eq!((first["up"].as_u64(), first["user"].as_str()), (Some(5), Some("alice")));
