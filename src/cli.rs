@@ -553,7 +553,11 @@ pub enum ConsoleAudit {
     /// List events, newest first
     List(Box<ListEvents>),
     /// Check that no event was edited, dropped, reordered, inserted or cut off
-    Verify,
+    Verify {
+        /// An event's number and hash, noted before
+        #[arg(long = "anchor", value_name = "SEQ:HASH")]
+        anchors: Vec<Anchor>,
+    },
     /// Every event as a line of JSON, and a signed checkpoint at the end
     Export,
 }

@@ -65,6 +65,8 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         rules: Arc::new(rules),
         throttle: ThrottleRules {
             lock_after: i64::from(login.lock_after),
+            site_lock_after: i64::from(login.site_lock_after),
+            attack_after: i64::from(login.attack_after),
             lock_for: login.lock_for.0,
             backoff_first: login.backoff_first.0,
             backoff_max: login.backoff_max.0,

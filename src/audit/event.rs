@@ -254,8 +254,16 @@ pub enum Event {
     },
     /// No RADIUS server answered: `error` names each, and why.
     RadiusUnanswered { error: String },
-    /// Failures locked the account for one source.
-    SourceLocked { failures: i64, until: UnixTime },
+    /// Failures locked the account for one source, or for all of the `network` that it is in.
+    SourceLocked {
+        failures: i64,
+        until: UnixTime,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
+    },
+    /// Since `since` so many sign-ins as the account failed, from whatever sources: said once for each
+    /// such time.
+    AccountUnderAttack { failures: i64, since: UnixTime },
     /// Signing in was refused.
     SignInRefused { reason: Refusal },
     /// Somebody signed in, by `steps`; from here the session is open.

@@ -208,6 +208,10 @@ pub struct Login {
     pub binding_window: Span,
     /// Failures in a row, of one account from one source, that lock it for that source.
     pub lock_after: u32,
+    /// The same, of one account from all networks of one IPv6 site (a /48) together.
+    pub site_lock_after: u32,
+    /// Failures of one account from everywhere, within `lock_for`, that administrators are told of.
+    pub attack_after: u32,
     /// How long such a lock lasts.
     pub lock_for: Span,
     /// The wait after a first failure; it doubles with each.
@@ -235,6 +239,8 @@ impl Default for Login {
             hash_queue: 256,
             binding_window: Span::seconds(24 * 3600),
             lock_after: 10,
+            site_lock_after: 100,
+            attack_after: 100,
             lock_for: Span::seconds(1800),
             backoff_first: Span::seconds(1),
             backoff_max: Span::seconds(30),

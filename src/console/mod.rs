@@ -219,8 +219,8 @@ async fn dispatch(
         ConsoleCommand::Audit(ConsoleAudit::List(asked)) => {
             admin::list_events(verbs, *asked, out).await
         }
-        ConsoleCommand::Audit(ConsoleAudit::Verify) => {
-            admin::verify_store(verbs, Vec::new(), out).await
+        ConsoleCommand::Audit(ConsoleAudit::Verify { anchors }) => {
+            admin::verify_store(verbs, anchors, out).await
         }
         ConsoleCommand::Audit(ConsoleAudit::Export) => admin::export(verbs, out).await,
     }

@@ -117,6 +117,8 @@ mod tests {
         ("login.hash_queue", "6", false),
         ("login.binding_window", "\"3h\"", true),
         ("login.lock_after", "3", true),
+        ("login.site_lock_after", "50", true),
+        ("login.attack_after", "50", true),
         ("login.lock_for", "\"3m\"", true),
         ("login.backoff_first", "\"2s\"", true),
         ("login.backoff_max", "\"20s\"", true),

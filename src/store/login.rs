@@ -12,7 +12,7 @@ use diesel_async::RunQueryDsl;
 use secrecy::SecretString;
 
 use super::pool::on;
-use super::schema::{recovery_codes, sessions, throttle, user_keys, users};
+use super::schema::{attacks, recovery_codes, sessions, throttle, user_keys, users};
 use super::{Error, Store, Tx, parse, seal};
 use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
@@ -43,13 +43,22 @@ struct LoginRow {
 pub struct Throttled {
     account: String,
     source: String,
+    /// The IPv6 site that the source is in, whose failures are counted together as well.
+    site: Option<String>,
 }
 
 impl Throttled {
     /// The key for the user name as it was typed, from `source`.
     pub fn new(typed: &str, source: &Source) -> Self {
         let account = printable(&typed.chars().take(64).collect::<String>());
-        Self { account, source: source.network().to_string() }
+        let site = source.site().map(|site| site.to_string());
+        Self { account, source: source.network().to_string(), site }
+    }
+
+    /// Where failures are counted, the narrower place first, and how many lock there.
+    fn places(&self, rules: &ThrottleRules) -> impl Iterator<Item = (&str, i64)> {
+        let site = self.site.as_deref().map(|site| (site, rules.site_lock_after));
+        std::iter::once((self.source.as_str(), rules.lock_after)).chain(site)
     }
 
     /// The user name as it was typed, printable.
@@ -82,6 +91,16 @@ pub struct FailureNote {
     pub counts: bool,
     /// By how many seconds the authenticator's clock seems to be off.
     pub drift: Option<i64>,
+}
+
+/// What came of counting a failure.
+struct Counted {
+    /// Failures in a row from the source.
+    failures: i64,
+    /// The locks that it led to.
+    locked: Vec<Event>,
+    /// What administrators are to know of the account.
+    attack: Option<Event>,
 }
 
 /// The session that a login opens.
@@ -187,17 +206,19 @@ impl Store {
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
             tx.note_drift(account, drift).await?;
         }
-        let (failures, locked) = tx.count_failure(whose, rules, failure.counts, now).await?;
+        let counted = tx.count_failure(whose, rules, failure.counts, now).await?;
         tx.append_notes(context, notes).await?;
         if let Some(seconds) = failure.drift {
             tx.append(now, context, Event::ClockDrift { seconds }).await?;
         }
         tx.append(now, context, refused).await?;
-        if let Some(until) = locked {
-            tx.append(now, context, Event::SourceLocked { failures, until }).await?;
+        // Names that are nobody's are counted as well, and need nobody's attention.
+        let attack = counted.attack.filter(|_| failure.account.is_some());
+        for event in counted.locked.into_iter().chain(attack) {
+            tx.append(now, context, event).await?;
         }
         tx.commit().await?;
-        Ok(failures)
+        Ok(counted.failures)
     }
 
     /// Writes down what happened so far in a login that goes on.
@@ -319,8 +340,17 @@ impl Store {
     pub async fn forget_old_failures(&self, before: UnixTime) -> Result<usize, Error> {
         use throttle::dsl;
         let mut tx = self.begin().await?;
-        let dropped = on!(tx.engine(), conn => {
-            diesel::delete(dsl::throttle.filter(dsl::last_failed_at.lt(before.0))).execute(conn).await
+        let mut dropped = 0;
+        // Sites after their networks, as failures take them: no two wait for each other.
+        for sites in [false, true] {
+            let is_old = dsl::last_failed_at.lt(before.0);
+            let kind = dsl::source.like(A_SITE).eq(sites);
+            dropped += on!(tx.engine(), conn => {
+                diesel::delete(dsl::throttle.filter(is_old).filter(kind)).execute(conn).await
+            })?;
+        }
+        on!(tx.engine(), conn => {
+            diesel::delete(attacks::table.filter(attacks::since.lt(before.0))).execute(conn).await
         })?;
         tx.commit().await?;
         Ok(dropped)
@@ -397,15 +427,23 @@ impl Tx<'_> {
         now: UnixTime,
     ) -> Result<Throttle, Error> {
         use throttle::dsl;
-        let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
-            dsl::throttle
-                .find((&whose.account, &whose.source))
-                .select((dsl::failures, dsl::last_failed_at, dsl::locked_until))
-                .first(conn)
-                .await
-                .optional()
-        })?;
-        Ok(row.map_or_else(Throttle::default, |row| current(row, rules.lock_for, now)))
+        let mut throttle = Throttle::default();
+        for (place, _) in whose.places(rules) {
+            let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
+                dsl::throttle
+                    .find((&whose.account, place))
+                    .select((dsl::failures, dsl::last_failed_at, dsl::locked_until))
+                    .first(conn)
+                    .await
+                    .optional()
+            })?;
+            let here = row.map(|row| current(row, rules.lock_for, now)).unwrap_or_default();
+            if place == whose.source {
+                throttle.failures = here.failures;
+            }
+            throttle.locked_until = throttle.locked_until.max(here.locked_until);
+        }
+        Ok(throttle)
     }
 
     /// Uses a claim up, if the account is as the login found it and its source is not locked; gives
@@ -535,23 +573,54 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Adds one failure if it counts; gives how many there are, and the lock that it led to.
+    /// Adds one failure if it counts: to those of the source, of its site and of the account.
     async fn count_failure(
         &mut self,
         whose: &Throttled,
         rules: &ThrottleRules,
         counts: bool,
         now: UnixTime,
-    ) -> Result<(i64, Option<UnixTime>), Error> {
+    ) -> Result<Counted, Error> {
+        let mut places = Vec::new();
+        for (place, lock_after) in whose.places(rules) {
+            places.push((place, lock_after, self.hold_failures(whose, place, rules, now).await?));
+        }
+        let failures = places.as_slice().first().map_or(0, |(_, _, before)| before.failures);
+        let mut counted = Counted { failures, locked: Vec::new(), attack: None };
+        let is_locked = places.iter().any(|(_, _, before)| before.locked_until.is_some());
+        if is_locked || !counts {
+            return Ok(counted);
+        }
+        counted.failures += 1;
+        for (place, lock_after, before) in places {
+            let failures = before.failures + 1;
+            let until = (failures >= lock_after).then(|| now.plus(rules.lock_for));
+            self.set_failures((&whose.account, place), failures, until, now).await?;
+            let network = (place != whose.source).then(|| place.to_owned());
+            let locked = until.map(|until| Event::SourceLocked { failures, until, network });
+            counted.locked.extend(locked);
+        }
+        counted.attack = self.count_attack(&whose.account, rules, now).await?;
+        Ok(counted)
+    }
+
+    /// The failures at a place, as far as they still count. Their row is there and held from then on.
+    async fn hold_failures(
+        &mut self,
+        whose: &Throttled,
+        place: &str,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<Throttle, Error> {
         use throttle::dsl;
         // The insert first: it makes the row, or waits for whoever holds it.
         let fresh = (
             dsl::account.eq(&whose.account),
-            dsl::source.eq(&whose.source),
+            dsl::source.eq(place),
             dsl::failures.eq(0),
             dsl::last_failed_at.eq(now.0),
         );
-        let (failures, last, locked): (i64, i64, Option<i64>) = on!(self.engine(), conn => {
+        let row: (i64, i64, Option<i64>) = on!(self.engine(), conn => {
             diesel::insert_into(dsl::throttle)
                 .values(fresh)
                 .on_conflict((dsl::account, dsl::source))
@@ -561,14 +630,19 @@ impl Tx<'_> {
                 .get_result(conn)
                 .await
         })?;
-        let before = current((failures, last, locked), rules.lock_for, now);
-        if before.locked_until.is_some() || !counts {
-            return Ok((before.failures, None));
-        }
-        let failures = before.failures + 1;
-        let until = (failures >= rules.lock_after).then(|| now.plus(rules.lock_for));
+        Ok(current(row, rules.lock_for, now))
+    }
+
+    async fn set_failures(
+        &mut self,
+        key: (&str, &str),
+        failures: i64,
+        until: Option<UnixTime>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        use throttle::dsl;
         on!(self.engine(), conn => {
-            diesel::update(dsl::throttle.find((&whose.account, &whose.source)))
+            diesel::update(dsl::throttle.find(key))
                 .set((
                     dsl::failures.eq(failures),
                     dsl::last_failed_at.eq(now.0),
@@ -577,14 +651,48 @@ impl Tx<'_> {
                 .execute(conn)
                 .await
         })?;
-        Ok((failures, until))
+        Ok(())
+    }
+
+    /// Counts a failure of the account from wherever; gives an event when there are as many as
+    /// administrators are to know of, once in the time that failures are remembered.
+    async fn count_attack(
+        &mut self,
+        account: &str,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<Option<Event>, Error> {
+        use attacks::dsl;
+        let fresh = (dsl::account.eq(account), dsl::failures.eq(0), dsl::since.eq(now.0));
+        let (before, began): (i64, i64) = on!(self.engine(), conn => {
+            diesel::insert_into(dsl::attacks)
+                .values(fresh)
+                .on_conflict(dsl::account)
+                .do_update()
+                .set(dsl::account.eq(account))
+                .returning((dsl::failures, dsl::since))
+                .get_result(conn)
+                .await
+        })?;
+        let is_over = now >= UnixTime(began).plus(rules.lock_for);
+        let (failures, since) = if is_over { (1, now) } else { (before + 1, UnixTime(began)) };
+        on!(self.engine(), conn => {
+            diesel::update(dsl::attacks.find(account))
+                .set((dsl::failures.eq(failures), dsl::since.eq(since.0)))
+                .execute(conn)
+                .await
+        })?;
+        let is_told = failures == rules.attack_after;
+        Ok(is_told.then_some(Event::AccountUnderAttack { failures, since }))
     }
 
     async fn forget_failures(&mut self, whose: &Throttled) -> Result<(), Error> {
         use throttle::dsl;
-        on!(self.engine(), conn => {
-            diesel::delete(dsl::throttle.find((&whose.account, &whose.source))).execute(conn).await
-        })?;
+        for place in [Some(&whose.source), whose.site.as_ref()].into_iter().flatten() {
+            on!(self.engine(), conn => {
+                diesel::delete(dsl::throttle.find((&whose.account, place))).execute(conn).await
+            })?;
+        }
         Ok(())
     }
 
@@ -671,6 +779,9 @@ impl Tx<'_> {
         Ok(u32::try_from(left).unwrap_or(u32::MAX))
     }
 }
+
+/// What the name of a site ends with, and of no network.
+pub(super) const A_SITE: &str = "%/48";
 
 /// Where a user's TOTP secret lives.
 pub(super) fn otp_place(user: &str) -> seal::Place<'_> {

@@ -231,6 +231,14 @@ table! {
 }
 
 table! {
+    attacks (account) {
+        account -> Text,
+        failures -> BigInt,
+        since -> BigInt,
+    }
+}
+
+table! {
     nodes (node) {
         node -> Text,
         beats -> BigInt,
@@ -280,5 +288,6 @@ allow_tables_to_appear_in_same_query!(
     revision,
     store_keys,
     nodes,
+    attacks,
     migrations,
 );

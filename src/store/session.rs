@@ -45,6 +45,22 @@ pub struct ForwardRow {
     pub end_reason: Option<String>,
 }
 
+impl ForwardRow {
+    /// The end of a forward that was open when its node died, with its bytes as last written down.
+    fn interrupted(&self) -> Result<Event, Error> {
+        let bytes = |count| u64::try_from(count).unwrap_or(0);
+        Ok(Event::ForwardClosed {
+            forward: parse("forwards", &self.id)?,
+            destination: Some(parse("forwards", &self.destination)?),
+            target: Some(parse("forwards", &self.target)?),
+            address: self.address.as_deref().map(|text| parse("forwards", text)).transpose()?,
+            up: bytes(self.bytes_up),
+            down: bytes(self.bytes_down),
+            reason: EndReason::Interrupted.to_string(),
+        })
+    }
+}
+
 /// Which sessions to list.
 #[derive(Debug, Clone, Default)]
 pub struct SessionFilter {
@@ -195,13 +211,13 @@ impl Store {
                 .await
         })?;
         open.sort_by(|a, b| a.id.cmp(&b.id)); // As `write_carried` goes through them.
-        let mut sums = Vec::new();
+        let mut left = Vec::new();
         for row in &open {
-            let sum = tx.carried_by(row).await?;
+            let (sum, forwards) = (tx.carried_by(row).await?, tx.open_forwards(&row.id).await?);
             tx.end_session(&row.id, EndReason::Interrupted, sum, now).await?;
-            sums.push(sum);
+            left.push((sum, forwards));
         }
-        for (row, (up, down)) in open.iter().zip(sums) {
+        for (row, ((up, down), forwards)) in open.iter().zip(left) {
             let context = Context {
                 user: Some(row.user.clone()),
                 source: row.source.parse().ok().map(crate::domain::Source),
@@ -209,6 +225,9 @@ impl Store {
                 session: Some(parse("sessions", &row.id)?),
                 actor: None,
             };
+            for forward in &forwards {
+                tx.append(now, &context, forward.interrupted()?).await?;
+            }
             let reason = EndReason::Interrupted;
             tx.append(now, &context, Event::SessionEnded { reason, up, down }).await?;
         }
@@ -413,6 +432,19 @@ impl Tx<'_> {
                 .await
         })?;
         Ok(ended == 1)
+    }
+
+    /// A session's forwards that are open, oldest first.
+    async fn open_forwards(&mut self, session: &str) -> Result<Vec<ForwardRow>, Error> {
+        let rows = on!(self.engine(), conn => {
+            forwards::table
+                .filter(forwards::session_id.eq(session).and(forwards::closed_at.is_null()))
+                .order((forwards::opened_at.asc(), forwards::id.asc()))
+                .select(ForwardRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        Ok(rows)
     }
 
     /// What a session carried, as far as it was written down: by itself now and then, or by the last

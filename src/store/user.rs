@@ -7,6 +7,7 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::access::GrantFilter;
+use super::login::A_SITE;
 use super::pool::on;
 use super::radius::FactorRow;
 use super::schema::{recovery_codes, throttle, user_keys, users};
@@ -277,9 +278,15 @@ impl Store {
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
         tx.take_user(name).await?;
-        let lifted = on!(tx.engine(), conn => {
-            diesel::delete(throttle::table.filter(throttle::account.eq(name.as_str()))).execute(conn).await
-        })?;
+        let mut lifted = 0;
+        // Sites after their networks, as failures take them: no two wait for each other.
+        for sites in [false, true] {
+            let is_theirs = throttle::account.eq(name.as_str());
+            let kind = throttle::source.like(A_SITE).eq(sites);
+            lifted += on!(tx.engine(), conn => {
+                diesel::delete(throttle::table.filter(is_theirs).filter(kind)).execute(conn).await
+            })?;
+        }
         let sources = u64::try_from(lifted).unwrap_or(u64::MAX);
         tx.changed(now, context, Event::UserUnlocked { name: name.clone(), sources }).await?;
         Ok(lifted)

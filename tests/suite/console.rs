@@ -152,6 +152,14 @@ async fn each_role_may_do_what_is_its_own() {
         let anchor = format!("{}:{}", anchor["seq"], anchor["hash"].as_str().unwrap());
         let anchors = vec![anchor.parse().unwrap()];
         sallyport::admin::verify_file(export.as_bytes(), Some(&key), anchors).unwrap();
+        // A note that was kept elsewhere, and one that the log does not bear out.
+        let verify =
+            async |anchor: &str| who.types(&format!("audit verify --anchor {anchor}")).await;
+        assert!(verify(&anchor).await.ok().out.contains("the audit log is whole"));
+        let (seq, _) = anchor.split_once(':').unwrap();
+        let ran = verify(&format!("{seq}:{}", "0".repeat(64))).await.failed();
+        assert!(ran.err.contains(&format!("event {seq} ")), "{ran:?}");
+        assert!(verify("nonsense").await.failed().err.contains("an anchor is SEQ:HASH"));
     }
     // And changes nothing.
     let no = "your role, auditor, does not allow that command";

@@ -1,6 +1,6 @@
 //! `kill -9` at any moment: what was let through is written down, and nothing stays open.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -81,6 +81,33 @@ async fn talk(server: &Server, target: &Target, person: &Person) {
     ssh.end().await;
 }
 
+/// Whoever reads the log alone must see for how long everything was open.
+async fn every_forward_of_the_export_has_one_end_within_its_session(server: &Server) {
+    let export = server.run(&["audit", "export"]).await.ok().out;
+    let (mut open, mut all) = (HashMap::new(), 0);
+    for line in export.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        match event["kind"].as_str() {
+            Some("forward-opened") => {
+                all += 1;
+                let session = event["session"].as_str().unwrap().to_owned();
+                open.insert(event["forward"].as_str().unwrap().to_owned(), session);
+            }
+            Some("forward-closed" | "forward-failed") => {
+                let of = open.remove(event["forward"].as_str().unwrap());
+                assert_eq!(of.as_deref(), event["session"].as_str(), "{event}");
+            }
+            Some("session-ended") => {
+                let left = open.values().find(|of| event["session"] == **of);
+                assert_eq!(left, None, "{event}");
+            }
+            _ => {}
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    assert!(all >= ROUNDS / 4, "{all}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_kills_leave_a_whole_log_and_nothing_open() {
     let mut server = Server::start("").await;
@@ -141,6 +168,7 @@ async fn twenty_kills_leave_a_whole_log_and_nothing_open() {
         assert!(forwards.is_empty() || forwards == sessions, "{name}: {forwards:?} {sessions:?}");
         assert!(!target.met(name) || !forwards.is_empty(), "{name} got through unwritten");
     }
+    every_forward_of_the_export_has_one_end_within_its_session(&server).await;
     let sessions = server.sessions().await;
     assert_eq!(sessions.len(), signed_in.len());
     let interrupted = ended.iter().filter(|event| event["reason"] == "interrupted").count();

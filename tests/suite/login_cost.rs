@@ -96,6 +96,8 @@ async fn a_hash_of_an_old_cost_is_made_anew_at_a_login_and_at_no_failure() {
     let alice = bastion.person("alice").await;
     let hash = async || {
         let rules = ThrottleRules {
+            site_lock_after: 100,
+            attack_after: 100,
             lock_after: 10,
             lock_for: Duration::from_secs(60),
             backoff_first: Duration::ZERO,

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -35,6 +36,8 @@ on_both_engines!(
     one_of_many_binds_and_one_of_many_adds,
     changes_of_the_same_thing_at_once_do_not_break_each_other,
     failures_add_up_lock_and_are_forgotten,
+    an_ipv6_site_is_locked_as_a_whole,
+    many_failures_from_everywhere_are_told_once_and_lock_nobody,
     a_login_stops_when_its_account_changed,
     sessions_and_forwards_are_kept_and_closed,
     what_is_carried_is_written_down_while_it_is_open,
@@ -117,6 +120,8 @@ fn source() -> Source {
 fn rules() -> ThrottleRules {
     ThrottleRules {
         lock_after: 3,
+        site_lock_after: 5,
+        attack_after: 7,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -652,6 +657,99 @@ async fn verify(bastion: &TestBastion) {
     verified.unwrap();
 }
 
+/// Failures of `typed`, which is ours with `account`, from each of these addresses.
+async fn fail_from(bastion: &TestBastion, typed: &str, account: Option<&Id>, from: &[String]) {
+    for ip in from {
+        let whose = Throttled::new(typed, &Source(SocketAddr::new(ip.parse().unwrap(), 1)));
+        let (account, reason) = (account.cloned(), Refusal::WrongCode);
+        let note = FailureNote { account, reason, counts: true, drift: None };
+        let (rules, now) = (rules(), bastion.now());
+        let context = Context { user: Some(typed.to_owned()), ..nobody() };
+        bastion.store().fail(note, Vec::new(), &whose, &rules, &context, now).await.unwrap();
+    }
+}
+
+/// One IPv6 site is 65,536 networks, of which each would have its own guesses.
+async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let from = |n: u32| format!("2001:db8:1:{n:x}::7");
+    let locked = async |typed: &str, ip: &str| {
+        let whose = Throttled::new(typed, &Source(SocketAddr::new(ip.parse().unwrap(), 1)));
+        let rules = rules();
+        let found = bastion.store().account(None, &whose, &rules, bastion.now()).await;
+        found.unwrap().1.locked_until.is_some()
+    };
+    // A name that is nobody's is counted like one that is.
+    for (typed, id) in [("alice", Some(&alice.id)), ("nobody", None)] {
+        fail_from(&bastion, typed, id, &[1, 2, 3, 4].map(from)).await;
+        assert!(!locked(typed, &from(1)).await && !locked(typed, &from(9)).await);
+        fail_from(&bastion, typed, id, &[from(5)]).await;
+        assert!(locked(typed, &from(1)).await && locked(typed, &from(9)).await);
+        for elsewhere in ["2001:db8:2::7", "192.0.2.7"] {
+            assert!(!locked(typed, elsewhere).await, "{typed} {elsewhere}");
+        }
+    }
+    let told = bastion.kinds("source-locked").await;
+    let of_alice: Vec<_> = told.iter().filter(|event| event["user"] == "alice").collect();
+    assert_eq!(of_alice.len(), 1, "{told:?}");
+    assert_eq!(
+        (&of_alice[0]["network"], &of_alice[0]["failures"]),
+        (&"2001:db8:1::/48".into(), &5.into())
+    );
+
+    // Unlocking lifts it, and so does its time; a sign-in forgets the site's failures as well.
+    bastion.store().unlock(&alice.name, &nobody(), bastion.now()).await.unwrap();
+    assert!(!locked("alice", &from(9)).await);
+    bastion.clock.advance(rules().lock_for);
+    assert!(!locked("nobody", &from(9)).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[1, 2, 3, 4].map(from)).await;
+    let here = Source(SocketAddr::new(from(8).parse().unwrap(), 1));
+    let (session, whose) = (Id::random().unwrap(), Throttled::new("alice", &here));
+    let code = Claim::Code(bastion.now().step());
+    let attempt = attempt(&alice, epoch, code);
+    let sign_in = SignIn { session: &session, source: &here, client: "test" };
+    let (rules, now) = (rules(), bastion.now());
+    let context = nobody();
+    let claimed = bastion.store().claim(attempt, Some(&sign_in), &whose, &rules, &context, now);
+    claimed.await.unwrap().unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &[from(5)]).await;
+    assert!(!locked("alice", &from(9)).await);
+    bastion.clock.advance(rules.lock_for + Duration::from_secs(1));
+    assert!(bastion.store().forget_old_failures(bastion.now()).await.unwrap() > 5);
+    assert!(bastion.store().user(&alice.name).await.unwrap().locks.is_empty());
+}
+
+async fn many_failures_from_everywhere_are_told_once_and_lock_nobody(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let far = |n: usize| format!("198.51.100.{n}");
+    let began = bastion.now();
+    let from: Vec<String> = (1..=20).map(far).collect();
+    fail_from(&bastion, "alice", Some(&alice.id), &from[..6]).await;
+    assert!(bastion.kinds("account-under-attack").await.is_empty());
+    fail_from(&bastion, "alice", Some(&alice.id), &from[6..]).await;
+    let told = bastion.kinds("account-under-attack").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["user"], &told[0]["failures"]), (&"alice".into(), &7.into()));
+    assert_eq!(told[0]["since"], began.0, "{told:?}");
+    assert!(bastion.kinds("source-locked").await.is_empty());
+    // One source alone, which is locked soon, is no such attack.
+    bastion.clock.advance(rules().lock_for);
+    fail_from(&bastion, "alice", Some(&alice.id), &vec![far(1); 20]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 1);
+    // In the next such time it is told again; of names that are nobody's, never.
+    fail_from(&bastion, "nobody", None, &from).await;
+    fail_from(&bastion, "alice", Some(&alice.id), &from[1..]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 2);
+    // An old count is dropped, and the next failure begins a new one.
+    bastion.clock.advance(rules().lock_for + Duration::from_secs(1));
+    bastion.store().forget_old_failures(bastion.now()).await.unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &from[..6]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 2);
+}
+
 async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
     let bastion = quiet(engine).await;
     let (store, context, rules) = (bastion.store(), nobody(), rules());
@@ -892,6 +990,14 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
         let found = ended.iter().find(|event| event["session"] == id.as_str());
         found.unwrap_or_else(|| panic!("{ended:?}")).clone()
     };
+    // A forward that was open ended before its session, and one that had closed not again.
+    let closed = bastion.kinds("forward-closed").await;
+    let closed: Vec<_> = closed.iter().filter(|event| event["reason"] == "interrupted").collect();
+    assert_eq!(closed.len(), 1, "{closed:?}");
+    let fields = ["forward", "target", "session", "user"].map(|key| &closed[0][key]);
+    assert_eq!(fields, [second.as_str(), "db1", open[0].as_str(), "alice"]);
+    assert_eq!(closed[0]["destination"], serde_json::json!({ "host": "db1", "port": 22 }));
+    assert!(closed[0]["seq"].as_i64() < of(&open[0])["seq"].as_i64());
     // What its forwards had carried, as far as it was written down.
     let first = of(&open[0]);
     assert_eq!((first["up"].as_u64(), first["user"].as_str()), (Some(5), Some("alice")));

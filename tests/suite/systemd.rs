@@ -126,7 +126,9 @@ fn activated(options: &[&str], dir: &Path) -> Command {
     let mut activate = command(tool("systemd-socket-activate"));
     activate.args(["-E", "SALLYPORT_SERVER__DRAIN", "-E", "SALLYPORT_SERVER__LISTEN"]);
     activate.args(options).arg(BINARY);
-    serve_in(activate, dir)
+    let mut activate = serve_in(activate, dir);
+    activate.env("SALLYPORT_SERVER__LISTEN", listen(1));
+    activate
 }
 
 #[tokio::test(flavor = "multi_thread")]
