@@ -22,6 +22,8 @@ mod login;
 mod login_cost;
 mod menu;
 mod own;
+mod postgres;
+mod postgres_tls;
 mod radius;
 mod radius_forged;
 mod radius_login;
