@@ -10,6 +10,7 @@ mod cli;
 mod console;
 mod crash;
 mod data_path;
+mod deadlines;
 mod doctor;
 mod drain;
 mod first_login;
