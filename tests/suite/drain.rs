@@ -269,7 +269,7 @@ async fn a_reload_is_for_new_connections() {
         greeting(server.port, b"SSH-2.0-x\r\n").await.is_empty().then_some(())
     })
     .await;
-    server.logged("message", "a proxy sent no usable PROXY header").await;
+    server.event("sign-in-refused", &[("reason", "proxy-header")]).await;
     let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5 22\r\n";
     assert_eq!(greeting(server.port, header).await, "SSH-2.0");
     assert!(two(&old, &through_old).await);

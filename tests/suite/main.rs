@@ -47,3 +47,4 @@ mod support;
 mod systemd;
 mod tampering;
 mod traffic;
+mod transport;

@@ -352,18 +352,21 @@ impl RawClient {
         }
     }
 
-    /// The server's number for a channel that it opened; or the reason's code and text.
+    /// The server's number for a channel that it opened; or the reason's code and text. russh 0.65
+    /// answers a channel of an unknown kind twice: what is about others is passed over.
     pub async fn opened(&mut self, ours: u32) -> Result<u32, (u32, String)> {
-        let packet = self.next().await;
-        let number = |at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
-        assert_eq!(number(1), ours, "{packet:?}");
-        match packet[0] {
-            CHANNEL_OPEN_CONFIRMATION => Ok(number(5)),
-            CHANNEL_OPEN_FAILURE => {
-                let text = take(&mut &packet[9..]).to_vec();
-                Err((number(5), String::from_utf8(text).unwrap()))
+        loop {
+            let packet = self.next().await;
+            let number = |at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
+            match packet[0] {
+                CHANNEL_OPEN_CONFIRMATION if number(1) == ours => return Ok(number(5)),
+                CHANNEL_OPEN_FAILURE if number(1) == ours => {
+                    let text = take(&mut &packet[9..]).to_vec();
+                    return Err((number(5), String::from_utf8(text).unwrap()));
+                }
+                CHANNEL_OPEN_FAILURE => {}
+                other => panic!("a channel was answered by message {other}"),
             }
-            other => panic!("a channel was answered by message {other}"),
         }
     }
 }
