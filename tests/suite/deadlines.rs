@@ -1,6 +1,7 @@
 //! What ends by itself: a dial that nobody answers, a forward whose grant runs out, a connection whose
 //! client is gone.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use sallyport::clock::Clock;
@@ -12,8 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_at};
 use crate::support::raw::{CHANNEL_OPEN_FAILURE, CLOSE, DATA, Packet, RawClient, USERAUTH_SUCCESS};
 use crate::support::server::Server;
-use crate::support::ssh::{Client, run};
-use crate::support::{PATIENCE, SOON};
+use crate::support::ssh::{Client, Echo, run};
+use crate::support::{PATIENCE, SOON, eventually};
 
 /// A port on which the kernel drops whoever wants to connect: its queue is full, and stays so.
 struct Hole {
@@ -116,7 +117,7 @@ async fn whatever_a_client_had_is_over_soon_after_it_is_gone() {
     let Ticking { client, mut there, .. } = ticking;
     // It is being dialled once that is written down.
     let dialling = async || bastion.kinds("forward-opened").await.len() == 2;
-    crate::support::eventually("it dials", async || dialling().await.then_some(())).await;
+    eventually("it dials", async || dialling().await.then_some(())).await;
     drop(client);
     let over = async {
         let mut rest = Vec::new();
@@ -202,7 +203,7 @@ async fn an_open_forward_ends_with_its_hours_and_nobody_has_to_say_so() {
 /// Nothing comes from its network any more, not even that it went: no FIN, no RST.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_whose_network_is_gone_is_ended_by_keepalives() {
-    let server = Server::alone("[server]\nkeepalive = \"1s\"\n").await;
+    let server = Server::alone("[server]\nkeepalive = \"1s\"\n", "true").await;
     let alice = server.registry().person("alice").await;
     let client = Client::on_port(server.port, "alice");
     client.answers(&[PASSWORD, &code_at(&alice, Clock::System.now())]);
@@ -216,4 +217,62 @@ async fn a_client_whose_network_is_gone_is_ended_by_keepalives() {
     server.event("session-ended", &ended).await;
     assert!(ssh.try_wait().unwrap().is_none(), "its client said that it goes");
     ssh.kill().await.unwrap();
+}
+
+/// Sends back each line, on port 7.
+const ECHO: &str = r#"
+    my $server = IO::Socket::INET->new(Listen => 5, LocalAddr => "127.0.0.1:7") or die;
+    while (my $client = $server->accept) { while (<$client>) { syswrite $client, $_ } }
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_does_not_resolve_in_time_is_given_up_and_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let resolver = dir.path().join("resolv.conf");
+    std::fs::write(&resolver, "nameserver 192.0.2.53\n").unwrap();
+    // Questions get there, and no answer comes.
+    let silent = format!(
+        "ip route add 192.0.2.53 dev lo && mount --bind {} /etc/resolv.conf",
+        resolver.display()
+    );
+    let server = Server::alone("[forward]\ndial_timeout = \"3s\"\n", &silent).await;
+    let mut echo = server.inside("perl").args(["-MIO::Socket::INET", "-e", ECHO]).spawn().unwrap();
+    let alice = server.registry().person("alice").await;
+    server.registry().grant("alice", "played", "127.0.0.1:7").await;
+    server.registry().grant("alice", "hang", "hang.example:22").await;
+    let client = Client::on_port(server.port, "alice");
+    let (control, log) = (client.path("control"), client.path("log"));
+    let ssh = |args: &[&str]| {
+        let mut ssh = server.inside("ssh");
+        ssh.arg("-F").arg(client.path("config")).arg("-S").arg(&control).args(args).arg("bastion");
+        ssh.stdout(Stdio::piped()).stderr(Stdio::null());
+        client.answer_for(&mut ssh);
+        ssh
+    };
+    client.answers(&[PASSWORD, &code_at(&alice, Clock::System.now())]);
+    let mut master = ssh(&["-M", "-N", "-v", "-E", log.to_str().unwrap()]).spawn().unwrap();
+    eventually("the master is up", async || control.exists().then_some(())).await;
+    let mut beside = eventually("the target listens", async || {
+        let mut beside = Echo::by(&mut ssh(&["-W", "played:7"]));
+        beside.try_say("up").await.then_some(beside)
+    })
+    .await;
+    let asked = Instant::now();
+    let mut hanging = ssh(&["-W", "hang:22"]).spawn().unwrap();
+    let mut said = 0;
+    while hanging.try_wait().unwrap().is_none() {
+        beside.say("still here").await;
+        said += 1;
+    }
+    assert!(asked.elapsed() >= Duration::from_secs(3), "after {:?}", asked.elapsed());
+    assert!(said >= 3, "only {said} lines got through meanwhile");
+    let error = "the address of hang did not resolve within 3 s";
+    server.event("forward-failed", &[("user", "alice"), ("error", error)]).await;
+    eventually("it is told", async || {
+        std::fs::read_to_string(&log).unwrap().contains(error).then_some(())
+    })
+    .await;
+    for child in [&mut master, &mut echo] {
+        child.kill().await.unwrap();
+    }
 }

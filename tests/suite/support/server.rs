@@ -40,14 +40,16 @@ impl Server {
         Self::launched(engine, extra, async |_| {}, |_| {}).await
     }
 
-    /// Starts one in a network of its own, which [`Self::inside`] reaches.
-    pub async fn alone(extra: &str) -> Self {
+    /// Starts one in a network of its own, which [`Self::inside`] reaches, and among mounts of its own;
+    /// `first` is done there before.
+    pub async fn alone(extra: &str, first: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = configure(dir.path(), "", extra);
         let (store, _) = setup::init(&config, &Clock::System).await.unwrap();
-        let apart = if postgres::is_root() { "-n" } else { "-rn" };
+        let apart = if postgres::is_root() { "-mn" } else { "-rmn" };
+        let script = format!("ip link set lo up && {first} && exec \"$@\"");
         let mut unshare = command(tool("unshare"));
-        unshare.args([apart, "/bin/sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+        unshare.args([apart, "/bin/sh", "-c", &script, "sh"]);
         let child = launch_by(unshare.arg(BINARY), dir.path(), 1).spawn().unwrap();
         Self::served(dir, store, child, String::new(), None).await
     }
