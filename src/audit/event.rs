@@ -113,6 +113,8 @@ words! {
         RoleTooLow = "role-too-low",
         /// Too many unauthenticated connections, or a penalty on the source.
         Guarded = "guarded",
+        /// A load balancer sent no PROXY header, or none that can be read.
+        ProxyHeader = "proxy-header",
         /// The audit log or the store could not be written.
         StoreFailed = "store-failed",
     }
@@ -155,7 +157,8 @@ impl Refusal {
             | Self::TooManyChannels
             | Self::Draining
             | Self::RoleTooLow
-            | Self::Guarded => true,
+            | Self::Guarded
+            | Self::ProxyHeader => true,
         }
     }
 }

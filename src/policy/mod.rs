@@ -128,6 +128,18 @@ pub fn granted_targets<'a>(
     targets.iter().map(|t| (t, covering(t))).filter(|(_, grants)| !grants.is_empty()).collect()
 }
 
+/// Which of the rights that are asked for on a session channel some grant gives `who` on a target that
+/// the menu leads to, whether or not it holds right now.
+pub fn session_rights(who: &Subject<'_>, targets: &[Target], grants: &[Grant]) -> Vec<Capability> {
+    let granted = granted_targets(who, targets, grants);
+    let recorded = || granted.iter().filter(|(target, _)| target.mode == Mode::Record);
+    let is_given = |right: &Capability| {
+        recorded().any(|(_, grants)| grants.iter().any(|grant| grant.allows(*right)))
+    };
+    let rights = Capability::ALL.iter().copied().filter(|right| right.is_for_sessions());
+    rights.filter(is_given).collect()
+}
+
 /// Whether `grant` holds for `who` right now.
 pub fn holds_now(grant: &Grant, who: &Subject<'_>, target: &Target, now: UnixTime) -> bool {
     holds(grant, who, target, target.name.as_str(), now).is_ok()

@@ -81,6 +81,34 @@ fn destinations_mean_targets_by_name_or_address() {
 }
 
 #[test]
+fn rights_for_sessions_are_of_grants_on_recorded_targets() {
+    let who = "alice".parse().unwrap();
+    let subject = Subject { user: &who, groups: &[], source: "192.0.2.7".parse().unwrap() };
+    let recorded = |name| Target { mode: Mode::Record, ..target(name, "10.0.0.5", &[]) };
+    let targets = [recorded("db1"), target("opaque", "10.0.0.6", &[])];
+    let allowing = |whose: &str, name: &str, allow: &[Capability]| Grant {
+        allow: allow.to_vec(),
+        ..grant(1, user(whose), to(name))
+    };
+    let agent = [Capability::Shell, Capability::Agent];
+    for (grants, rights) in [
+        (vec![], vec![]),
+        // Neither is among what a grant gives that names nothing.
+        (vec![allowing("alice", "db1", &[])], vec![]),
+        (vec![allowing("alice", "db1", &agent)], vec![Capability::Agent]),
+        (vec![allowing("bob", "db1", &agent)], vec![]),
+        (vec![allowing("alice", "opaque", &agent)], vec![]),
+        (
+            vec![allowing("alice", "db1", &agent), allowing("alice", "db1", &[Capability::X11])],
+            vec![Capability::Agent, Capability::X11],
+        ),
+    ] {
+        let found = session_rights(&subject, &targets, &grants);
+        assert_eq!(found, rights, "{grants:?}");
+    }
+}
+
+#[test]
 fn unknown_and_ungranted_are_refused_in_the_same_words() {
     let targets = [target("db1", "10.0.0.5", &[])];
     let others = [grant(1, user("bob"), to("db1"))];

@@ -26,7 +26,7 @@ use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
-use crate::domain::{Id, Source, printable};
+use crate::domain::{Capability, Id, Source, printable};
 use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
@@ -76,6 +76,8 @@ pub(crate) struct Connection {
     end: OnceLock<(EndReason, String)>,
     /// Cancelled to end the connection from outside.
     stop: CancellationToken,
+    /// What sessions on the bastion may ask for on behalf of targets that the menu leads to.
+    for_menu: Mutex<Vec<Capability>>,
     channels: AtomicUsize,
     /// What it carried: a sum over everything on it.
     pub(super) traffic: Arc<Traffic>,
@@ -191,6 +193,16 @@ impl Connection {
         }
     }
 
+    /// Takes note of what sessions may ask for that are about to be opened.
+    pub(super) fn prepare_menu(&self, rights: &[Capability]) {
+        *self.for_menu.lock().unwrap_or_else(PoisonError::into_inner) = rights.to_vec();
+    }
+
+    /// Whether a session on the bastion may ask for what only a target behind the menu can use.
+    pub(super) fn menu_may_need(&self, right: Capability) -> bool {
+        self.for_menu.lock().unwrap_or_else(PoisonError::into_inner).contains(&right)
+    }
+
     /// A place for one more channel, if there is one.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
         let most = self.settings.max_channels;
@@ -280,6 +292,7 @@ pub(super) async fn serve(
         is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
         stop: CancellationToken::new(),
+        for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
         traffic: Arc::default(),
         bastion,

@@ -200,8 +200,8 @@ impl Answering for Handler {
     fn allowed(&self, right: Capability, request: &str) -> bool {
         match self.relay() {
             Some(relay) => relay.check(right, request).is_ok(),
-            // May be for the target that the menu leads to: decided when one is chosen.
-            None if self.entrance.is_none() && right.is_for_sessions() => true,
+            // For the target that the menu leads to: decided once more when one is chosen.
+            None if self.entrance.is_none() && self.conn.menu_may_need(right) => true,
             None => {
                 self.refuse(request);
                 false

@@ -257,32 +257,37 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
         Ok(admission) => admission,
         Err(denied) => {
             drop(stream); // Before anything waits: it is counted nowhere.
-            return turn_away(&bastion, Source(peer), denied).await;
+            return turn_away(&bastion, Source(peer), Refusal::Guarded, &denied.to_string()).await;
         }
     };
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
     let source = match source {
         Ok(source) => source,
-        Err(error) => return tracing::warn!(%error, %peer, "a proxy sent no usable PROXY header"),
+        Err(error @ proxy::Error::Unused) => return tracing::debug!(%error, %peer),
+        Err(error) => {
+            drop((stream, admission));
+            let reason = Refusal::ProxyHeader;
+            return turn_away(&bastion, Source(peer), reason, &error.to_string()).await;
+        }
     };
     match admission.identify(&source, std::time::Instant::now()) {
         Ok(()) => connection::serve(bastion, settings, stream, source, admission).await,
         Err(denied) => {
             drop((stream, admission));
-            turn_away(&bastion, source, denied).await;
+            turn_away(&bastion, source, Refusal::Guarded, &denied.to_string()).await;
         }
     }
 }
 
-/// Writes down, once a minute for each source, that the guard let a connection not in.
-async fn turn_away(bastion: &Bastion, source: Source, denied: guard::Denied) {
-    tracing::debug!(%source, %denied, "a connection was refused");
+/// Writes down, once a minute for each source, that a connection was not let in.
+async fn turn_away(bastion: &Bastion, source: Source, reason: Refusal, why: &str) {
     if !bastion.guard.should_report(&source, std::time::Instant::now()) {
-        return;
+        return tracing::debug!(%source, why, "a connection was refused");
     }
+    tracing::warn!(%source, why, "a connection was refused");
     let context = Context { source: Some(source), ..Context::default() };
-    let event = Event::SignInRefused { reason: Refusal::Guarded };
+    let event = Event::SignInRefused { reason };
     if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
         tracing::error!(%error, "failed to write an audit event of a refused connection");
     }

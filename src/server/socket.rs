@@ -140,4 +140,26 @@ mod tests {
         assert!(is_ours(&"127.0.0.1".parse().unwrap()));
         assert!(!is_ours(&"192.0.2.1".parse().unwrap())); // RFC 5737: nobody's.
     }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_silent_client_is_gone_after_three_keepalives_and_one_is_never_asked_if_so_set() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        for seconds in [7, 0] {
+            let _client = TcpStream::connect(address).await.unwrap();
+            let (stream, _) = accept(&listener).await;
+            tune(&stream, Duration::from_secs(seconds)).unwrap();
+            let socket = SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.keepalive().unwrap(), seconds > 0);
+            let timeout = (seconds > 0).then_some(Duration::from_secs(3 * seconds));
+            assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
+            if seconds > 0 {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(seconds));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(seconds));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+            }
+        }
+    }
 }

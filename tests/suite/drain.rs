@@ -17,11 +17,15 @@ use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
 use crate::support::{PATIENCE, ended, eventually, on_both_engines};
 
-on_both_engines!(a_session_that_outlasts_the_drain_is_told_and_closed);
+on_both_engines!(
+    a_session_that_outlasts_the_drain_is_told_and_closed,
+    sessions_go_on_without_new_channels_and_the_last_one_ends_the_server,
+    the_binary_tells_closes_and_exits,
+);
 
 /// A server with `drain`, a target, and somebody who may go there.
-async fn setting(drain: &str) -> (Server, Sshd, Person, Client) {
-    let server = Server::start(&format!("[server]\ndrain = \"{drain}\"\n")).await;
+async fn setting(engine: Engine, drain: &str) -> (Server, Sshd, Person, Client) {
+    let server = Server::on(engine, &format!("[server]\ndrain = \"{drain}\"\n")).await;
     let sshd = Sshd::start().await;
     let alice = server.registry().person("alice").await;
     server.registry().grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
@@ -38,9 +42,8 @@ async fn refuses_connections(port: u16) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() {
-    let (mut server, _sshd, alice, client) = setting("600s").await;
+async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server(engine: Engine) {
+    let (mut server, _sshd, alice, client) = setting(engine, "600s").await;
     // One connection that could open more channels, and one hop.
     let (control, log) = (client.path("control"), client.path("log"));
     let master = ["-M", "-N", "-v", "-E", log.to_str().unwrap(), "-S", control.to_str().unwrap()];
@@ -84,7 +87,7 @@ async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_on_which_nothing_goes_on_is_told_and_ended_at_once() {
-    let (mut server, _sshd, _alice, client) = setting("600s").await;
+    let (mut server, _sshd, _alice, client) = setting(Engine::Sqlite, "600s").await;
     let (control, log) = (client.path("control"), client.path("log"));
     let mut master =
         client.command("ssh", &["-M", "-N", "-S", control.to_str().unwrap(), "bastion"]);
@@ -133,9 +136,8 @@ async fn a_recorded_session_that_is_killed_is_told() {
     assert!(said.contains(":11: an administrator ended this session"), "{said}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_binary_tells_closes_and_exits() {
-    let (mut server, _sshd, _alice, client) = setting("1s").await;
+async fn the_binary_tells_closes_and_exits(engine: Engine) {
+    let (mut server, _sshd, _alice, client) = setting(engine, "1s").await;
     let mut hop = client.echo(&["-J", "bastion", "db1", "cat"]);
     hop.say("before").await;
     server.signal(Signal::TERM);
@@ -267,7 +269,7 @@ async fn a_reload_is_for_new_connections() {
         greeting(server.port, b"SSH-2.0-x\r\n").await.is_empty().then_some(())
     })
     .await;
-    server.logged("message", "a proxy sent no usable PROXY header").await;
+    server.event("sign-in-refused", &[("reason", "proxy-header")]).await;
     let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5 22\r\n";
     assert_eq!(greeting(server.port, header).await, "SSH-2.0");
     assert!(two(&old, &through_old).await);

@@ -7,7 +7,9 @@ use sallyport::audit::Context;
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::ssh::{Client, digest, run};
 use crate::support::sshd::Sshd;
-use crate::support::{command, ended, eventually, free_port, listening, on_both_engines, tool};
+use crate::support::{
+    PATIENCE, command, ended, eventually, free_port, listening, on_both_engines, tool,
+};
 
 on_both_engines!(hops_and_is_written_down);
 
@@ -274,7 +276,26 @@ async fn what_is_not_offered_is_refused_and_never_hangs() {
     bastion.event("request-refused", &[("request", "auth-agent-req")]).await;
     ssh_agent.kill().await.unwrap();
 
-    // Too many channels at once.
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let mut x11 = client.command("ssh", &["-Y", "bastion", "targets"]);
+    let ran = run(x11.env("DISPLAY", "127.0.0.1:77")).await.ok();
+    assert!(ran.err.contains("X11 forwarding request failed"), "{ran:?}");
+    bastion.event("request-refused", &[("request", "x11-req")]).await;
+
+    // A socket file of the bastion's own host.
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let local = free_port();
+    let forward = format!("{local}:/tmp/no.sock");
+    let mut ssh = client.command("ssh", &["-N", "-L", &forward, "bastion"]).spawn().unwrap();
+    listening(local).await;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", local)).await.unwrap();
+    let mut rest = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest);
+    let _closed_or_reset = tokio::time::timeout(PATIENCE, read).await.expect("it hangs");
+    assert!(rest.is_empty());
+    bastion.event("request-refused", &[("request", "direct-streamlocal")]).await;
+    ssh.kill().await.unwrap();
+
     let ran = login(&["bastion", "nonsense"]).await;
     assert_eq!(ran.code, Some(64), "{ran:?}");
     assert!(ran.err.contains("unrecognized subcommand"), "{ran:?}");

@@ -59,6 +59,20 @@ async fn no_refusal_comes_before_the_floor_whoever_it_is_of(engine: Engine) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_failure_in_a_row_is_answered_later_up_to_the_longest_wait() {
+    let waits = "[login]\nbackoff_first = \"500ms\"\nbackoff_max = \"1500ms\"\nlock_after = 100\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, waits).await;
+    bastion.person("alice").await;
+    // Nobody's failures are counted like anybody's.
+    for user in ["alice", "nobody"] {
+        for least in [500, 1000, 1500, 1500].map(Duration::from_millis) {
+            let took = refused_after(&bastion, user, "wrong").await;
+            assert!(took >= least, "{user} was refused after {took:?}, before {least:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_finds_no_place_to_hash_is_refused_and_that_is_written_down() {
     let slow = "[login]\nhash_concurrency = 1\nhash_queue = 1\nargon2_memory = \"1 MiB\"\n";
     let bastion = TestBastion::start_with(Engine::Sqlite, slow).await;

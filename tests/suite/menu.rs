@@ -221,7 +221,7 @@ async fn an_agent_is_forwarded_where_it_is_granted() {
         screen.press("ssh-add -l | grep -c SHA256; echo code-$?\r").await;
         screen.shows(if granted { "code-0" } else { "code-1" }).await;
         if !granted {
-            hop.refused("auth-agent-req").await;
+            hop.bastion.event("request-refused", &[("request", "auth-agent-req")]).await;
         }
         agent.process.kill().await.unwrap();
     }
