@@ -158,13 +158,6 @@ impl Store {
         if tx.target_named(&target.name).await?.is_some() {
             return Err(Error::Conflict(format!("there is a target {} already", target.name)));
         }
-        if let Some(other) = tx.in_other_mode(target).await? {
-            let Target { address, mode, .. } = target;
-            return Err(Error::Conflict(format!(
-                "{address} is the target {other} already, which is not in {mode} mode: a tunnel would \
-                 pass the recording by. Leave one of them, or give both the same --mode"
-            )));
-        }
         let row = (
             targets::id.eq(target.id.as_str()),
             targets::name.eq(target.name.as_str()),
@@ -192,7 +185,17 @@ impl Store {
             mode: target.mode.to_string(),
             labels: target.labels.iter().map(ToString::to_string).collect(),
         };
-        tx.changed(now, context, event).await
+        tx.append(now, context, event).await?;
+        // Whoever appends stands in a line: of two that are added at once, the second sees the first.
+        if let Some(other) = tx.in_other_mode(target).await? {
+            let Target { address, mode, .. } = target;
+            return Err(Error::Conflict(format!(
+                "{address} is the target {other} already, which is not in {mode} mode: a tunnel would \
+                 pass the recording by. Leave one of them, or give both the same --mode"
+            )));
+        }
+        tx.bump_revision().await?;
+        tx.commit().await
     }
 
     /// Removes a target, and the grants for it alone.

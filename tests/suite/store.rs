@@ -590,6 +590,16 @@ async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
     ] {
         assert_eq!(bastion.kinds(kind).await.len(), 1, "{kind}");
     }
+
+    // Of an address in both modes there is one mode, whichever was first.
+    for round in 0..5 {
+        let at = format!("10.0.1.{round}");
+        let tunnel = target(&format!("tunnel{round}"), &at, &[]);
+        let name = format!("record{round}");
+        let recorded = Target { mode: Mode::Record, ..target(&name, &at, &[]) };
+        let both = stores.iter().zip([&tunnel, &recorded]);
+        one_did(join_all(both.map(|(s, t)| s.add_target(t, &context, now))).await);
+    }
 }
 
 /// One of them succeeded, and the others were told of a conflict.
