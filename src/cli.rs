@@ -517,7 +517,7 @@ pub struct Console {
 pub enum ConsoleCommand {
     /// What can be typed here
     Help,
-    /// The targets granted to you
+    /// The targets granted to you, and the lines that lead there
     Targets,
     /// The line for ~/.ssh/known_hosts that makes ssh trust the bastion and your targets
     KnownHosts,

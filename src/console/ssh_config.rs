@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 
+use super::ways::{SSH, local_port};
 use super::{Caller, granted};
 use crate::admin::{Out, Verbs};
 use crate::domain::{Mode, Target};
@@ -13,8 +14,6 @@ use crate::policy::{self, Subject};
 /// What the bastion is called in the block. Its own name would catch whatever else is asked of a host
 /// called so ("localhost", for example).
 const ALIAS: &str = "sallyport";
-/// SSH's port.
-const SSH: u16 = 22;
 
 pub(super) async fn show(
     caller: &Caller<'_>,
@@ -63,7 +62,8 @@ fn block(
         (Mode::Tunnel, SSH) => writeln!(out, "\n# Passed through, not recorded.{remark}")?,
         // Whether it speaks SSH is not known.
         (Mode::Tunnel, port) => {
-            writeln!(out, "\n# {name}: ssh -N -L {port}:{name}:{port} {ALIAS}{remark}")?;
+            let local = local_port(port);
+            writeln!(out, "\n# {name}: ssh -N -L {local}:{name}:{port} {ALIAS}{remark}")?;
             return Ok(());
         }
     }

@@ -344,6 +344,10 @@ async fn failures_are_one_line_and_have_their_exit_code() {
         (&["group", "join", "dba", "alice"], "alice is in the group dba already"),
         (&["group", "leave", "dba", "otto"], "otto is not in a group dba"),
         (&["target", "add", "db1", "10.0.0.6"], "there is a target db1 already"),
+        (
+            &["target", "add", "db2", "10.0.0.5", "--mode", "tunnel"],
+            "10.0.0.5:22 is the target db1 already, which is not in tunnel mode",
+        ),
         (&["target", "pin", "nowhere"], "there is no target nowhere"),
         (&["target", "account", "add", "db1", "root", "--auth", "key"], "takes a secret"),
         (&["target", "add", "db2", "h", "--label", "a=1", "--label", "a=2"], "every key once"),

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use sallyport::audit::{Context, Event};
-use sallyport::domain::Role;
+use sallyport::domain::{Mode, Role, UnixTime};
 use sallyport::store::SessionFilter;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
@@ -100,6 +100,27 @@ async fn each_role_may_do_what_is_its_own() {
     let targets = ursula.may(&bastion, "targets").await;
     let jump = format!("ssh -J ursula@bastion:{} db1", bastion.port);
     assert!(targets.contains(&jump), "{targets}");
+    // For programs: each of the lines by itself, and none that the bastion would refuse.
+    bastion.target_in(Mode::Record, "rec1", "10.0.0.6").await;
+    let never = UnixTime(1);
+    bastion.add_grant("ursula", "rec1", |grant| grant.until = Some(never)).await;
+    let targets: serde_json::Value =
+        serde_json::from_str(&ursula.may(&bastion, "targets --json").await).unwrap();
+    let (port, rec1) = (bastion.port, jump.replace("db1", "rec1"));
+    let forward = format!("ssh -p {port} -L 2222:db1:2222 -N ursula@bastion");
+    let expected = serde_json::json!([
+        {
+            "name": "db1", "address": "10.0.0.5:2222", "mode": "tunnel", "holds_now": true,
+            "ssh": format!("{jump}   or   {forward}"), "jump": jump, "selector": null,
+            "forward": forward,
+        },
+        {
+            "name": "rec1", "address": "10.0.0.6:22", "mode": "record", "holds_now": false,
+            "ssh": rec1, "jump": rec1, "selector": format!("ssh -p {port} ursula+rec1@bastion"),
+            "forward": null,
+        },
+    ]);
+    assert_eq!(targets, expected);
 
     // A user sees neither sessions nor events, not even their own: they are for auditors.
     let no = "your role, user, does not allow that command";

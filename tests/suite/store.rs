@@ -406,6 +406,22 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
     store.add_target(&db1, &context, now).await.unwrap();
     let again = store.add_target(&target("db1", "10.0.0.6", &[]), &context, now).await;
     assert_eq!(conflict(again), "there is a target db1 already");
+    // A tunnel would pass the recording by, and a recording be passed by.
+    let other = Target { mode: Mode::Record, ..target("db2", "10.0.0.5:22", &[]) };
+    let refused = conflict(store.add_target(&other, &context, now).await);
+    let why = "10.0.0.5:22 is the target db1 already, which is not in record mode: ";
+    assert!(refused.starts_with(why), "{refused}");
+    let recorded = Target { mode: Mode::Record, ..target("db2", "10.0.0.5:23", &[]) };
+    store.add_target(&recorded, &context, now).await.unwrap();
+    let tunnel = target("db3", "10.0.0.5:23", &[]);
+    let refused = conflict(store.add_target(&tunnel, &context, now).await);
+    let why = "10.0.0.5:23 is the target db2 already, which is not in tunnel mode: ";
+    assert!(refused.starts_with(why), "{refused}");
+    store.remove_target(&recorded.name, &context, now).await.unwrap();
+    // Two names for one in the same mode are no matter.
+    let twin = target("twin", "10.0.0.5", &[]);
+    store.add_target(&twin, &context, now).await.unwrap();
+    store.remove_target(&twin.name, &context, now).await.unwrap();
     store.add_target(&target("web1", "web1.internal:8443", &[]), &context, now).await.unwrap();
     let targets = store.targets().await.unwrap();
     assert_eq!(targets.len(), 2);
@@ -578,6 +594,16 @@ async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
         "user-removed",
     ] {
         assert_eq!(bastion.kinds(kind).await.len(), 1, "{kind}");
+    }
+
+    // Of an address in both modes there is one mode, whichever was first.
+    for round in 0..5 {
+        let at = format!("10.0.1.{round}");
+        let tunnel = target(&format!("tunnel{round}"), &at, &[]);
+        let name = format!("record{round}");
+        let recorded = Target { mode: Mode::Record, ..target(&name, &at, &[]) };
+        let both = stores.iter().zip([&tunnel, &recorded]);
+        one_did(join_all(both.map(|(s, t)| s.add_target(t, &context, now))).await);
     }
 }
 
