@@ -334,8 +334,16 @@ pub enum Event {
     },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
-    /// Such a connection closed, with its bytes.
-    OnwardClosed { target: TargetName, account: AccountName, to: String, up: u64, down: u64 },
+    /// Such a connection closed, with its bytes; `reason` where neither side closed it.
+    OnwardClosed {
+        target: TargetName,
+        account: AccountName,
+        to: String,
+        up: u64,
+        down: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Somebody read a recording: played, watched, searched with a hit, or exported it.
     RecordingRead { recording: Id, how: String },
     /// Retention removed a recording's file.

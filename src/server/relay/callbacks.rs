@@ -143,7 +143,7 @@ impl Handler {
                 }
                 _ => reply.reject(russh::ChannelOpenFailure::ConnectFailed).await,
             }
-            relay.closed_onward(to, meter.counts().both());
+            relay.closed_onward(to, meter.counts().both(), relay.ended());
         });
     }
 }

@@ -11,11 +11,13 @@ use tokio::time::timeout;
 
 use super::Relay;
 use super::bridge;
+use super::destination::Cleared;
 use super::sign_in::Stage;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::domain::{Capability, noted, printable};
 use crate::server::handler::prohibited;
+use crate::server::traffic::Counts;
 
 /// Where a connection from the target on leads.
 pub(in crate::server) enum Onward {
@@ -35,14 +37,18 @@ impl std::fmt::Display for Onward {
 }
 
 impl Onward {
-    /// Where it may lead.
-    async fn check(self, relay: &Relay) -> Result<Self, String> {
+    /// Where it may lead, and what permits that if it is not the target itself.
+    async fn check(self, relay: &Relay) -> Result<(Self, Option<Cleared>), String> {
         match self {
             Self::Tcp { host, port, originator, originator_port } => {
-                let (host, port) = relay.check_onward(&host, port).await?;
-                Ok(Self::Tcp { host, port, originator, originator_port })
+                let cleared = relay.check_onward(&host, port).await?;
+                let (host, port) = (cleared.host.clone(), cleared.port);
+                Ok((Self::Tcp { host, port, originator, originator_port }, Some(cleared)))
             }
-            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
+            Self::Socket(_) => {
+                relay.check(Capability::Forward, &self.to_string())?;
+                Ok((self, None))
+            }
         }
     }
 
@@ -72,8 +78,8 @@ pub(in crate::server) async fn serve_onward(
         relay.conn.record_refusal(Event::RequestRefused { request, reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
-    let onward = match onward.check(&relay).await {
-        Ok(onward) => onward,
+    let (onward, cleared) = match onward.check(&relay).await {
+        Ok(checked) => checked,
         Err(message) => return reply.reject(prohibited(&message)).await,
     };
     let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
@@ -91,22 +97,54 @@ pub(in crate::server) async fn serve_onward(
     }
     let opened = tokio::select! {
         opened = timeout(STEP, onward.open(&connection)) => opened,
-        () = relay.cancel.cancelled() => return relay.closed_onward(to, (0, 0)),
+        () = relay.cancel.cancelled() => return relay.closed_onward(to, (0, 0), relay.ended()),
     };
     let refusal = match opened {
         Ok(Ok(target)) => {
             reply.accept().await;
-            let flow = relay.flow.open(channel.id());
             let meter = relay.meter(None);
-            bridge::carry(channel, target, flow, meter.counts(), &relay.cancel).await;
-            return relay.closed_onward(to, meter.counts().both());
+            let why = carry(&relay, channel, target, meter.counts(), cleared.as_ref()).await;
+            return relay.closed_onward(to, meter.counts().both(), why);
         }
         Ok(Err(russh::Error::ChannelOpenFailure(why))) => shown(why),
         Ok(Err(error)) => failed(printable(&error.to_string())),
         Err(_) => failed(format!("no answer within {} s", STEP.as_secs())),
     };
-    relay.closed_onward(to, (0, 0));
+    let why = match &refusal {
+        ChannelOpenFailure::Other { reason, .. } => reason.clone(),
+        other => format!("{other:?}"),
+    };
+    relay.closed_onward(to, (0, 0), Some(why));
     reply.reject(refusal).await;
+}
+
+/// Carries an open connection to its end, which comes, too, once it may no longer lead where it
+/// does; gives why it was ended from here, if it was.
+async fn carry(
+    relay: &Relay,
+    channel: Channel<server::Msg>,
+    target: Channel<client::Msg>,
+    counts: &Counts,
+    cleared: Option<&Cleared>,
+) -> Option<String> {
+    let flow = relay.flow.open(channel.id());
+    let cancel = relay.cancel.child_token();
+    let carried = bridge::carry(channel, target, flow, counts, &cancel);
+    tokio::pin!(carried);
+    let lapsed = async {
+        match cleared {
+            Some(cleared) => cleared.watch(relay).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = &mut carried => relay.ended(),
+        why = lapsed => {
+            cancel.cancel();
+            carried.await;
+            Some(why)
+        }
+    }
 }
 
 /// A target's refusal, with nothing in it that a terminal would act on.
@@ -141,7 +179,7 @@ pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u
     let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
     let bound = bound.ok().and_then(Result::ok);
     if bound.is_none() {
-        relay.closed_onward(noted(&what), (0, 0));
+        relay.closed_onward(noted(&what), (0, 0), None);
     }
     bound
 }
@@ -159,7 +197,7 @@ pub(in crate::server) async fn listen_at(relay: &Arc<Relay>, path: &str) -> bool
     let Some(home) = listener(relay, what.clone()).await else { return false };
     let bound = matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())));
     if !bound {
-        relay.closed_onward(noted(&what), (0, 0));
+        relay.closed_onward(noted(&what), (0, 0), None);
     }
     bound
 }
