@@ -308,6 +308,8 @@ pub enum Event {
     TargetSignedIn { target: TargetName, account: AccountName, auth: AccountAuth },
     /// The bastion could not sign in on a target, or lost it.
     TargetFailed { target: TargetName, account: AccountName, error: String },
+    /// A target opened a channel, of the kind `what`, that nobody had asked it for; it was refused.
+    UnaskedChannel { target: TargetName, account: AccountName, what: String },
     /// An account of a target was refused.
     AccountRefused { target: TargetName, account: String, reason: Refusal },
     /// A recording began: of a shell, a command or a subsystem.

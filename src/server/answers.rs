@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::forward::ConnectionFlow;
-use super::relay::Relay;
+use super::relay::{Listen, Relay};
 use crate::domain::Capability;
 
 /// What the answers depend on.
@@ -27,7 +27,8 @@ pub(super) trait Answering {
 /// Asks the target to listen for the user (`-R`); `port` 0 becomes the one that it chose. The answer
 /// is the target's, and waits for it: at most a few seconds.
 pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: &mut u32) -> bool {
-    match super::relay::listen(relay, address, *port).await {
+    let asked = Listen::Port(address.to_owned(), *port);
+    match super::relay::listen(relay, asked).await {
         Some(bound) if *port == 0 => {
             *port = bound;
             true
@@ -173,7 +174,10 @@ macro_rules! answers {
             _session: &mut Session,
         ) -> Result<bool, Ended> {
             match self.relay() {
-                Some(relay) => Ok($crate::server::relay::unlisten(relay, address, port).await),
+                Some(relay) => {
+                    let asked = $crate::server::relay::Listen::Port(address.to_owned(), port);
+                    Ok($crate::server::relay::unlisten(relay, asked).await)
+                }
                 None => Ok(false),
             }
         }
@@ -187,7 +191,10 @@ macro_rules! answers {
             let request = format!("streamlocal-forward {path}");
             let allowed = self.allowed(Capability::RemoteForward, &request);
             match self.relay().filter(|_| allowed) {
-                Some(relay) => Ok($crate::server::relay::listen_at(relay, path).await),
+                Some(relay) => {
+                    let asked = $crate::server::relay::Listen::Socket(path.to_owned());
+                    Ok($crate::server::relay::listen(relay, asked).await.is_some())
+                }
                 None => Ok(false),
             }
         }
@@ -198,7 +205,10 @@ macro_rules! answers {
             _session: &mut Session,
         ) -> Result<bool, Ended> {
             match self.relay() {
-                Some(relay) => Ok($crate::server::relay::unlisten_at(relay, path).await),
+                Some(relay) => {
+                    let asked = $crate::server::relay::Listen::Socket(path.to_owned());
+                    Ok($crate::server::relay::unlisten(relay, asked).await)
+                }
                 None => Ok(false),
             }
         }

@@ -8,9 +8,11 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `sign_in` and `callbacks`), `session`,
+//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `callbacks` and
+//! `asked`), `session`,
 //! `carry`, then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
+mod asked;
 mod bridge;
 mod callbacks;
 mod carry;
@@ -36,9 +38,10 @@ use russh::keys::PrivateKey;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(super) use asked::Listen;
 pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
-pub(super) use onward::{Onward, listen, listen_at, serve_onward, unlisten, unlisten_at};
+pub(super) use onward::{Onward, listen, serve_onward, unlisten};
 pub(super) use session::serve as serve_session;
 pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_stopping};
 

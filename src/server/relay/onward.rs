@@ -10,6 +10,7 @@ use russh::{Channel, ChannelOpenFailure, client, server};
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Listen;
 use super::bridge;
 use super::destination::Cleared;
 use super::sign_in::Stage;
@@ -157,8 +158,8 @@ fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
     }
 }
 
-/// The connection that the target's listening is asked for on, once `what` is written down.
-async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnection>> {
+/// The connection that the target is to listen on, once that is written down.
+async fn listener(relay: &Arc<Relay>, listen: &Listen) -> Option<Arc<TargetConnection>> {
     let home = match relay.home().await {
         Some(home) => home,
         None => match relay.connection().await {
@@ -169,41 +170,44 @@ async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnecti
             Ok(Stage::Asking(_)) | Err(_) => return None,
         },
     };
-    relay.opened_onward(&noted(&what)).await.then_some(home)
+    relay.opened_onward(&noted(&listen.to_string())).await.then_some(home)
 }
 
-/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let what = format!("tcpip-forward {address}:{port}");
-    let home = listener(relay, what.clone()).await?;
-    let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
-    let bound = bound.ok().and_then(Result::ok);
-    if bound.is_none() {
-        relay.closed_onward(noted(&what), (0, 0), None);
+/// Asks the target to listen for the user (`-R`); gives the port it is bound to, 0 for a socket
+/// file.
+pub(in crate::server) async fn listen(relay: &Arc<Relay>, listen: Listen) -> Option<u32> {
+    let home = listener(relay, &listen).await?;
+    home.asked.listen(listen.clone());
+    let answer = async {
+        match &listen {
+            Listen::Port(address, port) => home.handle.tcpip_forward(address, *port).await,
+            Listen::Socket(path) => home.handle.streamlocal_forward(path).await.map(|()| 0),
+        }
+    };
+    let bound = timeout(STEP, answer).await.ok().and_then(Result::ok);
+    match (&listen, bound) {
+        (Listen::Port(address, 0), Some(bound)) => {
+            home.asked.listen(Listen::Port(address.clone(), bound));
+            home.asked.unlisten(&listen);
+        }
+        (_, Some(_)) => {}
+        (_, None) => {
+            home.asked.unlisten(&listen);
+            relay.closed_onward(noted(&listen.to_string()), (0, 0), None);
+        }
     }
     bound
 }
 
 /// Takes that back.
-pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
+pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, listen: Listen) -> bool {
     let Some(home) = relay.home().await else { return false };
-    let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
-    matches!(done, Ok(Ok(())))
-}
-
-/// Asks the target to listen at a socket file (OpenSSH's PROTOCOL section 2.4).
-pub(in crate::server) async fn listen_at(relay: &Arc<Relay>, path: &str) -> bool {
-    let what = format!("streamlocal-forward {path}");
-    let Some(home) = listener(relay, what.clone()).await else { return false };
-    let bound = matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())));
-    if !bound {
-        relay.closed_onward(noted(&what), (0, 0), None);
-    }
-    bound
-}
-
-/// Takes that back.
-pub(in crate::server) async fn unlisten_at(relay: &Arc<Relay>, path: &str) -> bool {
-    let Some(home) = relay.home().await else { return false };
-    matches!(timeout(STEP, home.handle.cancel_streamlocal_forward(path)).await, Ok(Ok(())))
+    let answer = async {
+        match &listen {
+            Listen::Port(address, port) => home.handle.cancel_tcpip_forward(address, *port).await,
+            Listen::Socket(path) => home.handle.cancel_streamlocal_forward(path).await,
+        }
+    };
+    let done = matches!(timeout(STEP, answer).await, Ok(Ok(())));
+    done && home.asked.unlisten(&listen)
 }

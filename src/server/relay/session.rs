@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Asked;
 use super::bridge::{Piece, Uplink};
 use super::carry::Both;
 use super::recorder::{Recording, Subject, USUAL, cells};
@@ -421,7 +422,7 @@ impl Carried<'_> {
             reached = reached => reached,
             end = &mut gone => return end,
         };
-        let (_connection, target) = match reached {
+        let (connection, target) = match reached {
             Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
@@ -436,6 +437,13 @@ impl Carried<'_> {
             end = both.control(controls, &to_target) => end,
             end = gone => end,
             why = recording.failed() => End::Failed(why),
+        };
+        let end = match end {
+            End::Failed(_) if connection.asked.is_cut() => {
+                let name = &self.relay.target().name;
+                End::Failed(format!("{name} was cut off: it opened channels that nobody asked for"))
+            }
+            end => end,
         };
         match both.finish().await {
             Err(why) if !matches!(end, End::Failed(_)) => End::Failed(why),
@@ -531,14 +539,18 @@ impl Carried<'_> {
             }
             Err(_) => return Err(format!("{name} opened no session within {} s", STEP.as_secs())),
         };
-        let requested = timeout(STEP, self.request(&target)).await;
+        let requested = timeout(STEP, self.request(&target, &connection.asked)).await;
         match requested {
             Ok(Ok(())) => Ok(target),
             _ => Err(format!("{name} closed the connection")),
         }
     }
 
-    async fn request(&self, target: &Channel<client::Msg>) -> Result<(), russh::Error> {
+    async fn request(
+        &self,
+        target: &Channel<client::Msg>,
+        asked: &Asked,
+    ) -> Result<(), russh::Error> {
         let (setup, permit) = (self.setup, &self.relay.permit);
         if let Some(terminal) = &setup.terminal {
             let (columns, rows, width, height) = terminal.size;
@@ -549,11 +561,13 @@ impl Carried<'_> {
             target.set_env(false, name.as_str(), value.as_str()).await?;
         }
         if setup.agent && permit.allows(Capability::Agent) {
+            asked.agent();
             target.agent_forward(false).await?;
         }
         if let Some((single, protocol, cookie, screen)) = &setup.x11
             && permit.allows(Capability::X11)
         {
+            asked.x11(*single);
             target.request_x11(false, *single, protocol.as_str(), cookie.as_str(), *screen).await?;
         }
         match self.start {

@@ -1,11 +1,11 @@
-//! A target that asks for a password: an sshd of ours, since the system's asks for the passwords of
-//! the system's accounts.
+//! A target that asks for a password, and does what no sshd does: an sshd of ours, since the system's
+//! asks for the passwords of the system's accounts.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use russh::keys::PrivateKey;
-use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Response, Session};
+use russh::server::{Auth, ChannelOpenHandle, Config, Handle, Handler, Msg, Response, Session};
 use russh::{Channel, ChannelId, MethodKind, MethodSet};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -20,6 +20,9 @@ pub enum Asks {
     /// With `tiger` and `000 111` as the answers to two questions, the second shown as it is typed.
     Questions,
 }
+
+/// Where it listens when it may choose the port.
+pub const ANY_PORT: u32 = 4000;
 
 pub struct Played {
     pub port: u16,
@@ -126,17 +129,75 @@ impl Handler for Person {
         Ok(())
     }
 
+    async fn tcpip_forward(
+        &mut self,
+        _address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        if *port == 0 {
+            *port = ANY_PORT;
+        }
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        _address: &str,
+        _port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        _path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+
     async fn exec_request(
         &mut self,
         channel: ChannelId,
         command: &[u8],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let said = format!("{} runs {}\n", self.user, String::from_utf8_lossy(command));
+        let command = String::from_utf8_lossy(command).into_owned();
         session.channel_success(channel)?;
+        if let Some(kinds) = command.strip_prefix("open ") {
+            let (handle, kinds) = (session.handle(), kinds.to_owned());
+            #[allow(clippy::disallowed_methods)] // It ends with the connection.
+            tokio::spawn(async move { open(&handle, channel, &kinds).await });
+            return Ok(());
+        }
+        let said = format!("{} runs {command}\n", self.user);
         session.data(channel, said.into_bytes())?;
         session.exit_status_request(channel, 0)?;
         session.eof(channel)?;
         session.close(channel)
     }
+}
+
+/// Opens channels of these kinds to whoever is connected, one after the other, and says on `channel`
+/// what became of each.
+async fn open(handle: &Handle, channel: ChannelId, kinds: &str) {
+    for kind in kinds.split(' ') {
+        let opened = match kind.split_once(':') {
+            Some(("port", port)) => {
+                let port = port.parse().unwrap();
+                handle.channel_open_forwarded_tcpip("localhost", port, "192.0.2.1", 7).await
+            }
+            Some((_, path)) => handle.channel_open_forwarded_streamlocal(path).await,
+            None if kind == "agent" => handle.channel_open_agent().await,
+            None if kind == "x11" => handle.channel_open_x11("192.0.2.1", 7).await,
+            None => handle.channel_open_session().await,
+        };
+        let what = if opened.is_ok() { "opened" } else { "refused" };
+        handle.data(channel, format!("{kind} {what}\n").into_bytes()).await.ok();
+    }
+    handle.exit_status_request(channel, 0).await.ok();
+    handle.eof(channel).await.ok();
+    handle.close(channel).await.ok();
 }
