@@ -334,6 +334,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// A recording reached the `max` bytes that one may take, and holds nothing of what came after.
+    RecordingFull { recording: Id, max: u64 },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
     /// Such a connection closed, with its bytes; `reason` where neither side closed it.
