@@ -4,14 +4,14 @@ use sallyport::domain::{AccountAuth, Mode};
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::hop::NOTICE;
-use crate::support::played::{ANY_PORT, Asks, Played};
+use crate::support::played::{ANY_PORT, Asks, Played, SLOW_PORT};
 use crate::support::raw::{self, Packet, RawClient};
-use crate::support::{eventually_or, present_user};
+use crate::support::{PATIENCE, eventually_or, present_user};
 
 /// A bastion with such a target, and somebody signed in who chose it and has every right there.
 struct Visit {
     bastion: TestBastion,
-    _played: Played,
+    played: Played,
     client: RawClient,
     /// How many sessions were opened.
     sessions: u32,
@@ -45,7 +45,7 @@ impl Visit {
         let mut client = RawClient::connect(bastion.port).await;
         let name = format!("alice+{user}@db1");
         assert_eq!(client.log_in(&name, PASSWORD, &code).await, raw::USERAUTH_SUCCESS);
-        Self { bastion, _played: played, client, sessions: 0 }
+        Self { bastion, played, client, sessions: 0 }
     }
 
     /// Runs a command in a session of its own, after these requests; gives what it says, and the
@@ -100,6 +100,20 @@ impl Visit {
     async fn listen(&mut self, port: u32) -> Vec<u8> {
         let request = Packet::default().text("tcpip-forward").bytes(&[1]);
         self.global(request.text("localhost").number(port)).await
+    }
+
+    async fn unlisten(&mut self, port: u32) -> Vec<u8> {
+        let request = Packet::default().text("cancel-tcpip-forward").bytes(&[1]);
+        self.global(request.text("localhost").number(port)).await
+    }
+
+    /// Opens a session that nothing is run in.
+    async fn open(&mut self) {
+        let ours = self.sessions;
+        self.sessions += 1;
+        let open = Packet::new(90).text("session").number(ours).number(1 << 20).number(32768);
+        self.client.send(&open.0).await;
+        while self.client.receive().await.unwrap()[0] != 91 {}
     }
 
     /// Waits until these were told as opened unasked, each once.
@@ -172,4 +186,47 @@ async fn channels_that_were_asked_for_are_taken() {
     let (port, socket) = ("forwarded-tcpip", "forwarded-streamlocal@openssh.com");
     assert_eq!(opened, [port, port, socket]);
     visit.told(&["x11", port, socket]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_answer_holds_up_nobody_for_long() {
+    let mut visit = Visit::start().await;
+    // The first session goes by the connection that the ports are asked for on.
+    assert_eq!(visit.listen(4022).await, [81]);
+    visit.exec(&[], "id").await;
+    visit.open().await;
+    let asked = std::time::Instant::now();
+    assert_eq!(visit.listen(SLOW_PORT).await, [82]);
+    let (said, _) = visit.exec(&[], "id").await;
+    assert_eq!(said, format!("{} runs id\n", present_user()));
+    assert!(asked.elapsed().as_secs() < 8, "{:?}", asked.elapsed());
+    // What comes of it after all is taken back: the client was told that there is nothing.
+    visit.played.slow.asked.notify_one();
+    let taken_back = visit.played.slow.taken_back.notified();
+    tokio::time::timeout(PATIENCE, taken_back).await.expect("the target still listens");
+    let to = format!("tcpip-forward localhost:{SLOW_PORT}");
+    let fields = [("to", to.as_str()), ("reason", "the target answered too late")];
+    visit.bastion.event("onward-closed", &fields).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_no_longer_listened_at_has_its_end_written() {
+    let mut visit = Visit::start().await;
+    for port in [4022, 0, 4023] {
+        assert_eq!(visit.listen(port).await[0], 81);
+    }
+    assert_eq!(visit.unlisten(4022).await, [81]);
+    assert_eq!(visit.unlisten(4022).await, [82], "once");
+    assert_eq!(visit.unlisten(ANY_PORT).await, [81]);
+    let closed = visit.bastion.event("onward-closed", &[("to", "tcpip-forward localhost:4022")]);
+    assert!(closed.await.get("reason").is_none());
+    visit.bastion.event("onward-closed", &[("to", "tcpip-forward localhost:0")]).await;
+    assert_eq!(visit.bastion.kinds("onward-closed").await.len(), 2);
+    // The last one ends with the session.
+    drop(visit.client);
+    visit.bastion.event("onward-closed", &[("to", "tcpip-forward localhost:4023")]).await;
+    visit.bastion.event("session-ended", &[("user", "alice")]).await;
+    let events = visit.bastion.events().await;
+    let last = serde_json::to_value(events.last().unwrap()).unwrap();
+    assert_eq!(last["kind"], "session-ended", "nothing of a session comes after its end");
 }

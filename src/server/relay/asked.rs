@@ -66,7 +66,8 @@ struct Notes {
     x11: bool,
     /// X11 channels that may still come of requests for a single one.
     x11_single: usize,
-    listens: Vec<Listen>,
+    /// Each with what is cancelled when it is taken back.
+    listens: Vec<(Listen, CancellationToken)>,
     unasked: usize,
     kinds: HashSet<&'static str>,
 }
@@ -98,15 +99,30 @@ impl Asked {
         }
     }
 
-    pub(super) fn listen(&self, listen: Listen) {
-        self.notes().listens.push(listen);
+    /// Gives what is cancelled when it is taken back.
+    pub(super) fn listen(&self, listen: Listen) -> CancellationToken {
+        let taken_back = CancellationToken::new();
+        self.notes().listens.push((listen, taken_back.clone()));
+        taken_back
+    }
+
+    /// Takes note of the port that the target is bound to; gives what it listens at.
+    pub(super) fn bound(&self, listen: Listen, bound: u32) -> Listen {
+        let Listen::Port(address, 0) = &listen else { return listen };
+        let chosen = Listen::Port(address.clone(), bound);
+        let mut notes = self.notes();
+        if let Some((asked, _)) = notes.listens.iter_mut().find(|(asked, _)| *asked == listen) {
+            *asked = chosen.clone();
+        }
+        chosen
     }
 
     /// Takes that back, once; false if it was not asked for.
     pub(super) fn unlisten(&self, listen: &Listen) -> bool {
         let listens = &mut self.notes().listens;
-        let found = listens.iter().position(|asked| asked == listen);
-        found.map(|at| listens.swap_remove(at)).is_some()
+        let Some(at) = listens.iter().position(|(asked, _)| asked == listen) else { return false };
+        listens.swap_remove(at).1.cancel();
+        true
     }
 
     /// Whether a channel was asked for. A single X11 channel is used up by it.
@@ -120,7 +136,7 @@ impl Asked {
                 notes.x11_single = left.unwrap_or(0);
                 left.is_some()
             }
-            Opening::Listen(from) => notes.listens.iter().any(|asked| asked.leads_to(from)),
+            Opening::Listen(from) => notes.listens.iter().any(|(asked, _)| asked.leads_to(from)),
         }
     }
 
@@ -158,14 +174,18 @@ mod tests {
         assert!(asked.takes(Opening::X11) && !asked.takes(Opening::X11), "only one");
         asked.x11(false);
         assert!(asked.takes(Opening::X11) && asked.takes(Opening::X11));
-        asked.listen(port(80));
+        let taken_back = asked.listen(port(80));
         asked.listen(socket.clone());
         let elsewhere = Listen::Port("10.0.0.1".to_owned(), 80);
         assert!(at(&port(80)) && at(&elsewhere) && !at(&port(81)) && at(&socket));
         assert!(!at(&Listen::Socket("/run/b.sock".to_owned())));
+        assert!(!taken_back.is_cancelled());
         assert!(asked.unlisten(&port(80)) && !asked.unlisten(&port(80)) && !at(&port(80)));
+        assert!(taken_back.is_cancelled());
         asked.listen(port(0));
         assert!(at(&port(81)), "any port, as long as it is not known");
+        assert_eq!(asked.bound(port(0), 82), port(82));
+        assert!(!at(&port(81)) && at(&port(82)) && asked.unlisten(&port(82)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use russh::server::ChannelOpenHandle;
 use russh::{Channel, ChannelOpenFailure, client, server};
+use tokio::sync::oneshot::Sender;
 use tokio::time::timeout;
 
 use super::Relay;
@@ -173,41 +174,66 @@ async fn listener(relay: &Arc<Relay>, listen: &Listen) -> Option<Arc<TargetConne
     relay.opened_onward(&noted(&listen.to_string())).await.then_some(home)
 }
 
-/// Asks the target to listen for the user (`-R`); gives the port it is bound to, 0 for a socket
-/// file.
-pub(in crate::server) async fn listen(relay: &Arc<Relay>, listen: Listen) -> Option<u32> {
-    let home = listener(relay, &listen).await?;
-    home.asked.listen(listen.clone());
+/// Asks the target to listen for the user (`-R`), and sees to it until it no longer does; `told` is
+/// sent the port that it is bound to, 0 for a socket file, or dropped. Runs on the connection's task
+/// set. If nobody waits to be told any more, they were told that it failed, and it is taken back.
+pub(in crate::server) async fn listen(relay: Arc<Relay>, listen: Listen, told: Sender<u32>) {
+    let what = listen.to_string();
+    if relay.check(Capability::RemoteForward, &what).is_err() {
+        return;
+    }
+    let Some(home) = listener(&relay, &listen).await else { return };
+    let taken_back = home.asked.listen(listen.clone());
     let answer = async {
         match &listen {
             Listen::Port(address, port) => home.handle.tcpip_forward(address, *port).await,
             Listen::Socket(path) => home.handle.streamlocal_forward(path).await.map(|()| 0),
         }
     };
-    let bound = timeout(STEP, answer).await.ok().and_then(Result::ok);
-    match (&listen, bound) {
-        (Listen::Port(address, 0), Some(bound)) => {
-            home.asked.listen(Listen::Port(address.clone(), bound));
-            home.asked.unlisten(&listen);
+    let answer = tokio::select! {
+        answer = timeout(STEP, answer) => answer,
+        () = relay.cancel.cancelled() => return relay.closed_onward(noted(&what), (0, 0), relay.ended()),
+    };
+    let (listen, why) = match answer {
+        Ok(Ok(bound)) => {
+            let listen = home.asked.bound(listen, bound);
+            let why = if told.send(bound).is_ok() {
+                tokio::select! {
+                    () = taken_back.cancelled() => None,
+                    () = home.asked.over.cancelled() => Some("the target closed it".to_owned()),
+                    () = relay.cancel.cancelled() => relay.ended(),
+                }
+            } else {
+                take_back(&home, &listen).await;
+                Some("the target answered too late".to_owned())
+            };
+            (listen, why)
         }
-        (_, Some(_)) => {}
-        (_, None) => {
-            home.asked.unlisten(&listen);
-            relay.closed_onward(noted(&listen.to_string()), (0, 0), None);
-        }
-    }
-    bound
+        Ok(Err(_)) => (listen, Some("the target refused it".to_owned())),
+        Err(_) => (listen, Some(format!("no answer within {} s", STEP.as_secs()))),
+    };
+    home.asked.unlisten(&listen);
+    relay.closed_onward(noted(&what), (0, 0), why);
 }
 
-/// Takes that back.
-pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, listen: Listen) -> bool {
-    let Some(home) = relay.home().await else { return false };
+/// Takes that back; `told` is sent whether the target did.
+pub(in crate::server) async fn unlisten(relay: Arc<Relay>, listen: Listen, told: Sender<bool>) {
+    let done = match relay.home().await {
+        Some(home) => take_back(&home, &listen).await,
+        None => false,
+    };
+    if told.send(done).is_err() {
+        tracing::debug!("a target answered too late to a port that was taken back");
+    }
+}
+
+async fn take_back(home: &TargetConnection, listen: &Listen) -> bool {
     let answer = async {
-        match &listen {
+        match listen {
             Listen::Port(address, port) => home.handle.cancel_tcpip_forward(address, *port).await,
             Listen::Socket(path) => home.handle.cancel_streamlocal_forward(path).await,
         }
     };
     let done = matches!(timeout(STEP, answer).await, Ok(Ok(())));
-    done && home.asked.unlisten(&listen)
+    done && home.asked.unlisten(listen)
 }

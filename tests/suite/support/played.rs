@@ -8,6 +8,7 @@ use russh::keys::PrivateKey;
 use russh::server::{Auth, ChannelOpenHandle, Config, Handle, Handler, Msg, Response, Session};
 use russh::{Channel, ChannelId, MethodKind, MethodSet};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// How it lets people in.
@@ -24,8 +25,20 @@ pub enum Asks {
 /// Where it listens when it may choose the port.
 pub const ANY_PORT: u32 = 4000;
 
+/// What it answers about this one only when it is told to.
+pub const SLOW_PORT: u32 = 4001;
+
+#[derive(Default)]
+pub struct Slow {
+    /// Told to answer.
+    pub asked: Notify,
+    /// Tells that the port was given back.
+    pub taken_back: Notify,
+}
+
 pub struct Played {
     pub port: u16,
+    pub slow: Arc<Slow>,
     /// The public half of its host key.
     pub host_key: String,
     task: JoinHandle<()>,
@@ -55,12 +68,14 @@ impl Played {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let slow = Arc::<Slow>::default();
+        let slow_too = Arc::clone(&slow);
         let serve = async move {
             let mut sessions = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let config = Arc::clone(&config);
+                let (config, slow) = (Arc::clone(&config), Arc::clone(&slow_too));
                 sessions.spawn(async move {
-                    let person = Person { asks, user: String::new() };
+                    let person = Person { asks, user: String::new(), slow };
                     if let Ok(session) = russh::server::run_stream(config, stream, person).await {
                         session.await.ok();
                     }
@@ -69,13 +84,14 @@ impl Played {
         };
         #[allow(clippy::disallowed_methods)] // Its owner is what is returned.
         let task = tokio::spawn(serve);
-        Self { port, host_key, task }
+        Self { port, slow, host_key, task }
     }
 }
 
 struct Person {
     asks: Asks,
     user: String,
+    slow: Arc<Slow>,
 }
 
 fn no() -> Auth {
@@ -135,8 +151,10 @@ impl Handler for Person {
         port: &mut u32,
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        if *port == 0 {
-            *port = ANY_PORT;
+        match *port {
+            0 => *port = ANY_PORT,
+            SLOW_PORT => self.slow.asked.notified().await,
+            _ => {}
         }
         Ok(true)
     }
@@ -144,9 +162,12 @@ impl Handler for Person {
     async fn cancel_tcpip_forward(
         &mut self,
         _address: &str,
-        _port: u32,
+        port: u32,
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
+        if port == SLOW_PORT {
+            self.slow.taken_back.notify_one();
+        }
         Ok(true)
     }
 
