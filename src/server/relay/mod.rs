@@ -10,7 +10,7 @@
 //! menu (`ssh alice@bastion`).
 //! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `callbacks` and
 //! `asked`), `session`,
-//! `carry`, then `onward` (with `destination`) and `bridge` for what is beside the sessions.
+//! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
 mod asked;
 mod bridge;
@@ -18,6 +18,7 @@ mod callbacks;
 mod carry;
 mod destination;
 mod door;
+mod files;
 mod host_key;
 mod journal;
 pub(super) mod keep;

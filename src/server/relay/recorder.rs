@@ -121,17 +121,24 @@ impl Recording {
     }
 
     /// What was done to files: events in the audit log, and marks in the recording.
-    pub(super) async fn files(&self, events: Vec<FileEvent>) -> Result<(), String> {
+    pub(super) async fn files(&self, events: &[FileEvent]) -> Result<(), String> {
+        self.note_files(events)?;
+        self.mark_files(events).await
+    }
+
+    /// Notes events for the audit log, without waiting: all of them before anything waits, so that
+    /// nobody's leaving makes one go unwritten. What follows is [`Recording::mark_files`].
+    pub(super) fn note_files(&self, events: &[FileEvent]) -> Result<(), String> {
+        events.iter().try_for_each(|event| self.journal.note(event.clone()))
+    }
+
+    /// Marks events in the recording.
+    pub(super) async fn mark_files(&self, events: &[FileEvent]) -> Result<(), String> {
         if events.is_empty() {
             return Ok(());
         }
-        let marks: Vec<String> = events.iter().map(mark).collect();
-        // All of them before anything waits: nobody's leaving makes one go unwritten.
         for event in events {
-            self.journal.note(event)?;
-        }
-        for mark in marks {
-            self.judge(self.recorder.marker(mark).await)?;
+            self.judge(self.recorder.marker(mark(event)).await)?;
         }
         self.journal.room().await
     }

@@ -21,6 +21,7 @@ use super::Relay;
 use super::asked::Asked;
 use super::bridge::{Piece, Uplink};
 use super::carry::Both;
+use super::files::Files;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
 use super::target::{STEP, TargetConnection};
@@ -427,13 +428,13 @@ impl Carried<'_> {
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let files = filter.map(tokio::sync::Mutex::new);
-        let scp = self.scp().map(Mutex::new);
-        let both =
-            Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
+        let (files, scp) = (filter.map(Files::new), self.scp().map(Mutex::new));
+        let (files, scp) = (files.as_ref(), scp.as_ref());
+        let both = Both { channel: self, recording, files, scp, counts };
         let end = tokio::select! {
-            end = both.down(from_target, &to_target) => end,
+            end = both.down(from_target) => end,
             end = both.up(&to_target) => end,
+            end = both.tell() => end,
             end = both.control(controls, &to_target) => end,
             end = gone => end,
             why = recording.failed() => End::Failed(why),
