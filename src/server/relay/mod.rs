@@ -146,7 +146,12 @@ impl Relay {
     /// Begins to count what a channel carries. It adds to the session's sums, unless the channel that
     /// the inner SSH comes in does already.
     fn meter(&self, carrier: Option<Carrier>) -> Meter {
-        self.conn.traffic.meter(carrier, Arc::ptr_eq(&self.flow, &self.conn.flow))
+        self.conn.traffic.meter(carrier, self.is_on_outer())
+    }
+
+    /// Whether the user's channels are on the connection that they signed in on, not on one in it.
+    fn is_on_outer(&self) -> bool {
+        Arc::ptr_eq(&self.flow, &self.conn.flow)
     }
 
     pub(super) fn target(&self) -> &Target {

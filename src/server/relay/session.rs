@@ -45,6 +45,8 @@ const MAX_COMMAND: usize = 4096;
 const MAX_LINE: usize = 1024;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
+/// How long a client may take for a channel's end; shorter than the connection's own goodbye.
+const LAST_WORD: Duration = Duration::from_millis(1500);
 /// The exit status of what could not even begin, or was cut off; as ssh's own.
 pub(super) const NOT_BEGUN: u32 = 255;
 
@@ -191,6 +193,8 @@ impl Controls {
 }
 
 async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, uplink: Uplink) {
+    // Whoever ends the connection waits until it was said here.
+    let _screen = relay.conn.screens.token();
     let mut setup = Setup::default();
     let start = tokio::select! {
         start = gather(&mut from_user, &mut setup, &uplink) => start,
@@ -204,16 +208,25 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         end = channel.run(&controls, intake(&mut from_user, uplink, &controls)) => end,
         () = tell_of_stopping(&relay.conn, user, setup) => End::Cut,
     };
+    let why = match end {
+        End::Failed(why) => Some(why),
+        // The inner SSH has told its client, and with it this channel's.
+        End::Cut if relay.is_on_outer() => relay.conn.ended_by_us(),
+        End::Cut | End::Target(_) | End::User => None,
+    };
     let told = async {
-        if let End::Failed(why) = &end {
+        if let Some(why) = &why {
             user.say(why).await?;
             user.out.exit_status(NOT_BEGUN).await?;
             user.out.eof().await?;
         }
-        user.out.close().await
+        user.out.close().await?;
+        // A client that is sent away drops what it has not shown yet: wait until it has.
+        while why.is_some() && !matches!(from_user.wait().await, Some(ChannelMsg::Close) | None) {}
+        Ok::<(), russh::Error>(())
     };
     // A user who does not read is not waited for.
-    if !matches!(timeout(Duration::from_secs(2), told).await, Ok(Ok(()))) {
+    if !matches!(timeout(LAST_WORD, told).await, Ok(Ok(()))) {
         tracing::debug!("the user left before the end of a channel");
     }
 }
@@ -494,8 +507,7 @@ impl Carried<'_> {
     /// terminal; without one on standard error, as a client shows a banner, and once.
     async fn tell(&self) -> Result<(), String> {
         let notice = &self.relay.conn.settings.record.notice;
-        let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
-        if notice.is_empty() || !on_outer {
+        if notice.is_empty() || !self.relay.is_on_outer() {
             return Ok(());
         }
         let (line, out) = (format!("{notice}\r\n"), &self.user.out);
