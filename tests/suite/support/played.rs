@@ -20,7 +20,12 @@ pub enum Asks {
     Question,
     /// With `tiger` and `000 111` as the answers to two questions, the second shown as it is typed.
     Questions,
+    /// With `tiger` as the answer to [`HOSTILE`], which a terminal would act on.
+    Hostile,
 }
+
+/// A question that sets the terminal's title, its colour, and where it writes next.
+pub const HOSTILE: &str = "\x1b]0;owned\x07Pass\u{9b}31mw\u{202e}ord\x08\r: ";
 
 /// Where it listens when it may choose the port.
 pub const ANY_PORT: u32 = 4000;
@@ -58,7 +63,7 @@ impl Played {
         let host_key = key.public_key().to_openssh().unwrap();
         let method = match asks {
             Asks::Password => MethodKind::Password,
-            Asks::Question | Asks::Questions => MethodKind::KeyboardInteractive,
+            Asks::Question | Asks::Questions | Asks::Hostile => MethodKind::KeyboardInteractive,
         };
         let config = Arc::new(Config {
             methods: MethodSet::from(&[method][..]),
@@ -118,6 +123,7 @@ impl Handler for Person {
         let (prompts, wanted) = match self.asks {
             Asks::Password => return Ok(no()),
             Asks::Question => (vec![password], vec!["tiger"]),
+            Asks::Hostile => (vec![(Cow::Borrowed(HOSTILE), false)], vec!["tiger"]),
             Asks::Questions => {
                 (vec![password, (Cow::Borrowed("Token: "), true)], vec!["tiger", "000 111"])
             }
@@ -177,6 +183,17 @@ impl Handler for Person {
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
         Ok(true)
+    }
+
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)?;
+        session.exit_status_request(channel, 3)?;
+        session.eof(channel)?;
+        session.close(channel)
     }
 
     async fn exec_request(
