@@ -138,8 +138,12 @@ async fn the_name_of_a_subsystem_is_kept_short_and_harmless() {
 
 /// Asks for a connection from the target on; gives whether it was opened.
 async fn onward(client: &mut RawClient, ours: u32, port: u16) -> bool {
+    onward_to(client, ours, "127.0.0.1", port).await
+}
+
+async fn onward_to(client: &mut RawClient, ours: u32, host: &str, port: u16) -> bool {
     let open = Packet::new(90).text("direct-tcpip").number(ours).number(1 << 20).number(32768);
-    let open = open.text("127.0.0.1").number(port.into()).text("127.0.0.1").number(1);
+    let open = open.text(host).number(port.into()).text("127.0.0.1").number(1);
     client.send(&open.0).await;
     loop {
         let packet = client.receive().await.unwrap();
@@ -158,6 +162,29 @@ async fn a_recorded_server_on_the_same_host_is_not_reached_unseen() {
     assert!(!onward(&mut client, 1, other.port).await);
     let what = format!("direct-tcpip 127.0.0.1:{}", other.port);
     bastion.event("use-refused", &[("what", &what)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_server_is_not_reached_unseen_by_another_name() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let other = Sshd::start().await;
+    // Granted, in tunnel mode, under another name and address than the recorded one has.
+    let address = format!("127.0.0.1:{}", other.port);
+    bastion.target("plain", &address).await;
+    bastion.add_grant("alice", "plain", |_| {}).await;
+    assert!(onward_to(&mut client, 0, "plain", other.port).await, "it is not recorded yet");
+    bastion.target_in(Mode::Record, "db2", &format!("localhost:{}", other.port)).await;
+    let refused = ["plain", "127.0.0.1", "localhost", "db1"];
+    for (n, host) in (1..).zip(refused) {
+        assert!(!onward_to(&mut client, n, host, other.port).await, "{host}");
+        let what = format!("direct-tcpip {host}:{}", other.port);
+        bastion.event("use-refused", &[("what", &what)]).await;
+    }
+    // A name that leads back to the target itself is no way around, either.
+    bastion.target("back", &format!("localhost:{}", free_port())).await;
+    bastion.add_grant("alice", "back", |_| {}).await;
+    assert!(!onward_to(&mut client, 9, "back", 22).await);
+    bastion.event("use-refused", &[("what", "direct-tcpip back:22")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,22 @@
 //!
 //! Always holds: to the target itself it takes the right to forward; elsewhere it is decided as any
 //! destination is, and asked again as long as it is open; never does one lead to an SSH server that
-//! is recorded, since its sessions would pass unseen.
+//! is recorded, since its sessions would pass unseen: the addresses are compared, whatever the names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+
+use futures_util::StreamExt as _;
 
 use super::Relay;
 use crate::audit::Refusal;
 use crate::domain::{Capability, Destination, Host, Mode, Target, TargetName};
 use crate::policy::Permit;
 use crate::server::direct::{self, NotOpened, refused, until_refused};
+use crate::server::forward::dial;
+
+/// Names that are looked up at a time.
+const LOOKUPS: usize = 8;
 
 /// Where a connection from the target on may lead.
 pub(super) struct Cleared {
@@ -64,14 +73,21 @@ impl Relay {
     async fn clear(&self, destination: Destination) -> Result<Cleared, NotOpened> {
         let target = self.target();
         if is_itself(target, &destination.host) || self.is_its_address(&destination.host) {
-            if let Some(name) = self.recorded_here(destination.port).await? {
-                return Err(refused(Refusal::NotGranted, &unseen(&name)));
+            if destination.port == target.address.port {
+                return Err(refused(Refusal::NotGranted, &unseen(&target.name)));
             }
+            self.check_unrecorded(&self.own(), destination.port).await?;
             let (host, port) = (destination.host.to_string(), destination.port.into());
             return Ok(Cleared { host, port, permit: None });
         }
         let permit = self.elsewhere(&destination).await?;
-        let address = &permit.target().address;
+        let address = permit.target().address.clone();
+        let found = dial::resolve(&address.host, address.port, self.conn.settings.dial_timeout);
+        let found = found
+            .await
+            .map_err(|error| NotOpened::Failed(error.for_target(permit.target().name.as_str())))?;
+        permit.check_addresses(&found, &self.conn.bastion.own_addresses(&found))?;
+        self.check_unrecorded(&self.seen_from_there(found), address.port).await?;
         let (host, port) = (address.host.to_string(), address.port.into());
         Ok(Cleared { host, port, permit: Some((destination, permit)) })
     }
@@ -86,32 +102,57 @@ impl Relay {
         }
     }
 
-    /// The recorded SSH server at `port` of the target's host, if one is registered.
-    async fn recorded_here(&self, port: u16) -> Result<Option<TargetName>, NotOpened> {
-        let target = self.target();
-        if port == target.address.port {
-            return Ok(Some(target.name.clone()));
-        }
+    /// Refuses what leads to a recorded SSH server at `port` of one of these addresses, by whatever
+    /// name it is registered.
+    async fn check_unrecorded(&self, addresses: &[IpAddr], port: u16) -> Result<(), NotOpened> {
         let targets = self.conn.bastion.store.targets().await.map_err(|error| {
             tracing::error!(%error, "failed to read targets");
             NotOpened::Failed("the bastion cannot read its targets: try again".to_owned())
         })?;
-        let loopback = |host: &Host| host.ip().is_some_and(|ip| ip.is_loopback());
-        let here = |host: &Host| {
-            *host == target.address.host
-                || self.is_its_address(host)
-                || loopback(host) && loopback(&target.address.host)
-        };
-        let found = targets.into_iter().find(|other| {
-            other.mode == Mode::Record && other.address.port == port && here(&other.address.host)
+        let recorded = targets
+            .into_iter()
+            .filter(|other| other.mode == Mode::Record && other.address.port == port);
+        let timeout = self.conn.settings.dial_timeout;
+        let found = recorded.map(|other| async move {
+            // What does not resolve is reached by nobody, under that name.
+            let found = dial::resolve(&other.address.host, port, timeout).await;
+            let here = |ip: &IpAddr| addresses.iter().any(|address| same_host(*ip, *address));
+            found.unwrap_or_default().iter().any(here).then_some(other.name)
         });
-        Ok(found.map(|other| other.name))
+        let found = futures_util::stream::iter(found).buffer_unordered(LOOKUPS);
+        match pin!(found.filter_map(std::future::ready)).next().await {
+            Some(name) => Err(refused(Refusal::NotGranted, &unseen(&name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses that the target is reached at.
+    fn own(&self) -> Vec<IpAddr> {
+        self.addresses.addresses().iter().map(SocketAddr::ip).collect()
+    }
+
+    /// Where these addresses lead from the target: its own loopback is the target itself, as any
+    /// address of its own is.
+    fn seen_from_there(&self, found: Vec<IpAddr>) -> Vec<IpAddr> {
+        let own = self.own();
+        let itself = |ip: &IpAddr| ip.is_loopback() || own.contains(ip);
+        let (itself, mut seen): (Vec<_>, Vec<_>) = found.into_iter().partition(itself);
+        if !itself.is_empty() {
+            seen.extend(own);
+        }
+        seen
     }
 
     /// Whether `host` is an address that the target is reached at.
     fn is_its_address(&self, host: &Host) -> bool {
         host.ip().is_some_and(|ip| self.addresses.addresses().iter().any(|own| own.ip() == ip))
     }
+}
+
+/// Whether two addresses are of one host, both as the bastion sees them.
+fn same_host(a: IpAddr, b: IpAddr) -> bool {
+    let (a, b) = (a.to_canonical(), b.to_canonical());
+    a == b || (a.is_loopback() && b.is_loopback())
 }
 
 /// Whether `host`, said to `target`, means the target itself.
