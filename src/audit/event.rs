@@ -319,6 +319,8 @@ pub enum Event {
     TargetSignedIn { target: TargetName, account: AccountName, auth: AccountAuth },
     /// The bastion could not sign in on a target, or lost it.
     TargetFailed { target: TargetName, account: AccountName, error: String },
+    /// A target opened a channel, of the kind `what`, that nobody had asked it for; it was refused.
+    UnaskedChannel { target: TargetName, account: AccountName, what: String },
     /// An account of a target was refused.
     AccountRefused { target: TargetName, account: String, reason: Refusal },
     /// A recording began: of a shell, a command or a subsystem.
@@ -343,10 +345,20 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// A recording reached the `max` bytes that one may take, and holds nothing of what came after.
+    RecordingFull { recording: Id, max: u64 },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
-    /// Such a connection closed, with its bytes.
-    OnwardClosed { target: TargetName, account: AccountName, to: String, up: u64, down: u64 },
+    /// Such a connection closed, with its bytes; `reason` where neither side closed it.
+    OnwardClosed {
+        target: TargetName,
+        account: AccountName,
+        to: String,
+        up: u64,
+        down: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Somebody read a recording: played, watched, searched with a hit, or exported it.
     RecordingRead { recording: Id, how: String },
     /// Retention removed a recording's file.

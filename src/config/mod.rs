@@ -293,6 +293,8 @@ pub struct Record {
     pub strict: bool,
     /// What must stay free where recordings are kept: below that, no session begins.
     pub min_free: Size,
+    /// What the file of one recording may take before it is compressed; 0: any amount.
+    pub max_bytes: Size,
     /// How long recordings are kept; 0: for ever.
     pub keep_for: Span,
     /// How much all of them may take, the oldest being removed first; 0: any amount.
@@ -309,6 +311,7 @@ impl Default for Record {
             input: false,
             strict: true,
             min_free: Size::mib(500),
+            max_bytes: Size::mib(4096),
             keep_for: Span::seconds(0),
             keep_bytes: Size::mib(0),
             trust_first_use: false,

@@ -17,9 +17,9 @@ use super::forward::{self, dial};
 use super::handler::prohibited;
 use super::relay;
 use super::traffic::Meter;
-use crate::audit::{EndReason, Event, Refusal};
+use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
-use crate::domain::{Destination, Id, Mode, noted};
+use crate::domain::{Destination, Id, Mode, UnixTime, noted};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
 use crate::store::Carrier;
 
@@ -293,9 +293,28 @@ async fn close(
 async fn watch(
     conn: &Arc<Connection>,
     destination: &Destination,
-    mut until: Option<crate::domain::UnixTime>,
+    until: Option<UnixTime>,
     cancel: &CancellationToken,
 ) -> String {
+    let ask = || async {
+        let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
+        Ok(decide(conn, who, destination).await?.until())
+    };
+    until_refused(conn, until, cancel, ask).await
+}
+
+/// Waits until what was permitted is so no longer; gives why. `ask` asks the policy, and gives until
+/// when at least its answer holds, as `until` is for the answer before: it is asked again then, and
+/// at each change in the store. Never ends once `cancel` is cancelled.
+pub(super) async fn until_refused<F>(
+    conn: &Connection,
+    mut until: Option<UnixTime>,
+    cancel: &CancellationToken,
+    ask: impl Fn() -> F,
+) -> String
+where
+    F: Future<Output = Result<Option<UnixTime>, NotOpened>>,
+{
     let mut revisions = conn.bastion.revisions();
     let mut ends = until;
     loop {
@@ -308,9 +327,8 @@ async fn watch(
             },
             () = cancel.cancelled() => std::future::pending::<()>().await,
         }
-        let Some(who) = conn.who() else { return EndReason::ProtocolError.to_string() };
-        match decide(conn, who, destination).await {
-            Ok(permit) => (until, ends) = (permit.until(), permit.until()),
+        match ask().await {
+            Ok(holds) => (until, ends) = (holds, holds),
             Err(NotOpened::Refused(refused)) => return refused.message,
             // Its own time is over, whatever the store would say.
             Err(NotOpened::Failed(_))

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use sallyport::audit::Context;
 use sallyport::clock::Clock;
 use sallyport::store::SessionFilter;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at};
@@ -15,6 +15,7 @@ use crate::support::raw::{self, RawClient};
 use crate::support::server::Server;
 use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
+use crate::support::ways::{Program, Way};
 use crate::support::{PATIENCE, ended, eventually, on_both_engines};
 
 on_both_engines!(
@@ -134,6 +135,31 @@ async fn a_recorded_session_that_is_killed_is_told() {
     })
     .await;
     assert!(said.contains(":11: an administrator ended this session"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_by_selector_that_is_killed_is_told_each_time() {
+    let hop = Hop::roomy("", |_| {}).await;
+    for n in 0..10 {
+        let terminal = if n % 2 == 0 { "-T" } else { "-tt" };
+        let reach = hop.reach(Program::OpenSsh, Way::Selector);
+        let mut child = reach.start(&[terminal, "HOST", "echo up; exec cat"]).await;
+        let _open = child.stdin.take();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while !lines.next_line().await.unwrap().unwrap().ends_with("up") {}
+        let (store, context) = (hop.bastion.store(), Context::default());
+        let live = store.sessions(&SessionFilter { live: true, user: None }, 5).await.unwrap();
+        let id = live[0].id.parse().unwrap(); // The newest.
+        store.request_kill(&id, &context, hop.bastion.now()).await.unwrap();
+        let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+        let done = done.expect("it lives on").unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        let why = "sallyport: an administrator ended this session\r\n";
+        assert!(said.contains(why), "{n}: {said}");
+        assert_eq!(done.status.code(), Some(255), "{n}: {said}");
+        let fields = [("session", id.as_str()), ("reason", "killed")];
+        hop.bastion.event("session-ended", &fields).await;
+    }
 }
 
 async fn the_binary_tells_closes_and_exits(engine: Engine) {

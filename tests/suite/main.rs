@@ -37,6 +37,7 @@ mod record_onward;
 mod record_rights;
 mod record_signin;
 mod record_table;
+mod record_target;
 mod record_tools;
 mod record_wire;
 mod reload;

@@ -349,7 +349,17 @@ impl Answering for Handler {
         self.door.relay.get()
     }
 
-    async fn make_way(&self, _user: russh::server::Handle) {} // Who is in, has come this way.
+    fn way(
+        &self,
+        _user: russh::server::Handle,
+    ) -> Option<impl Future<Output = Option<Arc<Relay>>> + Send + 'static> {
+        // Who is in, has come this way.
+        self.relay().map(|relay| std::future::ready(Some(Arc::clone(relay))))
+    }
+
+    fn conn(&self) -> &Arc<Connection> {
+        &self.door.conn
+    }
 
     fn allowed(&self, right: Capability, request: &str) -> bool {
         self.relay().is_some_and(|relay| relay.check(right, request).is_ok())

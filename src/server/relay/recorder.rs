@@ -7,12 +7,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
+use tokio_util::task::TaskTracker;
 
 use super::Relay;
 use super::journal::Journal;
-use crate::audit::Context;
+use crate::audit::{Context, Event};
 use crate::domain::{Id, noted};
 use crate::recording::{Failure, Header, Recorder};
 use crate::server::Bastion;
@@ -37,10 +39,19 @@ pub(super) struct Recording {
     context: Context,
     strict: bool,
     input: bool,
+    /// Where events are written that nobody waits for.
+    tasks: TaskTracker,
+    /// Whether it was written down that it is full.
+    full: AtomicBool,
 }
 
 /// Why a channel cannot go on: a sentence for the user.
 fn unrecordable(failure: &Failure) -> String {
+    if let Failure::Full { max } = failure {
+        return format!(
+            "this session ends, since its recording takes {max} bytes, as much as one may"
+        );
+    }
     tracing::error!(%failure, "a recording failed");
     "this session ends, since it can no longer be recorded: tell your administrator".to_owned()
 }
@@ -81,8 +92,9 @@ impl Recording {
             return Err(refuse(&error));
         }
         let (bastion, journal) = (Arc::clone(&conn.bastion), Journal::start(conn, id.clone()));
-        let (strict, input) = (settings.strict, settings.input);
-        Ok(Self { id, recorder, journal, bastion, context, strict, input })
+        let (strict, input, tasks) = (settings.strict, settings.input, conn.tasks.clone());
+        let full = AtomicBool::new(false);
+        Ok(Self { id, recorder, journal, bastion, context, strict, input, tasks, full })
     }
 
     /// Its id.
@@ -109,17 +121,24 @@ impl Recording {
     }
 
     /// What was done to files: events in the audit log, and marks in the recording.
-    pub(super) async fn files(&self, events: Vec<FileEvent>) -> Result<(), String> {
+    pub(super) async fn files(&self, events: &[FileEvent]) -> Result<(), String> {
+        self.note_files(events)?;
+        self.mark_files(events).await
+    }
+
+    /// Notes events for the audit log, without waiting: all of them before anything waits, so that
+    /// nobody's leaving makes one go unwritten. What follows is [`Recording::mark_files`].
+    pub(super) fn note_files(&self, events: &[FileEvent]) -> Result<(), String> {
+        events.iter().try_for_each(|event| self.journal.note(event.clone()))
+    }
+
+    /// Marks events in the recording.
+    pub(super) async fn mark_files(&self, events: &[FileEvent]) -> Result<(), String> {
         if events.is_empty() {
             return Ok(());
         }
-        let marks: Vec<String> = events.iter().map(mark).collect();
-        // All of them before anything waits: nobody's leaving makes one go unwritten.
         for event in events {
-            self.journal.note(event)?;
-        }
-        for mark in marks {
-            self.judge(self.recorder.marker(mark).await)?;
+            self.judge(self.recorder.marker(mark(event)).await)?;
         }
         self.journal.room().await
     }
@@ -128,6 +147,7 @@ impl Recording {
     pub(super) async fn failed(&self) -> String {
         let unrecorded = async {
             let failure = self.recorder.failed().await;
+            self.note(&failure);
             if self.strict { unrecordable(&failure) } else { std::future::pending().await }
         };
         tokio::select! {
@@ -137,16 +157,27 @@ impl Recording {
     }
 
     fn judge(&self, result: Result<(), Failure>) -> Result<(), String> {
-        match result {
-            Err(failure) if self.strict => Err(unrecordable(&failure)),
-            _ => Ok(()),
+        let Err(failure) = result else { return Ok(()) };
+        self.note(&failure);
+        if self.strict { Err(unrecordable(&failure)) } else { Ok(()) }
+    }
+
+    /// Writes down, once, that the recording is full, if that is why it failed: it may be what
+    /// somebody wanted.
+    fn note(&self, failure: &Failure) {
+        let Failure::Full { max } = *failure else { return };
+        if self.full.swap(true, Relaxed) {
+            return;
         }
+        let (bastion, context) = (Arc::clone(&self.bastion), self.context.clone());
+        let recording = self.id.clone();
+        self.tasks.spawn(async move { write_full(&bastion, &context, recording, max).await });
     }
 
     /// Ends it, once what was done to files is in the store: the file is finished and the end written
     /// down in the background, which the bastion waits for when it stops.
     pub(super) async fn end(self, outcome: String, bytes: (u64, u64)) -> Result<(), String> {
-        let Self { id, recorder, journal, bastion, context, .. } = self;
+        let Self { id, recorder, journal, bastion, context, full, .. } = self;
         let written = journal.close().await;
         let outcome = written.clone().err().unwrap_or(outcome);
         bastion.relay.finishing.clone().spawn(async move {
@@ -160,6 +191,11 @@ impl Recording {
                 }
             };
             let failure = finished.as_ref().ok().and_then(|file| file.failure.as_ref());
+            if let Some(Failure::Full { max }) = failure
+                && !full.swap(true, Relaxed)
+            {
+                write_full(&bastion, &context, id.clone(), *max).await;
+            }
             let outcome = match failure {
                 Some(failure) => format!("{outcome}; not whole: {failure}"),
                 None => outcome,
@@ -175,6 +211,14 @@ impl Recording {
             }
         });
         written
+    }
+}
+
+/// Writes down that a recording is full.
+async fn write_full(bastion: &Bastion, context: &Context, recording: Id, max: u64) {
+    let event = Event::RecordingFull { recording, max };
+    if let Err(error) = bastion.store.record(bastion.clock.now(), context, event).await {
+        tracing::error!(%error, "failed to write an audit event of a recording");
     }
 }
 

@@ -18,8 +18,10 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Asked;
 use super::bridge::{Piece, Uplink};
 use super::carry::Both;
+use super::files::Files;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
 use super::target::{STEP, TargetConnection};
@@ -43,6 +45,8 @@ const MAX_COMMAND: usize = 4096;
 const MAX_LINE: usize = 1024;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
+/// How long a client may take for a channel's end; shorter than the connection's own goodbye.
+const LAST_WORD: Duration = Duration::from_millis(1500);
 /// The exit status of what could not even begin, or was cut off; as ssh's own.
 pub(super) const NOT_BEGUN: u32 = 255;
 
@@ -189,6 +193,8 @@ impl Controls {
 }
 
 async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, uplink: Uplink) {
+    // Whoever ends the connection waits until it was said here.
+    let _screen = relay.conn.screens.token();
     let mut setup = Setup::default();
     let start = tokio::select! {
         start = gather(&mut from_user, &mut setup, &uplink) => start,
@@ -202,16 +208,25 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         end = channel.run(&controls, intake(&mut from_user, uplink, &controls)) => end,
         () = tell_of_stopping(&relay.conn, user, setup) => End::Cut,
     };
+    let why = match end {
+        End::Failed(why) => Some(why),
+        // The inner SSH has told its client, and with it this channel's.
+        End::Cut if relay.is_on_outer() => relay.conn.ended_by_us(),
+        End::Cut | End::Target(_) | End::User => None,
+    };
     let told = async {
-        if let End::Failed(why) = &end {
+        if let Some(why) = &why {
             user.say(why).await?;
             user.out.exit_status(NOT_BEGUN).await?;
             user.out.eof().await?;
         }
-        user.out.close().await
+        user.out.close().await?;
+        // A client that is sent away drops what it has not shown yet: wait until it has.
+        while why.is_some() && !matches!(from_user.wait().await, Some(ChannelMsg::Close) | None) {}
+        Ok::<(), russh::Error>(())
     };
     // A user who does not read is not waited for.
-    if !matches!(timeout(Duration::from_secs(2), told).await, Ok(Ok(()))) {
+    if !matches!(timeout(LAST_WORD, told).await, Ok(Ok(()))) {
         tracing::debug!("the user left before the end of a channel");
     }
 }
@@ -421,21 +436,28 @@ impl Carried<'_> {
             reached = reached => reached,
             end = &mut gone => return end,
         };
-        let (_connection, target) = match reached {
+        let (connection, target) = match reached {
             Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let files = filter.map(tokio::sync::Mutex::new);
-        let scp = self.scp().map(Mutex::new);
-        let both =
-            Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
+        let (files, scp) = (filter.map(Files::new), self.scp().map(Mutex::new));
+        let (files, scp) = (files.as_ref(), scp.as_ref());
+        let both = Both { channel: self, recording, files, scp, counts };
         let end = tokio::select! {
-            end = both.down(from_target, &to_target) => end,
+            end = both.down(from_target) => end,
             end = both.up(&to_target) => end,
+            end = both.tell() => end,
             end = both.control(controls, &to_target) => end,
             end = gone => end,
             why = recording.failed() => End::Failed(why),
+        };
+        let end = match end {
+            End::Failed(_) if connection.asked.is_cut() => {
+                let name = &self.relay.target().name;
+                End::Failed(format!("{name} was cut off: it opened channels that nobody asked for"))
+            }
+            end => end,
         };
         match both.finish().await {
             Err(why) if !matches!(end, End::Failed(_)) => End::Failed(why),
@@ -485,8 +507,7 @@ impl Carried<'_> {
     /// terminal; without one on standard error, as a client shows a banner, and once.
     async fn tell(&self) -> Result<(), String> {
         let notice = &self.relay.conn.settings.record.notice;
-        let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
-        if notice.is_empty() || !on_outer {
+        if notice.is_empty() || !self.relay.is_on_outer() {
             return Ok(());
         }
         let (line, out) = (format!("{notice}\r\n"), &self.user.out);
@@ -531,14 +552,18 @@ impl Carried<'_> {
             }
             Err(_) => return Err(format!("{name} opened no session within {} s", STEP.as_secs())),
         };
-        let requested = timeout(STEP, self.request(&target)).await;
+        let requested = timeout(STEP, self.request(&target, &connection.asked)).await;
         match requested {
             Ok(Ok(())) => Ok(target),
             _ => Err(format!("{name} closed the connection")),
         }
     }
 
-    async fn request(&self, target: &Channel<client::Msg>) -> Result<(), russh::Error> {
+    async fn request(
+        &self,
+        target: &Channel<client::Msg>,
+        asked: &Asked,
+    ) -> Result<(), russh::Error> {
         let (setup, permit) = (self.setup, &self.relay.permit);
         if let Some(terminal) = &setup.terminal {
             let (columns, rows, width, height) = terminal.size;
@@ -549,11 +574,13 @@ impl Carried<'_> {
             target.set_env(false, name.as_str(), value.as_str()).await?;
         }
         if setup.agent && permit.allows(Capability::Agent) {
+            asked.agent();
             target.agent_forward(false).await?;
         }
         if let Some((single, protocol, cookie, screen)) = &setup.x11
             && permit.allows(Capability::X11)
         {
+            asked.x11(*single);
             target.request_x11(false, *single, protocol.as_str(), cookie.as_str(), *screen).await?;
         }
         match self.start {
