@@ -10,8 +10,8 @@ use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize, de};
 
 use crate::domain::{
-    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, Source,
-    TargetName, UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, SignInRule,
+    Source, TargetName, UnixTime, UserName, words,
 };
 
 words! {
@@ -78,6 +78,8 @@ words! {
         RadiusUnavailable = "radius-unavailable",
         /// A RADIUS server let somebody in without having asked for a code.
         RadiusOneFactor = "radius-one-factor",
+        /// What was given is not what the rule for signing in, or the target's, asks for.
+        SignInRule = "sign-in-rule",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
         /// The client left, or tried another password, before the second factor.
@@ -141,6 +143,7 @@ impl Refusal {
             | Self::WrongCode
             | Self::WrongRecoveryCode
             | Self::RadiusRejected
+            | Self::SignInRule
             | Self::PasswordRejected
             | Self::GivenUp
             | Self::UserChanged
@@ -375,6 +378,24 @@ pub enum Event {
         factor: Option<Factor>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mode: Option<RadiusMode>,
+    },
+    /// It was set which factors a user has to sign in with; without `rule`, what their groups say.
+    UserSignInSet {
+        name: UserName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
+    },
+    /// The same, for the members of a group without a rule of their own.
+    GroupSignInSet {
+        group: GroupName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
+    },
+    /// The same, for whoever wants to reach a target; without `rule`, what let them in is enough.
+    TargetSignInSet {
+        target: TargetName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
     },
     /// A group was added.
     GroupAdded { group: GroupName },

@@ -9,7 +9,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::Serialize;
 
 use super::{Decision, Subject, authorize, covers, holds, is_meant};
-use crate::domain::{AccountName, Destination, Grant, GroupName, Target, UnixTime, UserName};
+use crate::domain::{
+    AccountName, Destination, Factors, Grant, GroupName, SignInRule, Target, UnixTime, UserName,
+};
 
 /// Whose access is asked about.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +61,18 @@ pub fn explain(
     now: UnixTime,
 ) -> Explanation {
     let Question { user, groups, source, account } = *asked;
-    let who = Subject { user, groups, source: source.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) };
+    // As if everything were given that a target may ask for; what that is, is told beside.
+    let address = source.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let who = Subject { user, groups, source: address, given: Factors::ALL };
+    let anywhere = |target: &Target| Target {
+        sign_in: target.sign_in.as_ref().map(SignInRule::from_everywhere),
+        ..target.clone()
+    };
+    let judged_targets: Vec<Target> = match source {
+        Some(_) => targets.to_vec(),
+        None => targets.iter().map(anywhere).collect(),
+    };
+    let targets = &judged_targets[..];
     let for_account = |grant: &Grant| account.is_none_or(|account| grant.is_for(account));
     let judged = |grant: &Grant| match source {
         Some(_) => grant.clone(),
@@ -124,6 +137,7 @@ impl Explanation {
 
 /// What the user would be told, as somebody else is told it.
 fn of(user: &UserName, message: &str) -> String {
+    let message = message.split_once("; you signed in with").map_or(message, |(asks, _)| asks);
     message
         .replace("granted to you", &format!("granted to {user}"))
         .replace("your grant", &format!("the grant of {user}"))

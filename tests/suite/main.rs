@@ -36,6 +36,7 @@ mod record_tools;
 mod record_wire;
 mod secrets;
 mod shipped_files;
+mod sign_in;
 mod store;
 mod support;
 mod tampering;

@@ -2,9 +2,10 @@
 
 use secrecy::SecretString;
 
-use super::{Effect, First, Machine, Reply, Stage, ask, prompt};
+use super::super::account::Standing;
+use super::{Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
 use crate::audit::{Event, Refusal, Step};
-use crate::domain::UnixTime;
+use crate::domain::{Factors, UnixTime};
 
 /// The most key offers: enough for a full agent.
 pub(super) const MAX_OFFERS: u32 = 32;
@@ -23,15 +24,17 @@ impl Machine {
         })
     }
 
-    pub(super) fn key(&mut self, key: &str) -> Effect {
+    pub(super) fn key(&mut self, key: &str, now: UnixTime) -> Effect {
         if !self.has_key(key) {
             self.notes.push(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
             return Effect::Reply(Reply::Refuse(self.rules.methods));
         }
         self.first = First::Key;
-        self.steps = vec![Step::Key];
+        self.given = self.given.with(Factors::KEY);
+        self.steps.retain(|step| *step == Step::Password);
+        self.steps.push(Step::Key);
         self.notes.push(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
-        Effect::Reply(Reply::Continue)
+        self.go_on(now)
     }
 
     fn has_key(&self, key: &str) -> bool {
@@ -53,6 +56,7 @@ impl Machine {
             return self.fail(Refusal::GivenUp, None);
         }
         self.stage = Stage::CheckingPassword { interactive };
+        self.given = self.given.without(Factors::PASSWORD);
         self.old_password = Some(password.clone());
         // One that a RADIUS server judges is compared with the decoy, for the sake of its time.
         let ours = self.account().filter(|_| !self.is_judged_by_radius());
@@ -70,6 +74,7 @@ impl Machine {
         if self.is_judged_by_radius() {
             self.first = First::Held;
         } else if right {
+            self.given = self.given.with(Factors::PASSWORD);
             self.steps.push(Step::Password);
             self.notes.push(Event::StepPassed { step: Step::Password, key: None });
         } else {
@@ -79,6 +84,55 @@ impl Machine {
             };
             self.notes.push(Event::StepFailed { step: Step::Password, reason });
         }
-        if interactive { self.ask_second(now) } else { Effect::Reply(Reply::Continue) }
+        if interactive { self.ask_second(now) } else { self.go_on(now) }
+    }
+
+    /// What follows a first factor that came by a method of its own.
+    fn go_on(&mut self, now: UnixTime) -> Effect {
+        if self.needs_no_code(now) && !self.must_change_password() {
+            self.let_in()
+        } else {
+            Effect::Reply(Reply::Continue)
+        }
+    }
+
+    /// Whether what was given is enough without a code. Never so after a wrong password, nor while the
+    /// account is locked: the question for a code must not tell a right one then.
+    pub(super) fn needs_no_code(&self, now: UnixTime) -> bool {
+        let open = match self.standing(now) {
+            // That no authenticator may be bound is nothing to whom no code is asked of.
+            Standing::Closed(reason) => reason == Refusal::BindingClosed,
+            Standing::Bound | Standing::MayBind | Standing::Radius => true,
+        };
+        open && matches!(self.first, First::Password { right: true } | First::Key)
+            && !self.given.has(Factors::OTP)
+            && self.allows(self.given)
+    }
+
+    /// Lets somebody in of whom no code is asked.
+    pub(super) fn let_in(&mut self) -> Effect {
+        if self.must_change_password() {
+            self.ask_new_password(None, 0)
+        } else {
+            self.sign_in(Claim::NoCode)
+        }
+    }
+
+    /// Whether a password has to follow a key.
+    pub(super) fn needs_password(&self, now: UnixTime) -> bool {
+        if self.needs_no_code(now) {
+            return false;
+        }
+        // A key cannot stand in for the one-time password, which is the token to bind with.
+        self.standing(now) == Standing::MayBind
+            || self.is_judged_by_radius()
+            || !self.allows(self.given.with(Factors::OTP))
+    }
+
+    /// Whether a password of ours was given, and is good for once only.
+    pub(super) fn must_change_password(&self) -> bool {
+        self.given.has(Factors::PASSWORD)
+            && !self.is_judged_by_radius()
+            && self.account().is_some_and(|account| account.one_time)
     }
 }

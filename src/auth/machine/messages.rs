@@ -7,7 +7,7 @@ use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
 use crate::audit::{Event, Refusal, Step};
-use crate::domain::{Id, TimeStep, UserName};
+use crate::domain::{Factors, Id, TimeStep, UserName};
 
 /// What comes in: from the client, or back from an effect.
 #[derive(Debug)]
@@ -124,6 +124,8 @@ pub struct Attempt {
     pub epoch: i64,
     /// What to use up.
     pub claim: Claim,
+    /// The factors that were given, with what is to be used up.
+    pub given: Factors,
     /// The steps that were passed.
     pub steps: Vec<Step>,
     /// What happened on the way, to be written with it.
@@ -135,6 +137,8 @@ pub struct Attempt {
 pub enum Claim {
     /// Nothing more: it was claimed in an earlier transaction of this login.
     Nothing,
+    /// No code: the rule that holds for the account asks for none.
+    NoCode,
     /// The code of a step, if no code of it or of a later one was used.
     Code(TimeStep),
     /// The recovery code with this hash.

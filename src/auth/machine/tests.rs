@@ -16,11 +16,12 @@ use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
 use crate::audit::RadiusVerdict;
-use crate::domain::{Factor, RadiusMode, SecondFactor, TimeStep};
+use crate::domain::{Factor, RadiusMode, SecondFactor, SignInPolicy, TimeStep, any_rule};
 
 const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
 const NEVER: TimeStep = TimeStep(i64::MIN);
+const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 const KEY: &str = "SHA256:alice";
 const NEW: [&str; 2] = ["gleaming cactus 91 violin", "an unusual teapot 7 harbour"];
 
@@ -119,6 +120,7 @@ impl Row {
             name: name.parse().unwrap(),
             role: Role::User,
             factor: kind.factor(),
+            sign_in: SignInPolicy::default(),
             epoch: 1,
             disabled: kind == Kind::Disabled,
             password: hash(password),
@@ -162,7 +164,7 @@ impl Row {
                     }
                 }
             }
-            (Claim::Nothing, _) => {}
+            (Claim::Nothing | Claim::NoCode, _) => {}
             (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
             (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
             (Claim::Code(_), None) => panic!("a code without an authenticator"),
@@ -183,11 +185,24 @@ fn hashes(user: &Id, codes: &[SecretString]) -> BTreeSet<String> {
 }
 
 /// What a connection has truly shown so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Shown {
-    Nothing,
-    Password(String),
-    Key(String),
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Shown {
+    password: Option<String>,
+    key: Option<String>,
+}
+
+impl Shown {
+    /// What of it is right; without a code.
+    fn factors(&self, row: &Row) -> Factors {
+        let mut given = Factors::NONE;
+        if self.password.as_ref() == Some(&row.password) {
+            given = given.with(Factors::PASSWORD);
+        }
+        if self.key.as_ref().is_some_and(|key| row.account.keys.contains(key)) {
+            given = given.with(Factors::KEY);
+        }
+        given
+    }
 }
 
 /// What works once and was used up by a connection's login.
@@ -221,9 +236,9 @@ struct Conn {
 impl Conn {
     fn new() -> Self {
         Self {
-            machine: Some(Machine::new(rules())),
+            machine: Some(Machine::new(rules(), SOURCE)),
             user: None,
-            shown: Shown::Nothing,
+            shown: Shown::default(),
             used: None,
             session: None,
             asked: None,
@@ -273,6 +288,14 @@ impl World {
         }
     }
 
+    /// The same, with these rules for alice.
+    fn ruled_by(mut self, policy: &SignInPolicy) -> Self {
+        if let Some(row) = self.rows.get_mut("alice") {
+            row.account.sign_in = policy.clone();
+        }
+        self
+    }
+
     /// Sends one request and does what the machine wants, as the server does.
     fn send(&mut self, conn: &mut Conn, user: &str, request: Request) -> Reply {
         let first = conn.user.get_or_insert_with(|| user.to_owned()).clone();
@@ -289,6 +312,12 @@ impl World {
                 _ => String::new(),
             };
             code_typed = prompt_of(asked.as_ref()) == prompt::CODE;
+        }
+        if let (Request::Key(key), Some(row), true) =
+            (&request, self.rows.get(&first), user == first && !conn.over)
+            && row.account.keys.contains(key)
+        {
+            conn.shown.key = Some(key.clone());
         }
         let mut input = Input::Client(user.to_owned(), request);
         let reply = loop {
@@ -318,7 +347,6 @@ impl World {
             Reply::Continue => {
                 if let Some(key) = key {
                     assert!(has(&key));
-                    conn.shown = Shown::Key(key);
                 }
             }
             Reply::Ask(question) => conn.asked = Some(question.clone()),
@@ -360,7 +388,10 @@ impl World {
                 conn.evaluated += 1;
                 let typed = password.expose_secret().to_owned();
                 let right = hashed == Some(hash(&typed));
-                conn.shown = Shown::Password(typed);
+                if owner.as_ref().is_none_or(|row| row.password != typed) {
+                    conn.shown.key = None; // It is to be shown again after a wrong password.
+                }
+                conn.shown.password = Some(typed);
                 Input::PasswordChecked(right)
             }
             Effect::AskRadius { user, password, round } => {
@@ -379,16 +410,18 @@ impl World {
                 if row.account.epoch != epoch || row.account.disabled {
                     return Ok(Input::PasswordSet(Err(Refusal::AlreadyBound)));
                 }
-                // Only its owner replaces it: with the old one, and a code if there is a phone.
-                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                // Only its owner replaces it: with the old one, and a code if there is a phone and
+                // the rule asks for one.
+                assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(row.account.one_time);
                 let open = row.account.factor == SecondFactor::TOTP && row.account.otp.is_none();
-                assert!(open || conn.used.is_some());
+                let enough = row.account.sign_in.allows(conn.shown.factors(row), SOURCE);
+                assert!(open || enough || conn.used.is_some());
                 row.account.epoch += 1;
                 row.account.one_time = false;
                 row.password = password.expose_secret().to_owned();
                 row.account.password = hash(&row.password);
-                conn.shown = Shown::Password(row.password.clone());
+                conn.shown.password = Some(row.password.clone());
                 Input::PasswordSet(Ok(row.account.epoch))
             }
             Effect::Bind { account, epoch, secret, step, .. } => {
@@ -400,7 +433,7 @@ impl World {
                 if !may || account.binding_until.is_none_or(|until| until <= self.now) {
                     return Ok(Input::Bound(Err(Refusal::AlreadyBound)));
                 }
-                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(!account.one_time, "bound before the one-time password was changed");
                 account.epoch += 1;
                 account.binding_until = None;
@@ -422,7 +455,7 @@ impl World {
             Effect::Fail { account, .. } => {
                 conn.transcript.push("held back".into());
                 assert!(account.is_none_or(|id| is_owner(&id)));
-                conn.shown = Shown::Nothing;
+                conn.shown = Shown::default();
                 conn.used = None;
                 Input::FailureRecorded
             }
@@ -480,7 +513,7 @@ impl World {
                 let code = codes.iter().last().unwrap().to_owned();
                 conn.used = Some(Used::Radius(user.to_owned(), code, self.now.step().0));
             }
-            Claim::Nothing => {}
+            Claim::Nothing | Claim::NoCode => {}
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
         }
@@ -499,16 +532,19 @@ impl World {
         }
         let claimed = self.claim(conn, user, attempt)?;
         let row = &self.rows[user];
-        match &conn.shown {
-            Shown::Nothing => panic!("no first factor"),
-            Shown::Password(typed) => {
-                assert_eq!(*typed, row.password);
-                assert!(!row.account.one_time, "let in with a one-time password");
-            }
-            Shown::Key(key) => assert!(row.account.keys.contains(key)),
+        let mut given = conn.shown.factors(row);
+        assert_ne!(given, Factors::NONE, "no first factor");
+        if given.has(Factors::PASSWORD) {
+            assert!(!row.account.one_time, "let in with a one-time password");
         }
-        let used = conn.used.take().expect("no second factor");
-        assert!(self.spent.insert(used), "a second factor was spent twice");
+        if let Some(used) = conn.used.take() {
+            assert!(self.spent.insert(used), "a second factor was spent twice");
+            given = given.with(Factors::OTP);
+        }
+        assert!(given.has(attempt.given), "{} is claimed, {given} was given", attempt.given);
+        let policy = &row.account.sign_in;
+        assert!(policy.allows(given, SOURCE), "{given} is not enough for {policy}");
+        assert!(policy.allows(attempt.given, SOURCE), "the store would refuse {}", attempt.given);
         conn.session = Some(row.account.epoch);
         Ok(claimed)
     }
@@ -672,13 +708,22 @@ fn dialog() -> impl Strategy<Value = Vec<(bool, bool, Act)>> {
     prop::collection::vec(step, 1..60)
 }
 
+/// The rules that hold for somebody: the default as often as all others.
+fn policy() -> impl Strategy<Value = SignInPolicy> {
+    let of_groups = prop::collection::vec(any_rule(), 1..3).prop_map(|rules| {
+        let group = |(n, rule)| (format!("group{n}").parse().unwrap(), rule);
+        SignInPolicy::new(None, rules.into_iter().enumerate().map(group).collect())
+    });
+    prop_oneof![Just(SignInPolicy::default()), of_groups]
+}
+
 #[test]
-fn nobody_is_accepted_without_both_factors_and_each_second_one_works_once() {
-    let mut runner = TestRunner::new(Config { cases: 1000, ..Config::default() });
+fn nobody_is_accepted_with_less_than_is_asked_and_each_second_factor_works_once() {
+    let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
     let (accepted, bound) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     runner
-        .run(&(select(&Kind::ALL[..]), dialog()), |(kind, dialog)| {
-            let mut world = World::new(kind);
+        .run(&(select(&Kind::ALL[..]), policy(), dialog()), |(kind, policy, dialog)| {
+            let mut world = World::new(kind).ruled_by(&policy);
             let mut conns = [Conn::new(), Conn::new()];
             for (second, other, act) in dialog {
                 world.happen(&act);
@@ -698,12 +743,18 @@ fn nobody_is_accepted_without_both_factors_and_each_second_one_works_once() {
 }
 
 /// The transcript of one connection on which `acts` are sent, whoever the account is.
-fn transcript(kind: Kind, last_step: TimeStep, password: &str, acts: &[Act]) -> Vec<String> {
+fn transcript(
+    kind: Kind,
+    policy: &SignInPolicy,
+    (last_step, password): (TimeStep, &str),
+    acts: &[Act],
+) -> Vec<String> {
     let mut world = World::new(kind);
     if kind != Kind::Unknown {
         let mut row = Row::new("alice", kind, last_step);
         row.unused.clear();
         row.account.keys.clear();
+        row.account.sign_in = policy.clone();
         row.password = password.to_owned();
         row.account.password = hash(password);
         world.rows.insert("alice".into(), row);
@@ -727,13 +778,24 @@ proptest! {
 
     /// Neither the replies nor what a client waits for tell why it is refused.
     #[test]
-    fn refused_accounts_look_alike(acts in prop::collection::vec(act(), 1..50)) {
+    fn refused_accounts_look_alike(
+        acts in prop::collection::vec(act(), 1..50),
+        policy in policy(),
+    ) {
         let acts: Vec<Act> =
             acts.into_iter().filter(|act| !matches!(act, Act::Disable | Act::Reset)).collect();
         let used_up = TimeStep(i64::MAX);
         let right = "an old rusty bicycle";
         let bound = Kind::Bound { one_time: false };
-        let unknown = transcript(Kind::Unknown, NEVER, right, &acts);
+        let unknown = transcript(Kind::Unknown, &policy, (NEVER, right), &acts);
+        // Right in all, but that more is asked for.
+        if !policy.allows(Factors::PASSWORD.with(Factors::OTP), SOURCE) {
+            for kind in [bound, Kind::Open { one_time: true }, radius(RadiusMode::Challenge)] {
+                let password = if kind == bound { right } else { "onetime12345" };
+                let seen = transcript(kind, &policy, (NEVER, password), &acts);
+                prop_assert_eq!(&seen, &unknown, "{:?}", kind);
+            }
+        }
         for (kind, last_step, password) in [
             (Kind::Disabled, NEVER, right),
             (Kind::Locked, used_up, right),
@@ -750,7 +812,8 @@ proptest! {
             (Kind::Open { one_time: true }, NEVER, "not what anybody types"),
             (Kind::Open { one_time: false }, NEVER, "not what anybody types"),
         ] {
-            prop_assert_eq!(&transcript(kind, last_step, password, &acts), &unknown, "{:?}", kind);
+            let seen = transcript(kind, &policy, (last_step, password), &acts);
+            prop_assert_eq!(&seen, &unknown, "{:?}", kind);
         }
     }
 }
@@ -788,6 +851,64 @@ fn each_kind_of_account_has_its_way_in() {
         assert_eq!(prompts.len(), way.len(), "{kind:?}: {prompts:?}");
         for (prompt, begins) in prompts.iter().zip(way) {
             assert!(prompt.starts_with(begins), "{kind:?}: {prompts:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rule_asks_for_what_it_names_and_for_no_more() {
+    let bound = Kind::Bound { one_time: false };
+    let key = || Request::Key(KEY.into());
+    let password = || Request::Password("an old rusty bicycle".into());
+    let near = "key from 192.0.2.0/24";
+    // The rule, what the client sends by methods of its own, and what it is asked for then; nobody
+    // gets further than a code who lacks something else.
+    for (rule, kind, sent, asked, accepted) in [
+        (near, bound, vec![key()], &[][..], true),
+        (near, Kind::Closed, vec![key()], &[], true),
+        (near, bound, vec![], &["Password: ", "6-digit"], false),
+        (near, bound, vec![password()], &["6-digit"], false),
+        (near, Kind::Disabled, vec![key()], &["Password: ", "6-digit"], false),
+        (near, Kind::Locked, vec![key()], &["6-digit"], false),
+        ("key from 10.0.0.0/8, key+otp", bound, vec![key()], &["6-digit"], true),
+        ("key+otp", bound, vec![password()], &["6-digit"], false),
+        ("key+otp", bound, vec![password(), key()], &["6-digit"], true),
+        ("key+otp", Kind::Open { one_time: false }, vec![], &["Password: ", "6-digit"], false),
+        ("password+otp", bound, vec![key()], &["Password: ", "6-digit"], true),
+        ("password+key+otp", bound, vec![key()], &["Password: ", "6-digit"], true),
+        ("password+key+otp", radius(RadiusMode::Both), vec![key()], &["Password: ", "6-"], true),
+        ("password+key from 192.0.2.7", bound, vec![key()], &["Password: "], true),
+        ("password+key from 192.0.2.7", bound, vec![key(), password()], &[], true),
+        ("password+key from 192.0.2.7", bound, vec![password(), key()], &[], true),
+        (
+            "password+key from 192.0.2.7",
+            Kind::Bound { one_time: true },
+            vec![key()],
+            &["Password: ", "Choose", "Repeat"],
+            true,
+        ),
+    ] {
+        let rule = rule.parse().unwrap();
+        let mut world = World::new(kind).ruled_by(&SignInPolicy::new(Some(rule), Vec::new()));
+        let mut conn = Conn::new();
+        let what = format!("{:?}: {sent:?}", world.rows["alice"].account.sign_in);
+        for request in sent {
+            world.send(&mut conn, "alice", request);
+        }
+        let mut prompts = Vec::new();
+        while !conn.over && prompts.len() < asked.len() {
+            let request = world.proceed(&conn, "alice");
+            world.send(&mut conn, "alice", request);
+            prompts.extend(conn.asked.as_ref().map(|q| prompt_of(Some(q)).to_owned()));
+        }
+        if !conn.over && conn.asked.is_some() {
+            let request = world.proceed(&conn, "alice");
+            world.send(&mut conn, "alice", request);
+        }
+        assert_eq!(world.accepted, u32::from(accepted), "{what}: {prompts:?}");
+        assert_eq!(prompts.len(), asked.len(), "{what}: {prompts:?}");
+        for (prompt, begins) in prompts.iter().zip(asked) {
+            assert!(prompt.starts_with(begins), "{what}: {prompts:?}");
         }
     }
 }
@@ -844,7 +965,7 @@ fn methods_that_are_switched_off_are_refused_unlooked_at() {
         Request::Key(KEY.into()),
         Request::KeyOffer(KEY.into()),
     ] {
-        let machine = Machine::new(Arc::clone(&rules));
+        let machine = Machine::new(Arc::clone(&rules), SOURCE);
         let (machine, effect) = machine.step(Input::Client("alice".into(), request), START);
         assert!(matches!(effect, Effect::LookUp(Some(_))), "{effect:?}");
         let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
@@ -920,7 +1041,7 @@ fn a_code_that_a_server_accepted_is_not_taken_again_within_its_life() {
 
 /// A machine that waits for a server's answer after these answers, and what it asks the server.
 fn asking(mode: RadiusMode, rules: Arc<Rules>, code: &str) -> (Machine, String) {
-    let mut machine = Machine::new(rules);
+    let mut machine = Machine::new(rules, SOURCE);
     let row = Row::new("alice", radius(mode), NEVER);
     let mut input = Input::Client("alice".into(), Request::Interactive);
     let mut answers = vec![code.to_owned(), RIGHT.to_owned()];
