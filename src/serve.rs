@@ -16,7 +16,7 @@ use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Methods, RadiusRules, Rules};
 use crate::clock::Clock;
 use crate::config::{Config, KeyFile, Loaded, Method, RadiusServer, Transport};
-use crate::keys;
+use crate::keys::{self, Authorities};
 use crate::logging;
 use crate::radius;
 use crate::recording::Writer;
@@ -46,6 +46,8 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         publickey: offers(Method::PublicKey),
         keyboard_interactive: offers(Method::KeyboardInteractive),
     };
+    let authorities =
+        Authorities::load(&login.user_ca_files).context("failed to read login.user_ca_files")?;
     let rules = Rules {
         issuer: login.issuer.clone(),
         methods,
@@ -57,9 +59,11 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             challenge_request: config.radius.challenge_request.clone(),
             code_life: config.radius.code_life.0,
         },
+        certificates: !authorities.is_empty(),
     };
     Ok(Settings {
         rules: Arc::new(rules),
+        authorities: Arc::new(authorities),
         throttle: ThrottleRules {
             lock_after: i64::from(login.lock_after),
             lock_for: login.lock_for.0,
@@ -294,7 +298,11 @@ async fn watch_reloads(
     }
 }
 
-fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config> {
+/// Puts a configuration in force for new connections, with the files that it names as they are now.
+///
+/// # Errors
+/// When a file cannot be used, or a value is out of range; nothing changed then.
+pub fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config> {
     let (in_force, restart) = Config::reloadable_differences(old, &new);
     for key in restart {
         tracing::warn!(key, "changed in the configuration: takes a restart");

@@ -8,4 +8,6 @@
 pub mod chain;
 mod event;
 
-pub use event::{Actor, Context, EndReason, Event, RadiusVerdict, Record, Refusal, Step, kinds};
+pub use event::{
+    Actor, CertificateFault, Context, EndReason, Event, RadiusVerdict, Record, Refusal, Step, kinds,
+};

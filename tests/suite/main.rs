@@ -6,6 +6,7 @@
 
 mod abuse;
 mod architecture;
+mod certificate;
 mod cli;
 mod console;
 mod crash;

@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 
 use super::super::account::Standing;
-use super::{Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
+use super::{Certified, Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
 use crate::audit::{Event, Refusal, Step};
 use crate::domain::{Factors, UnixTime};
 
@@ -17,7 +17,8 @@ impl Machine {
         if self.offers > MAX_OFFERS {
             return self.disconnect(Refusal::TooManyAttempts);
         }
-        Effect::Reply(if self.has_key(key) {
+        let may_be_certified = self.rules.certificates && !key.is_empty();
+        Effect::Reply(if may_be_certified || self.has_key(key) {
             Reply::KeyOk
         } else {
             Reply::Refuse(self.rules.methods)
@@ -31,9 +32,37 @@ impl Machine {
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::KEY);
-        self.steps.retain(|step| *step == Step::Password);
+        self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
         self.steps.push(Step::Key);
         self.notes.push(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
+        self.go_on(now)
+    }
+
+    /// Takes a certificate in, or writes down at once why not: its holder may leave next.
+    pub(super) fn certificate(
+        &mut self,
+        shown: Result<Certified, Box<Event>>,
+        now: UnixTime,
+    ) -> Effect {
+        let certified = match shown {
+            Ok(certified) => certified,
+            Err(why) => {
+                self.notes.push(*why);
+                return self.fail(Refusal::CertificateRefused, None);
+            }
+        };
+        match self.account() {
+            None => return self.fail(Refusal::UnknownUser, None),
+            Some(account) if account.disabled => return self.fail(Refusal::Disabled, None),
+            Some(_) => {}
+        }
+        self.first = First::Key;
+        self.given = self.given.with(Factors::CERTIFICATE);
+        self.steps.retain(|step| matches!(step, Step::Password | Step::Key));
+        self.steps.push(Step::Certificate);
+        let Certified { id, serial, authority, .. } = certified;
+        let key = Some(format!("{id} (serial {serial}) by {authority}"));
+        self.notes.push(Event::StepPassed { step: Step::Certificate, key });
         self.go_on(now)
     }
 
@@ -70,7 +99,7 @@ impl Machine {
         };
         let right = right && self.account().is_some();
         self.first = First::Password { right };
-        self.steps.retain(|step| *step == Step::Key);
+        self.steps.retain(|step| matches!(step, Step::Key | Step::Certificate));
         if self.is_judged_by_radius() {
             self.first = First::Held;
         } else if right {

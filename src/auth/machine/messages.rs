@@ -34,6 +34,19 @@ pub enum Input {
     FailureRecorded,
 }
 
+/// A user certificate that an authority signed for the user who shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The fingerprint of its key.
+    pub key: String,
+    /// Its key id, printable.
+    pub id: String,
+    /// Its serial number.
+    pub serial: u64,
+    /// The fingerprint of its authority's key.
+    pub authority: String,
+}
+
 /// What a client asks for (RFC 4252, RFC 4256).
 #[derive(Debug)]
 pub enum Request {
@@ -45,6 +58,8 @@ pub enum Request {
     KeyOffer(String),
     /// `publickey` with a valid signature; the key's fingerprint.
     Key(String),
+    /// `publickey` with a certificate and a valid signature; or what is wrong with it.
+    Certificate(Result<Certified, Box<Event>>),
     /// `keyboard-interactive`.
     Interactive,
     /// The answers to the last [`Reply::Ask`].

@@ -27,7 +27,7 @@ use std::net::IpAddr;
 
 use secrecy::SecretString;
 
-pub use messages::{Attempt, Claim, Claimed, Effect, Input, Question, Reply, Request};
+pub use messages::{Attempt, Certified, Claim, Claimed, Effect, Input, Question, Reply, Request};
 pub use radius::{Codes, RadiusAnswer, RadiusFault, RadiusRules};
 
 use super::account::{Account, Standing, Throttle};
@@ -48,6 +48,9 @@ pub struct Rules {
     pub password: password::Rules,
     /// How RADIUS servers are asked.
     pub radius: RadiusRules,
+    /// Whether users may come with certificates. What a client offers does not show whether a key is to
+    /// come with one: every key may be tried then, and is refused once it has signed.
+    pub certificates: bool,
 }
 
 /// The methods of RFC 4252 and 4256 that are offered.
@@ -124,6 +127,7 @@ enum First {
     },
     /// A password that a RADIUS server is to judge together with the code.
     Held,
+    /// A key, or a certificate for one.
     Key,
 }
 
@@ -292,6 +296,9 @@ impl Machine {
             }
             Request::KeyOffer(key) if self.rules.methods.publickey => self.offer(&key),
             Request::Key(key) if self.rules.methods.publickey => self.key(&key, now),
+            Request::Certificate(shown) if self.rules.methods.publickey => {
+                self.certificate(shown, now)
+            }
             Request::Interactive => match self.first {
                 First::Missing => self.ask_password(),
                 First::Key if self.needs_password(now) => self.ask_password(),

@@ -32,6 +32,7 @@ fn rules() -> Arc<Rules> {
         max_answers: MAX_ANSWERS,
         password: password::Rules { min_length: 12, min_score: 0 },
         radius: RadiusRules::default(),
+        certificates: false,
     })
 }
 
@@ -189,6 +190,7 @@ fn hashes(user: &Id, codes: &[SecretString]) -> BTreeSet<String> {
 struct Shown {
     password: Option<String>,
     key: Option<String>,
+    certificate: bool,
 }
 
 impl Shown {
@@ -200,6 +202,9 @@ impl Shown {
         }
         if self.key.as_ref().is_some_and(|key| row.account.keys.contains(key)) {
             given = given.with(Factors::KEY);
+        }
+        if self.certificate {
+            given = given.with(Factors::CERTIFICATE);
         }
         given
     }
@@ -319,6 +324,9 @@ impl World {
         {
             conn.shown.key = Some(key.clone());
         }
+        if let (Request::Certificate(Ok(_)), true) = (&request, user == first && !conn.over) {
+            conn.shown.certificate = true;
+        }
         let mut input = Input::Client(user.to_owned(), request);
         let reply = loop {
             let (machine, effect) = conn.machine.take().unwrap().step(input, self.now);
@@ -389,7 +397,8 @@ impl World {
                 let typed = password.expose_secret().to_owned();
                 let right = hashed == Some(hash(&typed));
                 if owner.as_ref().is_none_or(|row| row.password != typed) {
-                    conn.shown.key = None; // It is to be shown again after a wrong password.
+                    // They are to be shown again after a wrong password.
+                    (conn.shown.key, conn.shown.certificate) = (None, false);
                 }
                 conn.shown.password = Some(typed);
                 Input::PasswordChecked(right)
@@ -588,6 +597,7 @@ impl World {
             Act::None => Request::None,
             Act::Offer(key) => Request::KeyOffer((*key).into()),
             Act::Key(key) => Request::Key((*key).into()),
+            Act::Certificate(good) => Request::Certificate(certificate(*good)),
             Act::Interactive => Request::Interactive,
             Act::Password(text) => Request::Password(text.to_string(row).into()),
             Act::Answer(text) => answer_with(text.to_string(row)),
@@ -657,6 +667,8 @@ enum Act {
     None,
     Offer(&'static str),
     Key(&'static str),
+    /// One that stands for whoever shows it, or not.
+    Certificate(bool),
     Interactive,
     Password(Text),
     Answer(Text),
@@ -689,6 +701,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::None),
         1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
         2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
+        2 => any::<bool>().prop_map(Act::Certificate),
         2 => Just(Act::Interactive),
         3 => text().prop_map(Act::Password),
         4 => text().prop_map(Act::Answer),
@@ -700,6 +713,20 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Disable),
         1 => Just(Act::Reset),
     ]
+}
+
+/// What is done by the owner of the account, or about it.
+fn is_of_the_owner(act: &Act) -> bool {
+    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true))
+}
+
+fn certificate(good: bool) -> Result<Certified, Box<Event>> {
+    let (id, serial, authority) = ("x".to_owned(), 7, "SHA256:ca".to_owned());
+    let reason = crate::audit::CertificateFault::Expired;
+    match good {
+        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority }),
+        false => Err(Box::new(Event::CertificateRefused { id, serial, authority, reason })),
+    }
 }
 
 /// A sequence of acts on two connections; rarely under another user name.
@@ -783,7 +810,7 @@ proptest! {
         policy in policy(),
     ) {
         let acts: Vec<Act> =
-            acts.into_iter().filter(|act| !matches!(act, Act::Disable | Act::Reset)).collect();
+            acts.into_iter().filter(|act| !is_of_the_owner(act)).collect();
         let used_up = TimeStep(i64::MAX);
         let right = "an old rusty bicycle";
         let bound = Kind::Bound { one_time: false };
@@ -911,6 +938,63 @@ fn a_rule_asks_for_what_it_names_and_for_no_more() {
             assert!(prompt.starts_with(begins), "{what}: {prompts:?}");
         }
     }
+}
+
+#[test]
+fn a_certificate_is_a_factor_and_a_refused_one_is_written_down_at_once() {
+    let certified = || Request::Certificate(certificate(true));
+    for (kind, rule, asked) in [
+        (Kind::Bound { one_time: false }, "certificate+otp", &["6-digit"][..]),
+        (Kind::Bound { one_time: false }, "key+otp, password+otp", &["Password: ", "6-digit"]),
+        (Kind::Open { one_time: false }, "certificate+otp", &["Password: ", "Bind your", "Bound."]),
+        (Kind::Closed, "certificate from 192.0.2.0/24", &[]),
+        (radius(RadiusMode::Code), "certificate+otp", &["6-digit"]),
+    ] {
+        let rule: crate::domain::SignInRule = rule.parse().unwrap();
+        let policy = SignInPolicy::new(Some(rule), Vec::new());
+        let mut world = World::new(kind).ruled_by(&policy);
+        let mut conn = Conn::new();
+        world.send(&mut conn, "alice", certified());
+        let prompts = walk(&mut world, &mut conn);
+        let prompts: Vec<_> = prompts.iter().filter(|prompt| !prompt.is_empty()).collect();
+        assert_eq!(world.accepted, 1, "{policy}: {prompts:?}");
+        assert_eq!(prompts.len(), asked.len(), "{policy}: {prompts:?}");
+        for (prompt, begins) in prompts.iter().zip(asked) {
+            assert!(prompt.starts_with(begins), "{policy}: {prompts:?}");
+        }
+    }
+    for kind in [Kind::Unknown, Kind::Disabled, Kind::Bound { one_time: false }] {
+        let mut world = World::new(kind);
+        let mut conn = Conn::new();
+        let good = kind != Kind::Bound { one_time: false };
+        let reply = world.send(&mut conn, "alice", Request::Certificate(certificate(good)));
+        assert!(matches!(reply, Reply::Refuse(_)), "{kind:?}: {reply:?}");
+        assert!(conn.transcript.iter().any(|line| line == "held back"), "{kind:?}");
+    }
+}
+
+#[test]
+fn where_certificates_may_come_every_strong_key_may_be_tried_and_none_is_let_in_by_it() {
+    let certificates = Arc::new(Rules { certificates: true, ..(*rules()).clone() });
+    for (offered, ok) in [("SHA256:other", true), ("", false)] {
+        let client = || Input::Client("alice".into(), Request::KeyOffer(offered.into()));
+        let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+        for found in [None, Some(Box::new(row.snapshot()))] {
+            let machine = Machine::new(Arc::clone(&certificates), SOURCE);
+            let (machine, _) = machine.step(client(), START);
+            let (_, effect) = machine.step(Input::Found(found, Throttle::default()), START);
+            let said_ok = matches!(effect, Effect::Reply(Reply::KeyOk));
+            assert_eq!(said_ok, ok, "{offered}: {effect:?}");
+        }
+    }
+    // The signature of a key that is nobody's is no factor.
+    let machine = Machine::new(certificates, SOURCE);
+    let key = Request::Key("SHA256:other".into());
+    let (machine, _) = machine.step(Input::Client("alice".into(), key), START);
+    let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+    let found = Input::Found(Some(Box::new(row.snapshot())), Throttle::default());
+    let (_, effect) = machine.step(found, START);
+    assert!(matches!(effect, Effect::Reply(Reply::Refuse(_))), "{effect:?}");
 }
 
 #[test]
