@@ -21,7 +21,8 @@ use crate::audit::chain::Anchor;
 use crate::audit::kinds;
 use crate::domain::{
     AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Role,
-    SecondFactor, TargetAddress, TargetName, UnknownWord, UserName, When, printable,
+    RuleOrDefault, SecondFactor, TargetAddress, TargetName, UnknownWord, UserName, When, network,
+    printable,
 };
 
 /// An SSH bastion with a one-time-code second factor.
@@ -64,16 +65,16 @@ pub enum Command {
     /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
     #[command(after_help = "Example: sallyport doctor --json")]
     Doctor,
-    /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, key
+    /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, sign-in, key
     #[command(subcommand)]
     User(UserCommand),
-    /// Groups of users: add, remove, list, factor, join, leave
+    /// Groups of users: add, remove, list, factor, sign-in, join, leave
     #[command(subcommand)]
     Group(GroupCommand),
     /// Authenticators: show, reset
     #[command(subcommand)]
     Otp(OtpCommand),
-    /// Targets: add, list, show, remove, pin, unpin, account
+    /// Targets: add, list, show, remove, pin, unpin, sign-in, account
     #[command(subcommand)]
     Target(TargetCommand),
     /// Grants: add, list, remove
@@ -182,6 +183,14 @@ pub enum UserCommand {
         #[command(flatten)]
         second: FactorArgs,
     },
+    /// Say which factors a user has to sign in with; sessions end that were signed in with less
+    #[command(after_help = SIGN_IN)]
+    SignIn {
+        /// Whose
+        name: UserName,
+        /// The rule; or default, for what their groups say
+        rule: RuleOrDefault,
+    },
     /// Public keys of a user
     #[command(subcommand)]
     Key(UserKeyCommand),
@@ -196,6 +205,17 @@ Modes:
   code       our password; then the code, which goes to the server
   both       password and code both go to the server; our password is not used
   challenge  our password; then whatever the server asks";
+
+pub(crate) const SIGN_IN: &str = "\
+Examples:
+  sallyport user sign-in ci 'key from 10.2.0.0/16'
+  sallyport group sign-in dba key+otp
+  sallyport target sign-in db1 'key+otp, certificate+otp'
+A rule is one or more combinations of password, key, certificate and otp, with commas between; each is
+enough. One without otp names the networks that it holds from, and is more than a password.
+A user's own rule stands in the place of their groups'. What is given must be enough for the rules of
+all their groups. Where nothing is set: password+otp, key+otp, certificate+otp.
+A target's rule is for what somebody signed in with; default: whatever let them in is enough.";
 
 /// A factor as it is set for a user or a group.
 #[derive(Debug, Args)]
@@ -291,6 +311,14 @@ pub enum GroupCommand {
         #[command(flatten)]
         second: FactorArgs,
     },
+    /// Say which factors members without a rule of their own have to sign in with
+    #[command(after_help = SIGN_IN)]
+    SignIn {
+        /// The group
+        group: GroupName,
+        /// The rule; or default, for none
+        rule: RuleOrDefault,
+    },
     /// Put a user into a group
     Join {
         /// The group
@@ -369,17 +397,6 @@ pub struct GrantAdd {
     /// Until when it holds, such as 2026-12-24T18:00 or +7d
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub until: Option<When>,
-}
-
-fn network(text: &str) -> Result<ipnet::IpNet, String> {
-    let parsed = text.parse::<ipnet::IpNet>().ok();
-    let parsed = parsed.or_else(|| text.parse::<IpAddr>().ok().map(ipnet::IpNet::from));
-    parsed.map(|net| net.trunc()).ok_or_else(|| {
-        format!(
-            "{:?} is not a network: write 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
-            printable(text)
-        )
-    })
 }
 
 /// `sallyport explain`
@@ -655,6 +672,10 @@ mod tests {
             "user factor alice totp",
             "user factor alice radius --mode challenge",
             "group factor dba none",
+            "user sign-in alice key+otp",
+            "user sign-in alice default",
+            "group sign-in dba password+otp,key+otp",
+            "target sign-in db1 key+otp",
             "user list --json",
             "user key add alice",
             "user key remove alice SHA256:abc",
@@ -682,6 +703,8 @@ mod tests {
             "user add Alice",
             "user add alice --mode code",
             "user factor alice sms",
+            "user sign-in ci key",
+            "group sign-in dba password",
             "user factor alice radius --mode push",
             "grant add --user alice",
             "grant add --target db1",

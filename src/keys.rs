@@ -4,6 +4,8 @@
 //! its owner only; a file that others can read is refused, not repaired. Private halves never
 //! leave this module's types except into russh's configuration.
 
+mod certificate;
+
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -17,6 +19,8 @@ use russh::keys::ssh_key::certificate::{Builder, CertType};
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{LineEnding, Signature};
 use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
+
+pub use certificate::Authorities;
 
 use crate::audit::chain::Signatures;
 use crate::domain::UnixTime;

@@ -19,7 +19,7 @@ use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Methods, RadiusRules, Rules};
 use crate::clock::Clock;
 use crate::config::{Config, KeyFile, Loaded, Method, RadiusServer, Transport};
-use crate::keys;
+use crate::keys::{self, Authorities};
 use crate::logging;
 use crate::radius;
 use crate::recording::Writer;
@@ -33,6 +33,8 @@ use crate::setup::{
     cost, host_name, init, node, password_rules, private_folder, secret_file, welcome,
 };
 use crate::store::Store;
+
+pub use reload::reload;
 
 /// What one recording may hold in memory for a slow disk.
 const RECORD_QUEUE: usize = 1 << 20;
@@ -49,6 +51,8 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         publickey: offers(Method::PublicKey),
         keyboard_interactive: offers(Method::KeyboardInteractive),
     };
+    let authorities =
+        Authorities::load(&login.user_ca_files).context("failed to read login.user_ca_files")?;
     let rules = Rules {
         issuer: login.issuer.clone(),
         methods,
@@ -60,9 +64,11 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             challenge_request: config.radius.challenge_request.clone(),
             code_life: config.radius.code_life.0,
         },
+        certificates: !authorities.is_empty(),
     };
     Ok(Settings {
         rules: Arc::new(rules),
+        authorities: Arc::new(authorities),
         throttle: ThrottleRules {
             lock_after: i64::from(login.lock_after),
             site_lock_after: i64::from(login.site_lock_after),

@@ -1,7 +1,7 @@
 //! Groups, grants, and why they lead where they lead.
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Error, bail};
 
@@ -9,7 +9,9 @@ use super::output::{Format, Row, json_line, list};
 use super::user::{said, shown_factor};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
-use crate::domain::{Destination, Grant, GrantObject, GrantSubject, Id, UnixTime};
+use crate::domain::{
+    Destination, Factors, Grant, GrantObject, GrantSubject, Id, RuleOrDefault, Target, UnixTime,
+};
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
 
@@ -38,6 +40,11 @@ pub async fn groups(
             store.set_group_factor(&group, second, context, now).await?;
             let what = said(verbs, second);
             writeln!(out, "members of {group} of whom nothing else is set: {what}")?;
+        }
+        GroupCommand::SignIn { group, rule: RuleOrDefault(rule) } => {
+            store.set_group_sign_in(&group, rule.as_ref(), context, now).await?;
+            let rule = rule.map_or_else(|| "no rule of this group".to_owned(), |r| r.to_string());
+            writeln!(out, "members of {group} without a rule of their own: {rule}")?;
         }
         GroupCommand::Join { group, user } => {
             store.join_group(&group, &user, context, now).await?;
@@ -140,7 +147,10 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
         explained.cannot_be_reached(&why);
     }
     look_at_sign_in(&mut explained, &detail, question.source, at);
-    look_at_factor(&mut explained, verbs, &detail, at);
+    let asks_code = look_at_rules(&mut explained, &detail, &access.targets, question.source);
+    if asks_code {
+        look_at_factor(&mut explained, verbs, &detail, at);
+    }
     match verbs.format {
         Format::Json => json_line(out, &explained)?,
         Format::Table { .. } => write!(out, "{explained}")?,
@@ -171,6 +181,33 @@ fn look_at_sign_in(
     if user.disabled_at.is_some() {
         explained.cannot_sign_in(format!("{name} is disabled"));
     }
+}
+
+/// Adds which factors are asked of the user, and by the target; gives whether a code among them would
+/// let somebody in.
+fn look_at_rules(
+    explained: &mut Explanation,
+    detail: &UserDetail,
+    targets: &[Target],
+    source: Option<IpAddr>,
+) -> bool {
+    let name = &detail.user.name;
+    explained.sign_in.push(format!("{name} has to give {}", detail.sign_in));
+    for target in targets {
+        if let Some(rule) = &target.sign_in {
+            explained.sign_in.push(format!("{} asks for {rule}", target.name));
+        }
+    }
+    let nowhere = Ipv4Addr::UNSPECIFIED.into();
+    let (policy, address) = match source {
+        Some(source) => (detail.sign_in.clone(), source),
+        None => (detail.sign_in.from_everywhere(), nowhere),
+    };
+    if !policy.allows(Factors::ALL, address) {
+        explained.cannot_sign_in(format!("nothing lets {name} in from {address}: {policy}"));
+        return false;
+    }
+    !policy.allows(Factors::ALL.without(Factors::OTP), address)
 }
 
 /// Adds what is to be known about the user's second step.
@@ -214,10 +251,11 @@ impl Row for Grant {
 }
 
 impl Row for GroupRow {
-    const HEADINGS: &'static [&'static str] = &["GROUP", "FACTOR", "MEMBERS"];
+    const HEADINGS: &'static [&'static str] = &["GROUP", "FACTOR", "SIGN-IN", "MEMBERS"];
     fn cells(&self) -> Vec<String> {
         let words = [self.factor.clone(), self.radius_mode.clone()];
         let factor = words.into_iter().flatten().collect::<Vec<_>>().join(" ");
-        vec![self.group.clone(), factor, self.members.join(" ")]
+        let sign_in = self.sign_in.clone().unwrap_or_default();
+        vec![self.group.clone(), factor, sign_in, self.members.join(" ")]
     }
 }

@@ -10,7 +10,8 @@ use super::output::{Format, Row, json_line, list, show};
 use super::{Out, Verbs};
 use crate::cli::{AccountCommand, TargetCommand};
 use crate::domain::{
-    AccountAuth, Grant, GrantObject, Id, Mode, Target, TargetAddress, TargetName, UnixTime,
+    AccountAuth, Grant, GrantObject, Id, Mode, RuleOrDefault, Target, TargetAddress, TargetName,
+    UnixTime,
 };
 use crate::keys;
 use crate::policy;
@@ -54,7 +55,15 @@ pub async fn targets(
             if labels.windows(2).any(|pair| matches!(pair, [a, b] if a.key == b.key)) {
                 bail!("a target has one value for each label: give every key once");
             }
-            let target = Target { id: Id::random()?, name, address, mode, labels, created_at: now };
+            let target = Target {
+                id: Id::random()?,
+                name,
+                address,
+                mode,
+                labels,
+                sign_in: None,
+                created_at: now,
+            };
             store.add_target(&target, context, now).await?;
             added(&target, out)?;
             if let Some(warning) = unreachable(&target).await {
@@ -74,6 +83,13 @@ pub async fn targets(
         TargetCommand::Unpin { name } => {
             let unpinned = store.unpin_keys(&name, fingerprint, context, now).await?;
             writeln!(out, "no host key of {name} is trusted any more ({unpinned} were)")?;
+        }
+        TargetCommand::SignIn { name, rule: RuleOrDefault(rule) } => {
+            store.set_target_sign_in(&name, rule.as_ref(), context, now).await?;
+            match rule {
+                Some(rule) => writeln!(out, "{name} asks for {rule}")?,
+                None => writeln!(out, "{name} asks for nothing more than what lets people in")?,
+            }
         }
         TargetCommand::Account(command) => accounts(verbs, command, input.secret, out).await?,
     }
@@ -226,8 +242,17 @@ struct TargetDetail {
 }
 
 impl Row for TargetDetail {
-    const HEADINGS: &'static [&'static str] =
-        &["TARGET", "ADDRESS", "MODE", "LABELS", "ADDED", "ACCOUNTS", "HOST KEYS", "GRANTED TO"];
+    const HEADINGS: &'static [&'static str] = &[
+        "TARGET",
+        "ADDRESS",
+        "MODE",
+        "LABELS",
+        "ADDED",
+        "SIGN-IN",
+        "ACCOUNTS",
+        "HOST KEYS",
+        "GRANTED TO",
+    ];
     fn cells(&self) -> Vec<String> {
         let mut cells = self.target.cells();
         let account = |row: &AccountRow| format!("{} ({})", row.account, row.auth);
@@ -246,6 +271,7 @@ impl Row for TargetDetail {
         let grants: Vec<String> = self.grants.iter().map(ToString::to_string).collect();
         cells.extend([
             self.target.created_at.to_string(),
+            self.target.sign_in.as_ref().map(ToString::to_string).unwrap_or_default(),
             accounts.join("; "),
             keys,
             grants.join("; "),

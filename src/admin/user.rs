@@ -10,7 +10,9 @@ use super::output::{Format, Row, json_line, list, show};
 use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{self, OtpCommand, UserCommand, UserKeyCommand};
-use crate::domain::{Factor, RadiusMode, Role, SecondFactor, UnixTime, UserName, printable};
+use crate::domain::{
+    Factor, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
+};
 use crate::keys::public_key;
 use crate::store::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
@@ -127,6 +129,11 @@ pub async fn users(
                     "they have no authenticator: 'sallyport otp reset {name}' lets them bind one"
                 )?;
             }
+        }
+        UserCommand::SignIn { name, rule: RuleOrDefault(rule) } => {
+            store.set_user_sign_in(&name, rule.as_ref(), context, now).await?;
+            let policy = store.user(&name).await?.sign_in;
+            writeln!(out, "{name} has to give {policy}; sessions signed in with less end")?;
         }
         UserCommand::Key(UserKeyCommand::Add { name, .. }) => {
             for (fingerprint, key) in &keys {
@@ -375,6 +382,7 @@ impl Row for Shown {
         "PASSWORD",
         "AUTHENTICATOR",
         "FACTOR",
+        "SIGN-IN",
         "ADDED",
         "GROUPS",
         "KEYS",
@@ -403,6 +411,7 @@ impl Row for Shown {
         let from = group.map(|group| format!(", set for group {group}")).unwrap_or_default();
         cells.extend([
             format!("{}{from}", self.factor),
+            detail.sign_in.to_string(),
             UnixTime(detail.user.created_at).to_string(),
             detail.groups.join(" "),
             keys.join(" "),

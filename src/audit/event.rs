@@ -10,8 +10,8 @@ use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize, de};
 
 use crate::domain::{
-    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, Source,
-    TargetName, UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, SignInRule,
+    Source, TargetName, UnixTime, UserName, words,
 };
 
 words! {
@@ -21,6 +21,8 @@ words! {
         Password = "password",
         /// A public key of the account, with a valid signature.
         Key = "key",
+        /// A user certificate that names the account, with a valid signature.
+        Certificate = "certificate",
         /// A one-time code from the bound authenticator.
         Code = "code",
         /// A recovery code.
@@ -47,6 +49,30 @@ words! {
 }
 
 words! {
+    /// What is wrong with a user certificate.
+    CertificateFault, "certificate fault" {
+        /// Its authority is not one of those that are listed.
+        UnknownAuthority = "unknown-authority",
+        /// It, its key or its authority is of a kind or size that cannot be trusted.
+        Weak = "weak",
+        /// Its authority did not sign it.
+        BadSignature = "bad-signature",
+        /// It is a host's.
+        NotAUsers = "not-a-users",
+        /// It does not name the account.
+        OtherPrincipal = "other-principal",
+        /// It holds from a later time on.
+        NotYetValid = "not-yet-valid",
+        /// Its time is over.
+        Expired = "expired",
+        /// It does not hold from this source.
+        WrongSource = "wrong-source",
+        /// It restricts itself in a way that the bastion does not know how to keep to.
+        CriticalOption = "critical-option",
+    }
+}
+
+words! {
     /// Why somebody was not let in, or on. Only the audit log and administrators see the
     /// difference; a client that is not signed in sees the same refusal for all.
     Refusal, "refusal" {
@@ -66,6 +92,8 @@ words! {
         WrongPassword = "wrong-password",
         /// The key is not one of the account's.
         UnknownKey = "unknown-key",
+        /// A user certificate that does not stand for the account; the event before says why.
+        CertificateRefused = "certificate-refused",
         /// The code matches no step of the window.
         WrongCode = "wrong-code",
         /// The code was used before.
@@ -78,6 +106,8 @@ words! {
         RadiusUnavailable = "radius-unavailable",
         /// A RADIUS server let somebody in without having asked for a code.
         RadiusOneFactor = "radius-one-factor",
+        /// What was given is not what the rule for signing in, or the target's, asks for.
+        SignInRule = "sign-in-rule",
         /// The new password breaks a rule, or its repetition differs.
         PasswordRejected = "password-rejected",
         /// The client left, or tried another password, before the second factor.
@@ -123,7 +153,8 @@ words! {
 impl Refusal {
     /// Whether a sign-in that it refused counts towards the lock. What is no guess does not: whoever
     /// replays a code knows the password and saw a right one, and a person who runs several `ssh`
-    /// at once with one code must not be locked out by them; nor must anybody by a fault of ours.
+    /// at once with one code must not be locked out by them; a certificate is not guessed; nor must
+    /// anybody be locked out by a fault of ours.
     pub fn counts(self) -> bool {
         match self {
             Self::ReplayedCode
@@ -131,6 +162,7 @@ impl Refusal {
             | Self::AccountChanged
             | Self::RadiusUnavailable
             | Self::RadiusOneFactor
+            | Self::CertificateRefused
             | Self::StoreFailed
             | Self::Busy => false,
             Self::UnknownUser
@@ -143,6 +175,7 @@ impl Refusal {
             | Self::WrongCode
             | Self::WrongRecoveryCode
             | Self::RadiusRejected
+            | Self::SignInRule
             | Self::PasswordRejected
             | Self::GivenUp
             | Self::UserChanged
@@ -243,6 +276,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
     },
+    /// A user certificate was refused: its key id, serial number and authority's fingerprint.
+    CertificateRefused { id: String, serial: u64, authority: String, reason: CertificateFault },
     /// A step of signing in failed.
     StepFailed { step: Step, reason: Refusal },
     /// A code would have matched `seconds` away from now: the app's clock is off by that.
@@ -414,6 +449,24 @@ pub enum Event {
         factor: Option<Factor>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mode: Option<RadiusMode>,
+    },
+    /// It was set which factors a user has to sign in with; without `rule`, what their groups say.
+    UserSignInSet {
+        name: UserName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
+    },
+    /// The same, for the members of a group without a rule of their own.
+    GroupSignInSet {
+        group: GroupName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
+    },
+    /// The same, for whoever wants to reach a target; without `rule`, what let them in is enough.
+    TargetSignInSet {
+        target: TargetName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<SignInRule>,
     },
     /// A group was added.
     GroupAdded { group: GroupName },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::totp::Secret;
 use crate::audit::Refusal;
-use crate::domain::{Factor, Id, Role, SecondFactor, TimeStep, UnixTime, UserName};
+use crate::domain::{Factor, Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName};
 
 /// An account as it was when its owner began to sign in.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Account {
     pub role: Role,
     /// What answers for its second step.
     pub factor: SecondFactor,
+    /// Which factors are enough to sign in.
+    pub sign_in: SignInPolicy,
     /// Grows whenever older logins must end; a login commits only against the epoch it began with.
     pub epoch: i64,
     /// Whether an administrator disabled it.

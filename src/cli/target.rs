@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::domain::{AccountAuth, AccountName, Label, Mode, TargetAddress, TargetName};
+use crate::domain::{
+    AccountAuth, AccountName, Label, Mode, RuleOrDefault, TargetAddress, TargetName,
+};
 
 /// `sallyport target ...`
 #[derive(Debug, Subcommand)]
@@ -58,6 +60,14 @@ pub enum TargetCommand {
     Unpin {
         /// Which
         name: TargetName,
+    },
+    /// Say which factors whoever wants to reach a target must have signed in with
+    #[command(after_help = super::SIGN_IN)]
+    SignIn {
+        /// Which
+        name: TargetName,
+        /// The rule; or default, for none
+        rule: RuleOrDefault,
     },
     /// Accounts on targets, and how the bastion signs in as them
     #[command(subcommand)]

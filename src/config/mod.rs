@@ -192,6 +192,8 @@ pub struct Login {
     pub issuer: String,
     /// Methods offered to clients; the order is the program's.
     pub methods: Vec<Method>,
+    /// Files with the public keys of authorities whose user certificates are taken.
+    pub user_ca_files: Vec<PathBuf>,
     /// The least number of characters of a new password.
     pub password_min_length: usize,
     /// The least zxcvbn score of a new password, 0 to 4.
@@ -231,6 +233,7 @@ impl Default for Login {
         Self {
             issuer: "Sallyport".to_owned(),
             methods: Method::ALL.to_vec(),
+            user_ca_files: Vec::new(),
             password_min_length: 12,
             password_min_score: 3,
             argon2_memory: Size::mib(19),

@@ -246,11 +246,12 @@ impl Own<'_> {
         };
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Code(_) | Claim::Radius { .. } | Claim::Nothing => Step::Code,
+            Claim::Code(_) | Claim::Radius { .. } | Claim::Nothing | Claim::NoCode => Step::Code,
         };
         let (id, epoch) = self.account_and_epoch();
-        let (account, steps, notes) = (id.clone(), Vec::new(), Vec::new());
-        let attempt = Attempt { account, epoch, claim, steps, notes };
+        let (account, given) = (id.clone(), self.caller.who.given());
+        let (steps, notes) = (Vec::new(), Vec::new());
+        let attempt = Attempt { account, epoch, claim, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),

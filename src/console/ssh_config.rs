@@ -39,7 +39,8 @@ pub(super) async fn show(
     writeln!(out, "    ControlPath ~/.ssh/sallyport-%C")?;
     writeln!(out, "    ControlPersist 4h")?;
     let access = verbs.store.access_of(caller.who.account()).await?;
-    let subject = Subject { user, groups: &access.groups, source: caller.source.ip() };
+    let (source, given) = (caller.source.ip(), caller.who.given());
+    let subject = Subject { user, groups: &access.groups, source, given };
     for (target, remark) in granted(caller, verbs.store, verbs.now).await? {
         let accounts = policy::granted_accounts(&subject, &target, &access.grants);
         let accounts: Vec<String> = accounts.iter().map(ToString::to_string).collect();

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::name::{NameError, name};
 use super::{
-    Capability, GroupName, Hours, Id, Label, Mode, TargetAddress, TargetName, UnixTime, UserName,
+    Capability, GroupName, Hours, Id, Label, Mode, SignInRule, TargetAddress, TargetName, UnixTime,
+    UserName,
 };
 
 /// A target that an administrator registered.
@@ -23,6 +24,8 @@ pub struct Target {
     pub mode: Mode,
     /// Its labels.
     pub labels: Vec<Label>,
+    /// Which factors it asks for; what let somebody in, if nothing was said.
+    pub sign_in: Option<SignInRule>,
     /// When it was registered.
     pub created_at: UnixTime,
 }

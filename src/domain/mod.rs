@@ -7,6 +7,7 @@
 mod grant;
 mod hours;
 mod name;
+mod sign_in;
 mod target;
 mod text;
 mod time;
@@ -15,6 +16,11 @@ mod when;
 pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
 pub use hours::{Hours, HoursError};
 pub use name::{GroupName, NameError, UserName};
+#[cfg(test)]
+pub(crate) use sign_in::tests::any_rule;
+pub use sign_in::{
+    Factors, RuleOrDefault, RuleOrigin, SignInPolicy, SignInRule, SignInRuleError, network,
+};
 pub use target::{
     AccountAuth, Capability, Destination, DestinationError, Host, Label, Mode, TargetAddress,
     TargetName,

@@ -14,7 +14,8 @@ use super::{
     is_meant,
 };
 use crate::domain::{
-    AccountName, Capability, Destination, Grant, GroupName, Id, Mode, Target, UnixTime, UserName,
+    AccountName, Capability, Destination, Factors, Grant, GroupName, Id, Mode, SignInRule, Target,
+    UnixTime, UserName,
 };
 
 /// Whose access is asked about.
@@ -72,7 +73,18 @@ pub fn explain(
     now: UnixTime,
 ) -> Explanation {
     let Question { user, groups, source, account } = *asked;
-    let who = Subject { user, groups, source: source.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) };
+    // As if everything were given that a target may ask for; what that is, is told beside.
+    let address = source.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let who = Subject { user, groups, source: address, given: Factors::ALL };
+    let anywhere = |target: &Target| Target {
+        sign_in: target.sign_in.as_ref().map(SignInRule::from_everywhere),
+        ..target.clone()
+    };
+    let judged_targets: Vec<Target> = match source {
+        Some(_) => targets.to_vec(),
+        None => targets.iter().map(anywhere).collect(),
+    };
+    let targets = &judged_targets[..];
     let meant = targets.iter().find(|target| is_meant(target, destination));
     // In tunnel mode nobody sees as whom somebody signs in.
     let account = account.filter(|_| meant.is_none_or(|target| target.mode == Mode::Record));
@@ -183,6 +195,7 @@ impl Explanation {
 
 /// What the user would be told, as somebody else is told it.
 fn of(user: &UserName, message: &str) -> String {
+    let message = message.split_once("; you signed in with").map_or(message, |(asks, _)| asks);
     message
         .replace("granted to you", &format!("granted to {user}"))
         .replace("your grant", &format!("the grant of {user}"))

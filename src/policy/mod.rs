@@ -17,7 +17,8 @@ pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;
 use crate::domain::{
-    Capability, Destination, Grant, GroupName, Id, Mode, Target, TargetName, UnixTime, UserName,
+    Capability, Destination, Factors, Grant, GroupName, Id, Mode, Target, TargetName, UnixTime,
+    UserName,
 };
 
 /// Who asks.
@@ -29,6 +30,8 @@ pub struct Subject<'a> {
     pub groups: &'a [GroupName],
     /// Where they connected from.
     pub source: IpAddr,
+    /// The factors that they signed in with.
+    pub given: Factors,
 }
 
 /// The policy's answer.
@@ -196,6 +199,12 @@ fn holds(
         Some(hours) => hours.next_change(now),
         None => None,
     };
+    if let Some(rule) = &target.sign_in
+        && !rule.allows(who.given, who.source)
+    {
+        let message = format!("{} asks for {rule}; you signed in with {}", target.name, who.given);
+        return refuse(5, Refusal::SignInRule, message);
+    }
     Ok([grant.until, closes].into_iter().flatten().min())
 }
 

@@ -17,6 +17,7 @@ fn target(name: &str, address: &str, labels: &[&str]) -> Target {
         name: name.parse().unwrap(),
         address: address.parse().unwrap(),
         mode: Mode::Tunnel,
+        sign_in: None,
         labels: labels.iter().map(|l| l.parse().unwrap()).collect(),
         created_at: NOW,
     }
@@ -47,9 +48,65 @@ fn to(name: &str) -> GrantObject {
 fn ask(targets: &[Target], grants: &[Grant], destination: &str, port: u32) -> Decision {
     let who = "alice".parse().unwrap();
     let groups = ["dba".parse().unwrap()];
-    let subject = Subject { user: &who, groups: &groups, source: "192.0.2.7".parse().unwrap() };
+    let subject = Subject {
+        user: &who,
+        groups: &groups,
+        source: "192.0.2.7".parse().unwrap(),
+        given: Factors::ALL,
+    };
     let destination = Destination::parse(destination, port).unwrap();
     authorize(&subject, targets, grants, &destination, NOW)
+}
+
+#[test]
+fn a_target_may_ask_for_more_than_the_door() {
+    let who: UserName = "alice".parse().unwrap();
+    let db1 = Target {
+        sign_in: Some("key+otp, certificate from 192.0.2.0/24".parse().unwrap()),
+        ..target("db1", "10.0.0.5", &[])
+    };
+    let grants = [grant(1, user("alice"), to("db1"))];
+    let ask = |given, source: &str| {
+        let subject = Subject { user: &who, groups: &[], source: source.parse().unwrap(), given };
+        authorize(
+            &subject,
+            std::slice::from_ref(&db1),
+            &grants,
+            &Destination::parse("db1", 22).unwrap(),
+            NOW,
+        )
+    };
+    let (key, otp) = (Factors::KEY, Factors::OTP);
+    permit(ask(key.with(otp), "203.0.113.1"));
+    permit(ask(Factors::CERTIFICATE, "192.0.2.7"));
+    let (reason, text) = message(ask(Factors::PASSWORD.with(otp), "192.0.2.7"));
+    assert_eq!(reason, Refusal::SignInRule);
+    let asks = "db1 asks for key+otp, certificate from 192.0.2.0/24";
+    assert_eq!(text, format!("{asks}; you signed in with password+otp"));
+    assert_eq!(message(ask(Factors::CERTIFICATE, "203.0.113.1")).0, Refusal::SignInRule);
+    // What is asked for is no hint of what is granted.
+    let none = message(authorize(
+        &Subject { user: &who, groups: &[], source: "192.0.2.7".parse().unwrap(), given: key },
+        std::slice::from_ref(&db1),
+        &[],
+        &Destination::parse("db1", 22).unwrap(),
+        NOW,
+    ));
+    assert_eq!(none.1, "db1 is not granted to you");
+    // Explained, it is told who could; from where nothing is enough, that nobody can.
+    let explained = |source: Option<&str>, rule: &str| {
+        let db1 = Target { sign_in: Some(rule.parse().unwrap()), ..db1.clone() };
+        let source = source.map(|source| source.parse().unwrap());
+        let asked = Question { user: &who, groups: &[], source, account: None };
+        explain(&asked, &[db1], &grants, &Destination::parse("db1", 22).unwrap(), NOW)
+    };
+    let near = "key from 192.0.2.0/24";
+    assert!(explained(None, near).permitted && explained(Some("192.0.2.7"), near).permitted);
+    let far = explained(Some("203.0.113.1"), near);
+    assert_eq!(
+        (far.permitted, far.decision.as_str()),
+        (false, "refused: db1 asks for key from 192.0.2.0/24")
+    );
 }
 
 fn message(decision: Decision) -> (Refusal, String) {
@@ -83,7 +140,12 @@ fn destinations_mean_targets_by_name_or_address() {
 #[test]
 fn rights_for_sessions_are_of_grants_on_recorded_targets() {
     let who = "alice".parse().unwrap();
-    let subject = Subject { user: &who, groups: &[], source: "192.0.2.7".parse().unwrap() };
+    let subject = Subject {
+        user: &who,
+        groups: &[],
+        source: "192.0.2.7".parse().unwrap(),
+        given: Factors::ALL,
+    };
     let recorded = |name| Target { mode: Mode::Record, ..target(name, "10.0.0.5", &[]) };
     let targets = [recorded("db1"), target("opaque", "10.0.0.6", &[])];
     let allowing = |whose: &str, name: &str, allow: &[Capability]| Grant {
@@ -362,7 +424,12 @@ proptest! {
 
 fn as_account(grants: &[Grant], account: &str, mode: Mode) -> AccountDecision {
     let who = "alice".parse().unwrap();
-    let subject = Subject { user: &who, groups: &[], source: "192.0.2.7".parse().unwrap() };
+    let subject = Subject {
+        user: &who,
+        groups: &[],
+        source: "192.0.2.7".parse().unwrap(),
+        given: Factors::ALL,
+    };
     let target = Target { mode, ..target("db1", "10.0.0.5", &[]) };
     authorize_account(&subject, &target, grants, &account.parse().unwrap(), NOW)
 }

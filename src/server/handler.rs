@@ -259,10 +259,13 @@ impl russh::server::Handler for Handler {
     async fn auth_openssh_certificate(
         &mut self,
         user: &str,
-        _certificate: &Certificate,
+        certificate: &Certificate,
     ) -> Result<Auth, Ended> {
-        // No user certificates yet: an empty fingerprint is nobody's.
-        self.request(user, Request::Key(String::new())).await
+        let name = self.login_name(user).to_owned();
+        let (conn, source) = (&self.conn, self.conn.source.ip());
+        let now = conn.bastion.clock.now();
+        let shown = conn.settings.authorities.check(certificate, &name, source, now);
+        self.request(user, Request::Certificate(shown)).await
     }
 
     async fn auth_keyboard_interactive<'a>(

@@ -1,7 +1,7 @@
 //! The connections of this process, and the watch over what must end them.
 //!
-//! Always holds: a kill, a disabled, removed, unbound or re-passworded account ends its live
-//! sessions within about a second on every node, because every such change bumps the store's
+//! Always holds: a kill, a disabled, removed, unbound or re-passworded account, or a rule for signing
+//! in that asks for more than was given, ends its live sessions within about a second on every node, because every such change bumps the store's
 //! revision, and every node asks for it twice a second.
 
 use std::collections::{HashMap, HashSet};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::Bastion;
 use super::connection::Connection;
 use crate::audit::EndReason;
-use crate::domain::Id;
+use crate::domain::{Id, SignInPolicy};
 use crate::store::Live;
 
 /// How often the store is asked whether anything changed.
@@ -85,6 +85,14 @@ impl Table {
         let open: HashSet<&Id> = live.open.iter().collect();
         for conn in before.iter().filter(|conn| !open.contains(&conn.id)) {
             conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
+        }
+        for conn in before {
+            let Some(who) = conn.who() else { continue };
+            let default = SignInPolicy::default();
+            let policy = live.policies.get(who.account()).unwrap_or(&default);
+            if !policy.allows(who.given(), conn.source.ip()) {
+                conn.end(EndReason::Revoked, "more is asked of you by now: sign in again");
+            }
         }
         later
     }

@@ -36,8 +36,9 @@ pub(super) struct Login {
 impl Login {
     pub(super) fn new(conn: Arc<Connection>) -> Self {
         let rules = Arc::clone(&conn.settings.rules);
+        let source = conn.source.ip();
         Self {
-            machine: Some(Machine::new(rules)),
+            machine: Some(Machine::new(rules, source)),
             rehash: None,
             radius: radius::Dialog::default(),
             conn,

@@ -9,6 +9,7 @@ use super::radius::RadiusSettings;
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::Rules;
 use crate::domain::RadiusMode;
+use crate::keys::Authorities;
 use crate::recording;
 
 /// The settings in force for new connections; a reload replaces them as a whole.
@@ -16,6 +17,8 @@ use crate::recording;
 pub struct Settings {
     /// How a login goes.
     pub rules: Arc<Rules>,
+    /// Whose certificates users may sign in with.
+    pub authorities: Arc<Authorities>,
     /// When failures slow down and lock out.
     pub throttle: ThrottleRules,
     /// From accepting a connection to its sign-in.

@@ -54,7 +54,12 @@ async fn session_rights(conn: &Connection) -> Vec<Capability> {
             return Vec::new();
         }
     };
-    let subject = Subject { user: who.user(), groups: &access.groups, source: conn.source.ip() };
+    let subject = Subject {
+        user: who.user(),
+        groups: &access.groups,
+        source: conn.source.ip(),
+        given: who.given(),
+    };
     policy::session_rights(&subject, &access.targets, &access.grants)
 }
 

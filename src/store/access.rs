@@ -1,5 +1,7 @@
 //! Targets, groups and grants.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
@@ -8,8 +10,8 @@ use super::schema::{grants, group_members, target_labels, targets, user_groups, 
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
 use crate::domain::{
-    Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Label, Target, TargetAddress,
-    TargetName, UnixTime, UserName,
+    Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Label, SignInRule, Target,
+    TargetAddress, TargetName, UnixTime, UserName,
 };
 
 /// What the policy needs to decide about one user.
@@ -55,6 +57,8 @@ pub struct GroupRow {
     pub factor: Option<String>,
     /// How RADIUS is asked then, if that was said.
     pub radius_mode: Option<String>,
+    /// Which factors are asked of members without a rule of their own, if that was said.
+    pub sign_in: Option<String>,
 }
 
 impl Store {
@@ -128,6 +132,7 @@ impl Store {
                 .await
         })?;
         let mut factors = tx.group_factors().await?;
+        let mut rules = tx.group_sign_ins().await?;
         tx.commit().await?;
         let of = |group: &str| {
             members.iter().filter(|(g, _)| g == group).map(|(_, m)| m.clone()).collect()
@@ -138,7 +143,8 @@ impl Store {
                 let members = of(&group);
                 let (factor, radius_mode) = factors.remove(&group).unzip();
                 let radius_mode = radius_mode.flatten();
-                GroupRow { group, created_at, members, factor, radius_mode }
+                let sign_in = rules.remove(&group);
+                GroupRow { group, created_at, members, factor, radius_mode, sign_in }
             })
             .collect())
     }
@@ -499,7 +505,8 @@ impl Tx<'_> {
         let labels: Vec<(String, String, String)> = on!(self.engine(), conn => {
             target_labels::table.filter(target_labels::target_id.eq_any(ids)).load(conn).await
         })?;
-        rows.into_iter().map(|row| target(row, &labels)).collect()
+        let rules = self.target_sign_ins().await?;
+        rows.into_iter().map(|row| target(row, &labels, &rules)).collect()
     }
 
     async fn all_targets(&mut self) -> Result<Vec<Target>, Error> {
@@ -507,7 +514,8 @@ impl Tx<'_> {
             on!(self.engine(), conn => targets::table.order(targets::name).load(conn).await)?;
         let labels: Vec<(String, String, String)> =
             on!(self.engine(), conn => target_labels::table.load(conn).await)?;
-        rows.into_iter().map(|row| target(row, &labels)).collect()
+        let rules = self.target_sign_ins().await?;
+        rows.into_iter().map(|row| target(row, &labels, &rules)).collect()
     }
 
     async fn target_named(&mut self, name: &TargetName) -> Result<Option<Id>, Error> {
@@ -599,7 +607,11 @@ fn grant(row: GrantRow) -> Result<Grant, Error> {
     })
 }
 
-fn target(row: TargetRow, labels: &[(String, String, String)]) -> Result<Target, Error> {
+fn target(
+    row: TargetRow,
+    labels: &[(String, String, String)],
+    rules: &HashMap<String, SignInRule>,
+) -> Result<Target, Error> {
     let (id, name, host, port, mode, created_at) = row;
     let port = u16::try_from(port)
         .map_err(|_| Error::Damaged { table: "targets", reason: format!("port {port}") })?;
@@ -608,6 +620,7 @@ fn target(row: TargetRow, labels: &[(String, String, String)]) -> Result<Target,
         labels: mine
             .map(|(_, key, value)| Label { key: key.clone(), value: value.clone() })
             .collect(),
+        sign_in: rules.get(&id).cloned(),
         id: parse("targets", &id)?,
         name: parse("targets", &name)?,
         address: TargetAddress { host: parse("targets", &host)?, port },

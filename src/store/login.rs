@@ -3,7 +3,8 @@
 //! Always holds: a code, a recovery code and a binding are used up by a compare-and-set in the same
 //! transaction that writes down what they were used for, so that each works once over all
 //! connections and nodes. A login commits only if the account's epoch is still the one that it
-//! began with, and its source was not locked meanwhile.
+//! began with, its source was not locked meanwhile, and what was given is enough by the rules that
+//! hold at that moment.
 
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::machine::{Attempt, Claim, Claimed};
 use crate::auth::{recovery, totp};
-use crate::domain::{Factor, Id, SecondFactor, Source, TimeStep, UnixTime, UserName, printable};
+use crate::domain::{
+    Factor, Factors, Id, SecondFactor, Source, TimeStep, UnixTime, UserName, printable,
+};
 
 /// A row of `users`, as far as signing in needs it.
 #[derive(Queryable, Selectable)]
@@ -149,7 +152,14 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<Claimed, Refusal>, Error> {
         let mut tx = self.begin().await?;
-        let recovery_left = match tx.use_claim(&attempt, whose, rules, now).await? {
+        let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
+        if let (Ok(_), Some(sign_in)) = (&used, open_session) {
+            let policy = tx.sign_in_policy(&attempt.account).await?;
+            if !policy.allows(attempt.given, sign_in.source.ip()) {
+                used = Err(Refusal::SignInRule);
+            }
+        }
+        let recovery_left = match used {
             Ok(recovery_left) => recovery_left,
             Err(refusal) => {
                 tx.roll_back().await?;
@@ -383,6 +393,7 @@ impl Tx<'_> {
         })?;
         let recovery_left = self.recovery_left(&id).await?;
         let set = self.factor_set(&id).await?;
+        let sign_in = self.sign_in_policy(&id).await?;
         let otp = self.open_otp(&id, row.as_ref())?;
         let Some(row) = row else { return Ok(None) };
         let factor = match set {
@@ -394,6 +405,7 @@ impl Tx<'_> {
             name: parse("users", &row.name)?,
             role: parse("users", &row.role)?,
             factor,
+            sign_in,
             epoch: row.epoch,
             disabled: row.disabled_at.is_some(),
             password: row.password_hash,
@@ -481,6 +493,7 @@ impl Tx<'_> {
         let fits = match (&attempt.claim, present) {
             (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
             (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
+            (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
         };
@@ -488,7 +501,7 @@ impl Tx<'_> {
             return Ok(Err(Refusal::AccountChanged));
         }
         match &attempt.claim {
-            Claim::Nothing => {}
+            Claim::Nothing | Claim::NoCode => {}
             Claim::Radius { codes, life } => {
                 let until = now.plus(*life);
                 if !self.use_codes(&attempt.account, codes, now, until).await? {
@@ -539,7 +552,7 @@ impl Tx<'_> {
         use crate::audit::Step;
         self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
-            Claim::Nothing => return Ok(()),
+            Claim::Nothing | Claim::NoCode => return Ok(()),
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
             Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },

@@ -19,6 +19,7 @@ mod recording;
 mod schema;
 pub mod seal;
 mod session;
+mod sign_in;
 mod target;
 mod user;
 

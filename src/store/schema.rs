@@ -48,6 +48,27 @@ table! {
 }
 
 table! {
+    user_sign_in (user_id) {
+        user_id -> Text,
+        rule -> Text,
+    }
+}
+
+table! {
+    group_sign_in (group_name) {
+        group_name -> Text,
+        rule -> Text,
+    }
+}
+
+table! {
+    target_sign_in (target_id) {
+        target_id -> Text,
+        rule -> Text,
+    }
+}
+
+table! {
     used_codes (user_id, hash) {
         user_id -> Text,
         hash -> Text,
@@ -270,6 +291,9 @@ allow_tables_to_appear_in_same_query!(
     recovery_codes,
     user_factors,
     group_factors,
+    user_sign_in,
+    group_sign_in,
+    target_sign_in,
     used_codes,
     user_keys,
     user_groups,

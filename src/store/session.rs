@@ -1,5 +1,7 @@
 //! Sessions and forwards: what is open, what was, and what must end.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
@@ -8,7 +10,7 @@ use super::pool::on;
 use super::schema::{forwards, nodes, revision, sessions, users};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, EndReason, Event};
-use crate::domain::{Destination, Id, IdPrefix, TargetName, UnixTime};
+use crate::domain::{Destination, Id, IdPrefix, SignInPolicy, TargetName, UnixTime};
 
 /// A session as operators list it.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -79,6 +81,8 @@ pub struct Live {
     pub open: Vec<Id>,
     /// For every account with a live session here: its epoch, or `None` if it is disabled or gone.
     pub epochs: Vec<(Id, Option<i64>)>,
+    /// The rules for signing in that hold now, by account; the default for all others.
+    pub policies: HashMap<Id, SignInPolicy>,
 }
 
 impl Store {
@@ -117,8 +121,9 @@ impl Store {
                 .load(conn)
                 .await
         })?;
+        let policies = tx.sign_in_policies().await?;
         tx.commit().await?;
-        let mut live = Live::default();
+        let mut live = Live { policies, ..Live::default() };
         for (session, user, kill, epoch, disabled) in rows {
             let session: Id = parse("sessions", &session)?;
             if kill.is_some() {

@@ -279,7 +279,7 @@ impl Store {
 }
 
 impl Tx<'_> {
-    async fn target_id(&mut self, name: &TargetName) -> Result<Id, Error> {
+    pub(super) async fn target_id(&mut self, name: &TargetName) -> Result<Id, Error> {
         let id: Option<String> = on!(self.engine(), conn => {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
         })?;

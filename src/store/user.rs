@@ -13,7 +13,7 @@ use super::radius::FactorRow;
 use super::schema::{recovery_codes, throttle, user_keys, users};
 use super::{Error, Store, Tx};
 use crate::audit::{Context, Event};
-use crate::domain::{Factor, Id, RadiusMode, Role, SecondFactor, UnixTime, UserName};
+use crate::domain::{Factor, Id, RadiusMode, Role, SecondFactor, SignInPolicy, UnixTime, UserName};
 
 /// A user as administrators see it: no secret and no hash.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -46,6 +46,8 @@ pub struct UserDetail {
     pub radius_mode: Option<RadiusMode>,
     /// The group that the factor is from.
     pub factor_group: Option<String>,
+    /// Which factors are asked of them, and where that comes from.
+    pub sign_in: SignInPolicy,
     pub groups: Vec<String>,
     pub keys: Vec<KeyRow>,
     pub recovery_codes_left: u32,
@@ -176,10 +178,20 @@ impl Store {
         let groups = tx.groups_of(&id).await?.iter().map(ToString::to_string).collect();
         let recovery_codes_left = tx.recovery_left(&id).await?;
         let FactorRow { factor, mode: radius_mode, group } = tx.second_factor(&id).await?;
+        let sign_in = tx.sign_in_policy(&id).await?;
         tx.commit().await?;
         user.factor = factor.to_string();
         let factor_group = group.map(|group| group.to_string());
-        Ok(UserDetail { user, radius_mode, factor_group, groups, keys, recovery_codes_left, locks })
+        Ok(UserDetail {
+            user,
+            radius_mode,
+            factor_group,
+            sign_in,
+            groups,
+            keys,
+            recovery_codes_left,
+            locks,
+        })
     }
 
     /// Adds a user, with an open binding window.

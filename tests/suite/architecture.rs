@@ -29,7 +29,7 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn crates_are_named_only_where_they_belong() {
     for (krate, places) in [
-        ("russh::", &["server", "keys.rs"][..]),
+        ("russh::", &["server", "keys.rs", "keys"][..]),
         ("diesel", &["store"]),
         ("ratatui", &["console"]),
         ("clap", &["cli.rs", "cli", "main.rs"]),

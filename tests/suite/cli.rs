@@ -644,3 +644,53 @@ async fn radius_servers_are_checked_before_anybody_needs_them() {
     assert_eq!(added["binding_until"], Value::Null);
     assert_eq!(json(dir, &["otp", "show", "carol"]).await["radius_mode"], "code");
 }
+
+#[tokio::test]
+async fn rules_for_signing_in_are_set_shown_and_explained() {
+    let dir = setting().await;
+    let dir = dir.path();
+    let default = "password+otp, key+otp, certificate+otp (the default)";
+    let shown = cli(dir, &["user", "show", "alice"]).await.ok().out;
+    assert!(shown.contains(default), "{shown}");
+    let set = cli(dir, &["group", "sign-in", "dba", "key+otp,  password+otp"]).await.ok().out;
+    assert!(set.contains("members of dba without a rule of their own: key+otp, password+otp"));
+    cli(dir, &["target", "sign-in", "db1", "key+otp"]).await.ok();
+    let groups = json(dir, &["group", "list"]).await;
+    assert_eq!(groups[0]["sign_in"], "key+otp, password+otp");
+    assert_eq!(json(dir, &["target", "show", "db1"]).await["sign_in"], "key+otp");
+    let shown = json(dir, &["user", "show", "alice"]).await;
+    let of_group = serde_json::json!([
+        { "rule": "key+otp, password+otp", "from": "the rule of group dba" }
+    ]);
+    assert_eq!(shown["sign_in"], of_group);
+    let explained = cli(dir, &["explain", "alice", "db1"]).await.out;
+    for told in
+        ["alice has to give key+otp, password+otp (the rule of group dba)", "db1 asks for key+otp"]
+    {
+        assert!(explained.contains(told), "{explained}");
+    }
+    // What needs no code needs no authenticator.
+    cli(dir, &["user", "sign-in", "alice", "key from 192.0.2.0/24"]).await.ok();
+    cli(dir, &["target", "sign-in", "db1", "default"]).await.ok();
+    for (from, told) in [
+        ("192.0.2.7", "alice has to give key from 192.0.2.0/24 (the user's own rule)"),
+        ("203.0.113.9", "refused: nothing lets alice in from 203.0.113.9"),
+    ] {
+        let explained = cli(dir, &["explain", "alice", "db1", "--from", from]).await;
+        assert_eq!(explained.code, Some(i32::from(from != "192.0.2.7")), "{explained:?}");
+        assert!(explained.out.contains(told), "{explained:?}");
+        assert!(!explained.out.contains("authenticator"), "{explained:?}");
+    }
+    cli(dir, &["user", "sign-in", "alice", "default"]).await.ok();
+    assert_eq!(json(dir, &["user", "show", "alice"]).await["sign_in"], of_group);
+    for (args, why) in [
+        (&["user", "sign-in", "alice", "key"][..], "only from networks that are named"),
+        (&["user", "sign-in", "alice", "password from 10.0.0.0/8"], "never enough alone"),
+        (&["user", "sign-in", "eve", "key+otp"], "there is no user eve"),
+        (&["group", "sign-in", "ops", "key+otp"], "there is no group ops"),
+        (&["target", "sign-in", "db9", "key+otp"], "there is no target db9"),
+    ] {
+        let ran = cli(dir, args).await.failed();
+        assert!(ran.err.contains(why) && ran.err.lines().count() == 1, "{ran:?}");
+    }
+}

@@ -6,6 +6,7 @@
 
 mod abuse;
 mod architecture;
+mod certificate;
 mod cli;
 mod console;
 mod crash;
@@ -43,6 +44,7 @@ mod record_wire;
 mod reload;
 mod secrets;
 mod shipped_files;
+mod sign_in;
 mod store;
 mod support;
 mod systemd;

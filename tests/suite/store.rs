@@ -16,8 +16,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, Source, Target,
-    TimeStep, UnixTime, UserName,
+    Destination, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, SignInRule,
+    Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
     Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator, NewRecording, NewUser,
@@ -29,6 +29,7 @@ use crate::support::on_both_engines;
 use crate::tampering::with_verbs;
 
 on_both_engines!(
+    a_session_opens_only_by_the_rule_that_holds_then,
     users_change_and_conflicts_are_told,
     what_must_end_sessions_moves_the_revision_and_the_epoch,
     groups_targets_and_grants_change_and_conflicts_are_told,
@@ -146,7 +147,8 @@ fn conflict<T: Debug>(result: Result<T, Error>) -> String {
 
 fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
     let steps = vec![Step::Password, Step::Code];
-    Attempt { account: person.id.clone(), epoch, claim, steps, notes: Vec::new() }
+    let given = Factors::PASSWORD.with(Factors::OTP);
+    Attempt { account: person.id.clone(), epoch, claim, given, steps, notes: Vec::new() }
 }
 
 /// Signs in with `claim` in a session of its own.
@@ -166,6 +168,21 @@ async fn sign_in(
     let whose = whose(&person.name);
     let signed = store.claim(attempt, Some(&new), &whose, &rules(), &context, now).await.unwrap();
     (session, signed)
+}
+
+/// Opens a session for which this was given.
+async fn open_with(
+    store: &Store,
+    person: &Person,
+    (claim, given): (Claim, Factors),
+    now: UnixTime,
+) -> Result<Claimed, Refusal> {
+    let (session, source) = (Id::random().unwrap(), source());
+    let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
+    let epoch = 2;
+    let attempt = Attempt { given, steps: Vec::new(), ..attempt(person, epoch, claim) };
+    let whose = whose(&person.name);
+    store.claim(attempt, Some(&new), &whose, &rules(), &nobody(), now).await.unwrap()
 }
 
 async fn account(bastion: &TestBastion, name: &UserName) -> sallyport::auth::account::Account {
@@ -192,6 +209,7 @@ fn target(name: &str, address: &str, labels: &[&str]) -> Target {
         name: name.parse().unwrap(),
         address: address.parse().unwrap(),
         mode: Mode::Tunnel,
+        sign_in: None,
         labels: labels.iter().map(|label| label.parse().unwrap()).collect(),
         created_at: UnixTime(5),
     }
@@ -1466,4 +1484,45 @@ async fn events_are_found_by_what_they_are_about(engine: Engine) {
     assert_eq!(store.audit_head().await.unwrap().seq, end.seq + 20);
     assert_eq!(store.node(), "test");
     verify(&bastion).await;
+}
+
+async fn a_session_opens_only_by_the_rule_that_holds_then(engine: Engine) {
+    let bastion = TestBastion::start(engine).await;
+    let (alice, now) = (bastion.person("alice").await, bastion.now());
+    let store = bastion.store();
+    let by_key = || (Claim::NoCode, Factors::KEY);
+    let with_code = |step| (Claim::Code(TimeStep(step)), Factors::PASSWORD.with(Factors::OTP));
+    assert_eq!(open_with(store, &alice, by_key(), now).await, Err(Refusal::SignInRule));
+    let near: SignInRule = "key from 127.0.0.0/8 192.0.2.0/24".parse().unwrap();
+    store.set_user_sign_in(&alice.name, Some(&near), &nobody(), now).await.unwrap();
+    open_with(store, &alice, by_key(), now).await.unwrap();
+    // A login that began under another rule; its code is not used up.
+    assert_eq!(open_with(store, &alice, with_code(7), now).await, Err(Refusal::SignInRule));
+    store.set_user_sign_in(&alice.name, None, &nobody(), now).await.unwrap();
+    assert_eq!(open_with(store, &alice, by_key(), now).await, Err(Refusal::SignInRule));
+    open_with(store, &alice, with_code(7), now).await.unwrap();
+    // Nobody has given a code who claims none.
+    let pretended = (Claim::NoCode, Factors::KEY.with(Factors::OTP));
+    let opened = open_with(store, &alice, pretended, now).await;
+    assert_eq!(opened, Err(Refusal::AccountChanged));
+    assert_eq!(bastion.kinds("signed-in").await.len(), 2);
+
+    // What is set for groups, and goes with them.
+    let (group, context) = ("dba".parse().unwrap(), nobody());
+    store.add_group(&group, &context, now).await.unwrap();
+    store.join_group(&group, &alice.name, &context, now).await.unwrap();
+    let key: SignInRule = "key+otp".parse().unwrap();
+    store.set_group_sign_in(&group, Some(&key), &context, now).await.unwrap();
+    assert_eq!(store.groups().await.unwrap()[0].sign_in.as_deref(), Some("key+otp"));
+    let policy = || async { store.user(&alice.name).await.unwrap().sign_in.to_string() };
+    assert_eq!(policy().await, "key+otp (the rule of group dba)");
+    assert_eq!(open_with(store, &alice, with_code(8), now).await, Err(Refusal::SignInRule));
+    store.remove_group(&group, &context, now).await.unwrap();
+    assert!(policy().await.ends_with("(the default)"));
+    open_with(store, &alice, with_code(8), now).await.unwrap();
+    for (kind, count) in [("user-sign-in-set", 2), ("group-sign-in-set", 1)] {
+        assert_eq!(bastion.kinds(kind).await.len(), count, "{kind}");
+    }
+    let nobody_there = store.set_user_sign_in(&"eve".parse().unwrap(), None, &context, now).await;
+    assert!(conflict(nobody_there).contains("no user eve"));
 }

@@ -6,7 +6,7 @@ use super::super::prompt::BindInput;
 use super::super::{qr, totp};
 use super::{Effect, Machine, Question, Reply, Stage, prompt};
 use crate::audit::{Event, Refusal, Step};
-use crate::domain::{TimeStep, UnixTime};
+use crate::domain::{Factors, TimeStep, UnixTime};
 
 /// The most wrong codes while binding; the secret is on the screen, so this bounds only the dialog.
 const MAX_BIND_TRIES: u32 = 10;
@@ -82,6 +82,7 @@ impl Machine {
 
     pub(super) fn bound(&mut self, epoch: i64, codes: &[SecretString]) -> Effect {
         self.steps.push(Step::Binding);
+        self.given = self.given.with(Factors::OTP);
         if let Some((Some(account), _)) = &mut self.found {
             account.epoch = epoch;
             account.drift = None;

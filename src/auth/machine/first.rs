@@ -2,9 +2,10 @@
 
 use secrecy::SecretString;
 
-use super::{Effect, First, Machine, Reply, Stage, ask, prompt};
+use super::super::account::Standing;
+use super::{Certified, Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
 use crate::audit::{Event, Refusal, Step};
-use crate::domain::UnixTime;
+use crate::domain::{Factors, UnixTime};
 
 /// The most key offers: enough for a full agent.
 pub(super) const MAX_OFFERS: u32 = 32;
@@ -16,22 +17,53 @@ impl Machine {
         if self.offers > MAX_OFFERS {
             return self.disconnect(Refusal::TooManyAttempts);
         }
-        Effect::Reply(if self.has_key(key) {
+        let may_be_certified = self.rules.certificates && !key.is_empty();
+        Effect::Reply(if may_be_certified || self.has_key(key) {
             Reply::KeyOk
         } else {
             Reply::Refuse(self.rules.methods)
         })
     }
 
-    pub(super) fn key(&mut self, key: &str) -> Effect {
+    pub(super) fn key(&mut self, key: &str, now: UnixTime) -> Effect {
         if !self.has_key(key) {
             self.note(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
             return Effect::Reply(Reply::Refuse(self.rules.methods));
         }
         self.first = First::Key;
-        self.steps = vec![Step::Key];
+        self.given = self.given.with(Factors::KEY);
+        self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
+        self.steps.push(Step::Key);
         self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
-        Effect::Reply(Reply::Continue)
+        self.go_on(now)
+    }
+
+    /// Takes a certificate in, or writes down at once why not: its holder may leave next.
+    pub(super) fn certificate(
+        &mut self,
+        shown: Result<Certified, Box<Event>>,
+        now: UnixTime,
+    ) -> Effect {
+        let certified = match shown {
+            Ok(certified) => certified,
+            Err(why) => {
+                self.note(*why);
+                return self.fail(Refusal::CertificateRefused, None);
+            }
+        };
+        match self.account() {
+            None => return self.fail(Refusal::UnknownUser, None),
+            Some(account) if account.disabled => return self.fail(Refusal::Disabled, None),
+            Some(_) => {}
+        }
+        self.first = First::Key;
+        self.given = self.given.with(Factors::CERTIFICATE);
+        self.steps.retain(|step| matches!(step, Step::Password | Step::Key));
+        self.steps.push(Step::Certificate);
+        let Certified { id, serial, authority, .. } = certified;
+        let key = Some(format!("{id} (serial {serial}) by {authority}"));
+        self.note(Event::StepPassed { step: Step::Certificate, key });
+        self.go_on(now)
     }
 
     fn has_key(&self, key: &str) -> bool {
@@ -53,6 +85,7 @@ impl Machine {
             return self.fail(Refusal::GivenUp, None);
         }
         self.stage = Stage::CheckingPassword { interactive };
+        self.given = self.given.without(Factors::PASSWORD);
         self.old_password = Some(password.clone());
         // One that a RADIUS server judges is compared with the decoy, for the sake of its time.
         let ours = self.account().filter(|_| !self.is_judged_by_radius());
@@ -66,10 +99,11 @@ impl Machine {
         };
         let right = right && self.account().is_some();
         self.first = First::Password { right };
-        self.steps.retain(|step| *step == Step::Key);
+        self.steps.retain(|step| matches!(step, Step::Key | Step::Certificate));
         if self.is_judged_by_radius() {
             self.first = First::Held;
         } else if right {
+            self.given = self.given.with(Factors::PASSWORD);
             self.steps.push(Step::Password);
             self.note(Event::StepPassed { step: Step::Password, key: None });
         } else {
@@ -79,6 +113,55 @@ impl Machine {
             };
             self.note(Event::StepFailed { step: Step::Password, reason });
         }
-        if interactive { self.ask_second(now) } else { Effect::Reply(Reply::Continue) }
+        if interactive { self.ask_second(now) } else { self.go_on(now) }
+    }
+
+    /// What follows a first factor that came by a method of its own.
+    fn go_on(&mut self, now: UnixTime) -> Effect {
+        if self.needs_no_code(now) && !self.must_change_password() {
+            self.let_in()
+        } else {
+            Effect::Reply(Reply::Continue)
+        }
+    }
+
+    /// Whether what was given is enough without a code. Never so after a wrong password, nor while the
+    /// account is locked: the question for a code must not tell a right one then.
+    pub(super) fn needs_no_code(&self, now: UnixTime) -> bool {
+        let open = match self.standing(now) {
+            // That no authenticator may be bound is nothing to whom no code is asked of.
+            Standing::Closed(reason) => reason == Refusal::BindingClosed,
+            Standing::Bound | Standing::MayBind | Standing::Radius => true,
+        };
+        open && matches!(self.first, First::Password { right: true } | First::Key)
+            && !self.given.has(Factors::OTP)
+            && self.allows(self.given)
+    }
+
+    /// Lets somebody in of whom no code is asked.
+    pub(super) fn let_in(&mut self) -> Effect {
+        if self.must_change_password() {
+            self.ask_new_password(None, 0)
+        } else {
+            self.sign_in(Claim::NoCode)
+        }
+    }
+
+    /// Whether a password has to follow a key.
+    pub(super) fn needs_password(&self, now: UnixTime) -> bool {
+        if self.needs_no_code(now) {
+            return false;
+        }
+        // A key cannot stand in for the one-time password, which is the token to bind with.
+        self.standing(now) == Standing::MayBind
+            || self.is_judged_by_radius()
+            || !self.allows(self.given.with(Factors::OTP))
+    }
+
+    /// Whether a password of ours was given, and is good for once only.
+    pub(super) fn must_change_password(&self) -> bool {
+        self.given.has(Factors::PASSWORD)
+            && !self.is_judged_by_radius()
+            && self.account().is_some_and(|account| account.one_time)
     }
 }

@@ -6,8 +6,8 @@ use super::super::account::{Account, Throttle};
 use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
-use crate::audit::{Note, Refusal, Step};
-use crate::domain::{Id, TimeStep, UserName};
+use crate::audit::{Event, Note, Refusal, Step};
+use crate::domain::{Factors, Id, TimeStep, UserName};
 
 /// What comes in: from the client, or back from an effect.
 #[derive(Debug)]
@@ -34,6 +34,19 @@ pub enum Input {
     FailureRecorded,
 }
 
+/// A user certificate that an authority signed for the user who shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The fingerprint of its key.
+    pub key: String,
+    /// Its key id, printable.
+    pub id: String,
+    /// Its serial number.
+    pub serial: u64,
+    /// The fingerprint of its authority's key.
+    pub authority: String,
+}
+
 /// What a client asks for (RFC 4252, RFC 4256).
 #[derive(Debug)]
 pub enum Request {
@@ -45,6 +58,8 @@ pub enum Request {
     KeyOffer(String),
     /// `publickey` with a valid signature; the key's fingerprint.
     Key(String),
+    /// `publickey` with a certificate and a valid signature; or what is wrong with it.
+    Certificate(Result<Certified, Box<Event>>),
     /// `keyboard-interactive`.
     Interactive,
     /// The answers to the last [`Reply::Ask`].
@@ -135,6 +150,8 @@ pub struct Attempt {
     pub epoch: i64,
     /// What to use up.
     pub claim: Claim,
+    /// The factors that were given, with what is to be used up.
+    pub given: Factors,
     /// The steps that were passed.
     pub steps: Vec<Step>,
     /// What happened on the way, to be written with it.
@@ -146,6 +163,8 @@ pub struct Attempt {
 pub enum Claim {
     /// Nothing more: it was claimed in an earlier transaction of this login.
     Nothing,
+    /// No code: the rule that holds for the account asks for none.
+    NoCode,
     /// The code of a step, if no code of it or of a later one was used.
     Code(TimeStep),
     /// The recovery code with this hash.

@@ -2,7 +2,9 @@
 //!
 //! Always holds:
 //! - [`Authenticated`] is made in one place, after the store said that it wrote the session down,
-//!   which it does only for a right first factor *and* a claimed code, recovery code or binding.
+//!   which it does only if what was given is enough by the rule that holds for the account: a code, a
+//!   recovery code or a binding that was claimed *and* a factor before it, unless the rule names
+//!   networks from which less will do.
 //! - The user name is fixed by the first request (RFC 4252 section 5 lets it change; we do not).
 //! - What a client sees before it is through does not tell an unknown, locked, disabled or unbound
 //!   account, or a wrong password, from a wrong code: the same prompts, then the same refusal.
@@ -21,15 +23,17 @@ mod second;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
+
 use secrecy::SecretString;
 
-pub use messages::{Attempt, Claim, Claimed, Effect, Input, Question, Reply, Request};
+pub use messages::{Attempt, Certified, Claim, Claimed, Effect, Input, Question, Reply, Request};
 pub use radius::{Codes, RadiusAnswer, RadiusFault, RadiusRules};
 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
 use crate::audit::{Event, Note, Refusal, Step};
-use crate::domain::{Id, Role, UnixTime, UserName};
+use crate::domain::{Factors, Id, Role, UnixTime, UserName};
 
 /// What a client may do before it is let in.
 #[derive(Debug, Clone)]
@@ -44,6 +48,9 @@ pub struct Rules {
     pub password: password::Rules,
     /// How RADIUS servers are asked.
     pub radius: RadiusRules,
+    /// Whether users may come with certificates. What a client offers does not show whether a key is to
+    /// come with one: every key may be tried then, and is refused once it has signed.
+    pub certificates: bool,
 }
 
 /// The methods of RFC 4252 and 4256 that are offered.
@@ -64,13 +71,15 @@ impl Methods {
 /// The most requests of any kind on one connection before it is signed in.
 const MAX_ROUNDS: u32 = 64;
 
-/// Proof that somebody signed in with both factors, and that the store knows of their session.
+/// Proof that somebody signed in with the factors that are asked of them, and that the store knows of
+/// their session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authenticated {
     user: UserName,
     account: Id,
     role: Role,
     epoch: i64,
+    given: Factors,
 }
 
 impl Authenticated {
@@ -92,6 +101,11 @@ impl Authenticated {
     /// The account's epoch; a newer one ends the session.
     pub fn epoch(&self) -> i64 {
         self.epoch
+    }
+
+    /// The factors that were given.
+    pub fn given(&self) -> Factors {
+        self.given
     }
 }
 
@@ -115,6 +129,7 @@ enum First {
     },
     /// A password that a RADIUS server is to judge together with the code.
     Held,
+    /// A key, or a certificate for one.
     Key,
 }
 
@@ -163,6 +178,8 @@ enum Stage {
 #[derive(Debug)]
 pub struct Machine {
     rules: std::sync::Arc<Rules>,
+    /// Where the client connected from.
+    source: IpAddr,
     /// As the client gave it, first.
     user: Option<String>,
     /// `None` until looked up; then the account, if there is one, and its failures.
@@ -170,6 +187,8 @@ pub struct Machine {
     /// The one-time or old password, for the rules of the new one.
     old_password: Option<SecretString>,
     first: First,
+    /// What was proven so far.
+    given: Factors,
     radius: radius::Dialog,
     /// What to tell before the next refusal.
     parting: Option<&'static str>,
@@ -184,14 +203,16 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A connection on which nothing was said yet.
-    pub fn new(rules: std::sync::Arc<Rules>) -> Self {
+    /// A connection from `source` on which nothing was said yet.
+    pub fn new(rules: std::sync::Arc<Rules>, source: IpAddr) -> Self {
         Self {
             rules,
+            source,
             user: None,
             found: None,
             old_password: None,
             first: First::Missing,
+            given: Factors::NONE,
             radius: radius::Dialog::default(),
             parting: None,
             stage: Stage::Idle,
@@ -284,12 +305,13 @@ impl Machine {
                 self.check_password(password, false)
             }
             Request::KeyOffer(key) if self.rules.methods.publickey => self.offer(&key),
-            Request::Key(key) if self.rules.methods.publickey => self.key(&key),
+            Request::Key(key) if self.rules.methods.publickey => self.key(&key, now),
+            Request::Certificate(shown) if self.rules.methods.publickey => {
+                self.certificate(shown, now)
+            }
             Request::Interactive => match self.first {
                 First::Missing => self.ask_password(),
-                // A key cannot stand in for the one-time password, which is the token to bind with.
-                First::Key if self.standing(now) == Standing::MayBind => self.ask_password(),
-                First::Key if self.is_judged_by_radius() => self.ask_password(),
+                First::Key if self.needs_password(now) => self.ask_password(),
                 First::Password { .. } | First::Held | First::Key => self.ask_second(now),
             },
             _ => Effect::Reply(Reply::Refuse(self.rules.methods)),
@@ -321,21 +343,23 @@ impl Machine {
     }
 
     fn sign_in(&mut self, claim: Claim) -> Effect {
-        self.attempt(claim).map_or_else(|end| end, Effect::SignIn)
+        match self.attempt(claim) {
+            Some(attempt) => Effect::SignIn(attempt),
+            None => self.fail(Refusal::UnknownUser, None),
+        }
     }
 
-    fn attempt(&mut self, claim: Claim) -> Result<Attempt, Effect> {
-        let notes = self.take_notes();
-        match self.account() {
-            Some(account) => Ok(Attempt {
-                account: account.id.clone(),
-                epoch: account.epoch,
-                claim,
-                steps: self.steps.clone(),
-                notes,
-            }),
-            None => Err(self.fail(Refusal::UnknownUser, None)),
-        }
+    fn attempt(&mut self, claim: Claim) -> Option<Attempt> {
+        let account = self.account()?;
+        let (id, epoch) = (account.id.clone(), account.epoch);
+        Some(Attempt {
+            account: id,
+            epoch,
+            claim,
+            given: self.given,
+            steps: self.steps.clone(),
+            notes: self.take_notes(),
+        })
     }
 
     fn signed_in(&mut self, claimed: &Claimed) -> Effect {
@@ -347,6 +371,7 @@ impl Machine {
             account: account.id.clone(),
             role: account.role,
             epoch: account.epoch,
+            given: self.given,
         };
         let mut notices = Vec::new();
         if used_recovery {
@@ -379,6 +404,7 @@ impl Machine {
 
     fn refused(&mut self) -> Effect {
         self.first = First::Missing;
+        self.given = Factors::NONE;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         self.steps.clear();
@@ -421,6 +447,11 @@ impl Machine {
 
     fn throttle(&self) -> Throttle {
         self.found.as_ref().map_or_else(Throttle::default, |(_, throttle)| *throttle)
+    }
+
+    /// Whether these factors are enough for the account.
+    fn allows(&self, given: Factors) -> bool {
+        self.account().is_some_and(|account| account.sign_in.allows(given, self.source))
     }
 
     fn standing(&self, now: UnixTime) -> Standing {

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{Claim, Effect, First, Machine, Stage, ask, prompt};
 use crate::audit::{Event, Note, RadiusVerdict, Refusal, Step};
-use crate::domain::{Factor, RadiusMode, noted};
+use crate::domain::{Factor, Factors, RadiusMode, noted};
 
 /// The most challenges in one login.
 const MAX_CHALLENGES: u32 = 8;
@@ -227,6 +227,7 @@ impl Machine {
     fn radius_accepted(&mut self) -> Effect {
         if self.first == First::Held {
             self.steps.push(Step::Password);
+            self.given = self.given.with(Factors::PASSWORD);
         }
         let codes = std::mem::take(&mut self.radius.codes);
         self.radius.accepted.clone_from(&self.notes);

@@ -61,6 +61,9 @@ impl Machine {
             account.epoch = epoch;
             account.one_time = false;
         }
+        if self.needs_no_code(now) {
+            return self.let_in();
+        }
         match self.standing(now) {
             Standing::MayBind => Effect::MakeSecret,
             Standing::Bound | Standing::Radius => self.sign_in(Claim::Nothing),

@@ -6,18 +6,23 @@ use super::super::account::Standing;
 use super::super::{recovery, totp};
 use super::{Claim, Claimed, Effect, First, Machine, Stage, ask, prompt};
 use crate::audit::{Event, Refusal, Step};
-use crate::domain::UnixTime;
+use crate::domain::{Factors, UnixTime};
 
 impl Machine {
     /// Asks for what comes after the first factor. A wrong one leads to the same question as a right one.
     pub(super) fn ask_second(&mut self, now: UnixTime) -> Effect {
-        let right = self.first == First::Password { right: true };
+        if self.needs_no_code(now) {
+            return self.let_in();
+        }
+        // With what no code makes enough, nothing is bound and no server is asked.
+        let enough = self.would_be_enough();
+        let right = enough && self.first == First::Password { right: true };
         match self.standing(now) {
             Standing::MayBind if right && self.account().is_some_and(|a| a.one_time) => {
                 self.ask_new_password(None, 0)
             }
             Standing::MayBind if right => Effect::MakeSecret,
-            Standing::Radius if self.is_challenged_first() => self.begin_challenge(),
+            Standing::Radius if enough && self.is_challenged_first() => self.begin_challenge(),
             Standing::MayBind | Standing::Bound | Standing::Radius | Standing::Closed(_) => {
                 self.stage = Stage::AwaitCode;
                 ask(prompt::CODE, false)
@@ -56,11 +61,18 @@ impl Machine {
         match (account.standing(&self.throttle(), now), self.first) {
             (Standing::Closed(reason), _) => Err(reason),
             (_, First::Missing | First::Password { right: false }) => Err(Refusal::WrongPassword),
+            _ if !self.would_be_enough() => Err(Refusal::SignInRule),
             (Standing::MayBind, _) => Err(Refusal::BindingClosed),
             (Standing::Radius, _) => Ok(()),
             (Standing::Bound, First::Password { right: true } | First::Key) => Ok(()),
             (Standing::Bound, First::Held) => Err(Refusal::WrongPassword),
         }
+    }
+
+    /// Whether a right code would make enough of what was given.
+    fn would_be_enough(&self) -> bool {
+        let held = if self.first == First::Held { Factors::PASSWORD } else { Factors::NONE };
+        self.allows(self.given.with(held).with(Factors::OTP))
     }
 
     pub(super) fn code_failed(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
@@ -73,13 +85,15 @@ impl Machine {
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
             Claim::Radius { .. } => Step::Radius,
-            Claim::Code(_) | Claim::Nothing => Step::Code,
+            Claim::Code(_) | Claim::Nothing | Claim::NoCode => Step::Code,
         };
         self.steps.push(step);
-        let must_change = self.first == First::Password { right: true }
-            && self.account().is_some_and(|account| account.one_time);
-        if must_change {
-            self.attempt(claim).map_or_else(|end| end, Effect::Claim)
+        self.given = self.given.with(Factors::OTP);
+        if self.must_change_password() {
+            match self.attempt(claim) {
+                Some(attempt) => Effect::Claim(attempt),
+                None => self.fail(Refusal::UnknownUser, None),
+            }
         } else {
             self.sign_in(claim)
         }

@@ -16,11 +16,12 @@ use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
 use crate::audit::RadiusVerdict;
-use crate::domain::{Factor, RadiusMode, SecondFactor, TimeStep};
+use crate::domain::{Factor, RadiusMode, SecondFactor, SignInPolicy, TimeStep, any_rule};
 
 const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
 const NEVER: TimeStep = TimeStep(i64::MIN);
+const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 const KEY: &str = "SHA256:alice";
 const NEW: [&str; 2] = ["gleaming cactus 91 violin", "an unusual teapot 7 harbour"];
 
@@ -31,6 +32,7 @@ fn rules() -> Arc<Rules> {
         max_answers: MAX_ANSWERS,
         password: password::Rules { min_length: 12, min_score: 0 },
         radius: RadiusRules::default(),
+        certificates: false,
     })
 }
 
@@ -119,6 +121,7 @@ impl Row {
             name: name.parse().unwrap(),
             role: Role::User,
             factor: kind.factor(),
+            sign_in: SignInPolicy::default(),
             epoch: 1,
             disabled: kind == Kind::Disabled,
             password: hash(password),
@@ -162,7 +165,7 @@ impl Row {
                     }
                 }
             }
-            (Claim::Nothing, _) => {}
+            (Claim::Nothing | Claim::NoCode, _) => {}
             (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
             (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
             (Claim::Code(_), None) => panic!("a code without an authenticator"),
@@ -183,11 +186,28 @@ fn hashes(user: &Id, codes: &[SecretString]) -> BTreeSet<String> {
 }
 
 /// What a connection has truly shown so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Shown {
-    Nothing,
-    Password(String),
-    Key(String),
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Shown {
+    password: Option<String>,
+    key: Option<String>,
+    certificate: bool,
+}
+
+impl Shown {
+    /// What of it is right; without a code.
+    fn factors(&self, row: &Row) -> Factors {
+        let mut given = Factors::NONE;
+        if self.password.as_ref() == Some(&row.password) {
+            given = given.with(Factors::PASSWORD);
+        }
+        if self.key.as_ref().is_some_and(|key| row.account.keys.contains(key)) {
+            given = given.with(Factors::KEY);
+        }
+        if self.certificate {
+            given = given.with(Factors::CERTIFICATE);
+        }
+        given
+    }
 }
 
 /// What works once and was used up by a connection's login.
@@ -221,9 +241,9 @@ struct Conn {
 impl Conn {
     fn new() -> Self {
         Self {
-            machine: Some(Machine::new(rules())),
+            machine: Some(Machine::new(rules(), SOURCE)),
             user: None,
-            shown: Shown::Nothing,
+            shown: Shown::default(),
             used: None,
             session: None,
             asked: None,
@@ -273,6 +293,14 @@ impl World {
         }
     }
 
+    /// The same, with these rules for alice.
+    fn ruled_by(mut self, policy: &SignInPolicy) -> Self {
+        if let Some(row) = self.rows.get_mut("alice") {
+            row.account.sign_in = policy.clone();
+        }
+        self
+    }
+
     /// Sends one request and does what the machine wants, as the server does.
     fn send(&mut self, conn: &mut Conn, user: &str, request: Request) -> Reply {
         let first = conn.user.get_or_insert_with(|| user.to_owned()).clone();
@@ -289,6 +317,15 @@ impl World {
                 _ => String::new(),
             };
             code_typed = prompt_of(asked.as_ref()) == prompt::CODE;
+        }
+        if let (Request::Key(key), Some(row), true) =
+            (&request, self.rows.get(&first), user == first && !conn.over)
+            && row.account.keys.contains(key)
+        {
+            conn.shown.key = Some(key.clone());
+        }
+        if let (Request::Certificate(Ok(_)), true) = (&request, user == first && !conn.over) {
+            conn.shown.certificate = true;
         }
         let mut input = Input::Client(user.to_owned(), request);
         let reply = loop {
@@ -318,7 +355,6 @@ impl World {
             Reply::Continue => {
                 if let Some(key) = key {
                     assert!(has(&key));
-                    conn.shown = Shown::Key(key);
                 }
             }
             Reply::Ask(question) => conn.asked = Some(question.clone()),
@@ -360,7 +396,11 @@ impl World {
                 conn.evaluated += 1;
                 let typed = password.expose_secret().to_owned();
                 let right = hashed == Some(hash(&typed));
-                conn.shown = Shown::Password(typed);
+                if owner.as_ref().is_none_or(|row| row.password != typed) {
+                    // They are to be shown again after a wrong password.
+                    (conn.shown.key, conn.shown.certificate) = (None, false);
+                }
+                conn.shown.password = Some(typed);
                 Input::PasswordChecked(right)
             }
             Effect::AskRadius { user, password, round } => {
@@ -383,16 +423,18 @@ impl World {
                 if row.account.epoch != epoch || row.account.disabled {
                     return Ok(Input::PasswordSet(Err(Refusal::AlreadyBound)));
                 }
-                // Only its owner replaces it: with the old one, and a code if there is a phone.
-                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                // Only its owner replaces it: with the old one, and a code if there is a phone and
+                // the rule asks for one.
+                assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(row.account.one_time);
                 let open = row.account.factor == SecondFactor::TOTP && row.account.otp.is_none();
-                assert!(open || conn.used.is_some());
+                let enough = row.account.sign_in.allows(conn.shown.factors(row), SOURCE);
+                assert!(open || enough || conn.used.is_some());
                 row.account.epoch += 1;
                 row.account.one_time = false;
                 row.password = password.expose_secret().to_owned();
                 row.account.password = hash(&row.password);
-                conn.shown = Shown::Password(row.password.clone());
+                conn.shown.password = Some(row.password.clone());
                 Input::PasswordSet(Ok(row.account.epoch))
             }
             Effect::Bind { account, epoch, secret, step, .. } => {
@@ -404,7 +446,7 @@ impl World {
                 if !may || account.binding_until.is_none_or(|until| until <= self.now) {
                     return Ok(Input::Bound(Err(Refusal::AlreadyBound)));
                 }
-                assert_eq!(conn.shown, Shown::Password(row.password.clone()));
+                assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(!account.one_time, "bound before the one-time password was changed");
                 account.epoch += 1;
                 account.binding_until = None;
@@ -426,7 +468,7 @@ impl World {
             Effect::Fail { account, .. } => {
                 conn.transcript.push("held back".into());
                 assert!(account.is_none_or(|id| is_owner(&id)));
-                conn.shown = Shown::Nothing;
+                conn.shown = Shown::default();
                 conn.used = None;
                 Input::FailureRecorded
             }
@@ -484,7 +526,7 @@ impl World {
                 let code = codes.iter().last().unwrap().to_owned();
                 conn.used = Some(Used::Radius(user.to_owned(), code, self.now.step().0));
             }
-            Claim::Nothing => {}
+            Claim::Nothing | Claim::NoCode => {}
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
         }
@@ -503,16 +545,19 @@ impl World {
         }
         let claimed = self.claim(conn, user, attempt)?;
         let row = &self.rows[user];
-        match &conn.shown {
-            Shown::Nothing => panic!("no first factor"),
-            Shown::Password(typed) => {
-                assert_eq!(*typed, row.password);
-                assert!(!row.account.one_time, "let in with a one-time password");
-            }
-            Shown::Key(key) => assert!(row.account.keys.contains(key)),
+        let mut given = conn.shown.factors(row);
+        assert_ne!(given, Factors::NONE, "no first factor");
+        if given.has(Factors::PASSWORD) {
+            assert!(!row.account.one_time, "let in with a one-time password");
         }
-        let used = conn.used.take().expect("no second factor");
-        assert!(self.spent.insert(used), "a second factor was spent twice");
+        if let Some(used) = conn.used.take() {
+            assert!(self.spent.insert(used), "a second factor was spent twice");
+            given = given.with(Factors::OTP);
+        }
+        assert!(given.has(attempt.given), "{} is claimed, {given} was given", attempt.given);
+        let policy = &row.account.sign_in;
+        assert!(policy.allows(given, SOURCE), "{given} is not enough for {policy}");
+        assert!(policy.allows(attempt.given, SOURCE), "the store would refuse {}", attempt.given);
         conn.session = Some(row.account.epoch);
         Ok(claimed)
     }
@@ -556,6 +601,7 @@ impl World {
             Act::None => Request::None,
             Act::Offer(key) => Request::KeyOffer((*key).into()),
             Act::Key(key) => Request::Key((*key).into()),
+            Act::Certificate(good) => Request::Certificate(certificate(*good)),
             Act::Interactive => Request::Interactive,
             Act::Password(text) => Request::Password(text.to_string(row).into()),
             Act::Answer(text) => answer_with(text.to_string(row)),
@@ -625,6 +671,8 @@ enum Act {
     None,
     Offer(&'static str),
     Key(&'static str),
+    /// One that stands for whoever shows it, or not.
+    Certificate(bool),
     Interactive,
     Password(Text),
     Answer(Text),
@@ -657,6 +705,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::None),
         1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
         2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
+        2 => any::<bool>().prop_map(Act::Certificate),
         2 => Just(Act::Interactive),
         3 => text().prop_map(Act::Password),
         4 => text().prop_map(Act::Answer),
@@ -670,19 +719,42 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// What is done by the owner of the account, or about it.
+fn is_of_the_owner(act: &Act) -> bool {
+    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true))
+}
+
+fn certificate(good: bool) -> Result<Certified, Box<Event>> {
+    let (id, serial, authority) = ("x".to_owned(), 7, "SHA256:ca".to_owned());
+    let reason = crate::audit::CertificateFault::Expired;
+    match good {
+        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority }),
+        false => Err(Box::new(Event::CertificateRefused { id, serial, authority, reason })),
+    }
+}
+
 /// A sequence of acts on two connections; rarely under another user name.
 fn dialog() -> impl Strategy<Value = Vec<(bool, bool, Act)>> {
     let step = (prop::bool::weighted(0.3), prop::bool::weighted(0.01), act());
     prop::collection::vec(step, 1..60)
 }
 
+/// The rules that hold for somebody: the default as often as all others.
+fn policy() -> impl Strategy<Value = SignInPolicy> {
+    let of_groups = prop::collection::vec(any_rule(), 1..3).prop_map(|rules| {
+        let group = |(n, rule)| (format!("group{n}").parse().unwrap(), rule);
+        SignInPolicy::new(None, rules.into_iter().enumerate().map(group).collect())
+    });
+    prop_oneof![Just(SignInPolicy::default()), of_groups]
+}
+
 #[test]
-fn nobody_is_accepted_without_both_factors_and_each_second_one_works_once() {
-    let mut runner = TestRunner::new(Config { cases: 1000, ..Config::default() });
+fn nobody_is_accepted_with_less_than_is_asked_and_each_second_factor_works_once() {
+    let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
     let (accepted, bound) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     runner
-        .run(&(select(&Kind::ALL[..]), dialog()), |(kind, dialog)| {
-            let mut world = World::new(kind);
+        .run(&(select(&Kind::ALL[..]), policy(), dialog()), |(kind, policy, dialog)| {
+            let mut world = World::new(kind).ruled_by(&policy);
             let mut conns = [Conn::new(), Conn::new()];
             for (second, other, act) in dialog {
                 world.happen(&act);
@@ -702,12 +774,18 @@ fn nobody_is_accepted_without_both_factors_and_each_second_one_works_once() {
 }
 
 /// The transcript of one connection on which `acts` are sent, whoever the account is.
-fn transcript(kind: Kind, last_step: TimeStep, password: &str, acts: &[Act]) -> Vec<String> {
+fn transcript(
+    kind: Kind,
+    policy: &SignInPolicy,
+    (last_step, password): (TimeStep, &str),
+    acts: &[Act],
+) -> Vec<String> {
     let mut world = World::new(kind);
     if kind != Kind::Unknown {
         let mut row = Row::new("alice", kind, last_step);
         row.unused.clear();
         row.account.keys.clear();
+        row.account.sign_in = policy.clone();
         row.password = password.to_owned();
         row.account.password = hash(password);
         world.rows.insert("alice".into(), row);
@@ -731,13 +809,24 @@ proptest! {
 
     /// Neither the replies nor what a client waits for tell why it is refused.
     #[test]
-    fn refused_accounts_look_alike(acts in prop::collection::vec(act(), 1..50)) {
+    fn refused_accounts_look_alike(
+        acts in prop::collection::vec(act(), 1..50),
+        policy in policy(),
+    ) {
         let acts: Vec<Act> =
-            acts.into_iter().filter(|act| !matches!(act, Act::Disable | Act::Reset)).collect();
+            acts.into_iter().filter(|act| !is_of_the_owner(act)).collect();
         let used_up = TimeStep(i64::MAX);
         let right = "an old rusty bicycle";
         let bound = Kind::Bound { one_time: false };
-        let unknown = transcript(Kind::Unknown, NEVER, right, &acts);
+        let unknown = transcript(Kind::Unknown, &policy, (NEVER, right), &acts);
+        // Right in all, but that more is asked for.
+        if !policy.allows(Factors::PASSWORD.with(Factors::OTP), SOURCE) {
+            for kind in [bound, Kind::Open { one_time: true }, radius(RadiusMode::Challenge)] {
+                let password = if kind == bound { right } else { "onetime12345" };
+                let seen = transcript(kind, &policy, (NEVER, password), &acts);
+                prop_assert_eq!(&seen, &unknown, "{:?}", kind);
+            }
+        }
         for (kind, last_step, password) in [
             (Kind::Disabled, NEVER, right),
             (Kind::Locked, used_up, right),
@@ -754,7 +843,8 @@ proptest! {
             (Kind::Open { one_time: true }, NEVER, "not what anybody types"),
             (Kind::Open { one_time: false }, NEVER, "not what anybody types"),
         ] {
-            prop_assert_eq!(&transcript(kind, last_step, password, &acts), &unknown, "{:?}", kind);
+            let seen = transcript(kind, &policy, (last_step, password), &acts);
+            prop_assert_eq!(&seen, &unknown, "{:?}", kind);
         }
     }
 }
@@ -794,6 +884,121 @@ fn each_kind_of_account_has_its_way_in() {
             assert!(prompt.starts_with(begins), "{kind:?}: {prompts:?}");
         }
     }
+}
+
+#[test]
+fn a_rule_asks_for_what_it_names_and_for_no_more() {
+    let bound = Kind::Bound { one_time: false };
+    let key = || Request::Key(KEY.into());
+    let password = || Request::Password("an old rusty bicycle".into());
+    let near = "key from 192.0.2.0/24";
+    // The rule, what the client sends by methods of its own, and what it is asked for then; nobody
+    // gets further than a code who lacks something else.
+    for (rule, kind, sent, asked, accepted) in [
+        (near, bound, vec![key()], &[][..], true),
+        (near, Kind::Closed, vec![key()], &[], true),
+        (near, bound, vec![], &["Password: ", "6-digit"], false),
+        (near, bound, vec![password()], &["6-digit"], false),
+        (near, Kind::Disabled, vec![key()], &["Password: ", "6-digit"], false),
+        (near, Kind::Locked, vec![key()], &["6-digit"], false),
+        ("key from 10.0.0.0/8, key+otp", bound, vec![key()], &["6-digit"], true),
+        ("key+otp", bound, vec![password()], &["6-digit"], false),
+        ("key+otp", bound, vec![password(), key()], &["6-digit"], true),
+        ("key+otp", Kind::Open { one_time: false }, vec![], &["Password: ", "6-digit"], false),
+        ("password+otp", bound, vec![key()], &["Password: ", "6-digit"], true),
+        ("password+key+otp", bound, vec![key()], &["Password: ", "6-digit"], true),
+        ("password+key+otp", radius(RadiusMode::Both), vec![key()], &["Password: ", "6-"], true),
+        ("password+key from 192.0.2.7", bound, vec![key()], &["Password: "], true),
+        ("password+key from 192.0.2.7", bound, vec![key(), password()], &[], true),
+        ("password+key from 192.0.2.7", bound, vec![password(), key()], &[], true),
+        (
+            "password+key from 192.0.2.7",
+            Kind::Bound { one_time: true },
+            vec![key()],
+            &["Password: ", "Choose", "Repeat"],
+            true,
+        ),
+    ] {
+        let rule = rule.parse().unwrap();
+        let mut world = World::new(kind).ruled_by(&SignInPolicy::new(Some(rule), Vec::new()));
+        let mut conn = Conn::new();
+        let what = format!("{:?}: {sent:?}", world.rows["alice"].account.sign_in);
+        for request in sent {
+            world.send(&mut conn, "alice", request);
+        }
+        let mut prompts = Vec::new();
+        while !conn.over && prompts.len() < asked.len() {
+            let request = world.proceed(&conn, "alice");
+            world.send(&mut conn, "alice", request);
+            prompts.extend(conn.asked.as_ref().map(|q| prompt_of(Some(q)).to_owned()));
+        }
+        if !conn.over && conn.asked.is_some() {
+            let request = world.proceed(&conn, "alice");
+            world.send(&mut conn, "alice", request);
+        }
+        assert_eq!(world.accepted, u32::from(accepted), "{what}: {prompts:?}");
+        assert_eq!(prompts.len(), asked.len(), "{what}: {prompts:?}");
+        for (prompt, begins) in prompts.iter().zip(asked) {
+            assert!(prompt.starts_with(begins), "{what}: {prompts:?}");
+        }
+    }
+}
+
+#[test]
+fn a_certificate_is_a_factor_and_a_refused_one_is_written_down_at_once() {
+    let certified = || Request::Certificate(certificate(true));
+    for (kind, rule, asked) in [
+        (Kind::Bound { one_time: false }, "certificate+otp", &["6-digit"][..]),
+        (Kind::Bound { one_time: false }, "key+otp, password+otp", &["Password: ", "6-digit"]),
+        (Kind::Open { one_time: false }, "certificate+otp", &["Password: ", "Bind your", "Bound."]),
+        (Kind::Closed, "certificate from 192.0.2.0/24", &[]),
+        (radius(RadiusMode::Code), "certificate+otp", &["6-digit"]),
+    ] {
+        let rule: crate::domain::SignInRule = rule.parse().unwrap();
+        let policy = SignInPolicy::new(Some(rule), Vec::new());
+        let mut world = World::new(kind).ruled_by(&policy);
+        let mut conn = Conn::new();
+        world.send(&mut conn, "alice", certified());
+        let prompts = walk(&mut world, &mut conn);
+        let prompts: Vec<_> = prompts.iter().filter(|prompt| !prompt.is_empty()).collect();
+        assert_eq!(world.accepted, 1, "{policy}: {prompts:?}");
+        assert_eq!(prompts.len(), asked.len(), "{policy}: {prompts:?}");
+        for (prompt, begins) in prompts.iter().zip(asked) {
+            assert!(prompt.starts_with(begins), "{policy}: {prompts:?}");
+        }
+    }
+    for kind in [Kind::Unknown, Kind::Disabled, Kind::Bound { one_time: false }] {
+        let mut world = World::new(kind);
+        let mut conn = Conn::new();
+        let good = kind != Kind::Bound { one_time: false };
+        let reply = world.send(&mut conn, "alice", Request::Certificate(certificate(good)));
+        assert!(matches!(reply, Reply::Refuse(_)), "{kind:?}: {reply:?}");
+        assert!(conn.transcript.iter().any(|line| line == "held back"), "{kind:?}");
+    }
+}
+
+#[test]
+fn where_certificates_may_come_every_strong_key_may_be_tried_and_none_is_let_in_by_it() {
+    let certificates = Arc::new(Rules { certificates: true, ..(*rules()).clone() });
+    for (offered, ok) in [("SHA256:other", true), ("", false)] {
+        let client = || Input::Client("alice".into(), Request::KeyOffer(offered.into()));
+        let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+        for found in [None, Some(Box::new(row.snapshot()))] {
+            let machine = Machine::new(Arc::clone(&certificates), SOURCE);
+            let (machine, _) = machine.step(client(), START);
+            let (_, effect) = machine.step(Input::Found(found, Throttle::default()), START);
+            let said_ok = matches!(effect, Effect::Reply(Reply::KeyOk));
+            assert_eq!(said_ok, ok, "{offered}: {effect:?}");
+        }
+    }
+    // The signature of a key that is nobody's is no factor.
+    let machine = Machine::new(certificates, SOURCE);
+    let key = Request::Key("SHA256:other".into());
+    let (machine, _) = machine.step(Input::Client("alice".into(), key), START);
+    let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+    let found = Input::Found(Some(Box::new(row.snapshot())), Throttle::default());
+    let (_, effect) = machine.step(found, START);
+    assert!(matches!(effect, Effect::Reply(Reply::Refuse(_))), "{effect:?}");
 }
 
 #[test]
@@ -848,7 +1053,7 @@ fn methods_that_are_switched_off_are_refused_unlooked_at() {
         Request::Key(KEY.into()),
         Request::KeyOffer(KEY.into()),
     ] {
-        let machine = Machine::new(Arc::clone(&rules));
+        let machine = Machine::new(Arc::clone(&rules), SOURCE);
         let (machine, effect) = machine.step(Input::Client("alice".into(), request), START);
         assert!(matches!(effect, Effect::LookUp(Some(_))), "{effect:?}");
         let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
@@ -924,7 +1129,7 @@ fn a_code_that_a_server_accepted_is_not_taken_again_within_its_life() {
 
 /// A machine that waits for a server's answer after these answers, and what it asks the server.
 fn asking(mode: RadiusMode, rules: Arc<Rules>, code: &str) -> (Machine, String) {
-    let mut machine = Machine::new(rules);
+    let mut machine = Machine::new(rules, SOURCE);
     let row = Row::new("alice", radius(mode), NEVER);
     let mut input = Input::Client("alice".into(), Request::Interactive);
     let mut answers = vec![code.to_owned(), RIGHT.to_owned()];

@@ -63,6 +63,7 @@ mod tests {
             name: "db1".parse().unwrap(),
             address: "10.0.0.5".parse().unwrap(),
             mode: Mode::Record,
+            sign_in: None,
             labels: Vec::new(),
             created_at: UnixTime(0),
         }

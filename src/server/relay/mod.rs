@@ -254,7 +254,12 @@ async fn decide(
         let message = format!("{} is no longer a target", target.name);
         return Err(refused(Refusal::NotGranted, &message));
     };
-    let subject = Subject { user: who.user(), groups: &access.groups, source: conn.source.ip() };
+    let subject = Subject {
+        user: who.user(),
+        groups: &access.groups,
+        source: conn.source.ip(),
+        given: who.given(),
+    };
     let now = conn.bastion.clock.now();
     match authorize_account(&subject, target, &access.grants, account, now) {
         AccountDecision::Permit(permit) => Ok(permit),

@@ -203,6 +203,7 @@ impl TestBastion {
             name: name.parse().unwrap(),
             address: address.parse().unwrap(),
             mode,
+            sign_in: None,
             labels: Vec::new(),
             created_at: self.now(),
         };

@@ -15,6 +15,7 @@
 pub mod bastion;
 pub mod freeradius;
 pub mod hop;
+pub mod keypair;
 pub mod people;
 pub mod played;
 pub mod postgres;

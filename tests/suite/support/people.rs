@@ -76,6 +76,7 @@ impl Registry<'_> {
             name: name.parse().unwrap(),
             address: address.parse().unwrap(),
             mode: Mode::Tunnel,
+            sign_in: None,
             labels: Vec::new(),
             created_at: self.now,
         };
