@@ -13,7 +13,7 @@ use russh::keys::PrivateKey;
 use russh::server::{
     Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey, run_stream,
 };
-use russh::{Channel, ChannelId, Disconnect, MethodKind, MethodSet, Pty, Sig};
+use russh::{Channel, ChannelId, ChannelWriteHalf, Disconnect, MethodKind, MethodSet, Pty, Sig};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -51,7 +51,7 @@ pub(in crate::server) async fn serve(
     let _cut = cancel.clone().drop_guard();
     let _screen = conn.screens.token();
     let flow = conn.flow.open(channel.id());
-    let (stream, drain) = ChannelStream::new(channel, flow, counts);
+    let (stream, drain, channel) = ChannelStream::new(channel, flow, counts);
     let (stream, control) = GuardedStream::new(stream, conn.settings.login_grace);
     let door = Door {
         conn: Arc::clone(conn),
@@ -77,6 +77,7 @@ pub(in crate::server) async fn serve(
         why = &mut inner => {
             cancel.cancel();
             control.kill();
+            close(conn, &channel).await;
             return why;
         }
         within = drain.run() => match within {
@@ -91,8 +92,18 @@ pub(in crate::server) async fn serve(
     if tokio::time::timeout(LAST, inner).await.is_err() {
         tracing::error!(session = %conn.id, "an inner connection outlives its channel");
     }
+    close(conn, &channel).await;
     // A client that is told why goes, too.
     door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut)
+}
+
+/// Closes the client's channel: one that only said that nothing more comes, as `ssh -W` does, would
+/// wait for ever.
+async fn close(conn: &Connection, channel: &ChannelWriteHalf<Msg>) {
+    tokio::select! {
+        _gone = channel.close() => {}
+        () = conn.cancel.cancelled() => {}
+    }
 }
 
 /// What the inner connection's callbacks share.
