@@ -7,7 +7,7 @@ mod own;
 mod session;
 mod target;
 
-pub use own::{OwnKeys, OwnOtp};
+pub use own::{OwnCertificate, OwnKeys, OwnOtp};
 pub use session::{ExportSession, PlaySession, SearchSessions, SessionCommand};
 pub use target::{AccountCommand, TargetCommand};
 
@@ -74,6 +74,9 @@ pub enum Command {
     /// Authenticators: show, reset
     #[command(subcommand)]
     Otp(OtpCommand),
+    /// Certificates that users signed in with a code got: list, revoke
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
     /// Targets: add, list, show, remove, pin, unpin, sign-in, account
     #[command(subcommand)]
     Target(TargetCommand),
@@ -350,6 +353,22 @@ pub enum OtpCommand {
     },
 }
 
+/// `sallyport certificate ...`
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// List the certificates that hold
+    List {
+        /// Only this user's
+        #[arg(long, value_name = "U")]
+        user: Option<UserName>,
+    },
+    /// Revoke one before its time is over; sessions that it opened end
+    Revoke {
+        /// Its serial number, as the list shows it
+        serial: i64,
+    },
+}
+
 /// `sallyport grant ...`
 #[derive(Debug, Subcommand)]
 pub enum GrantCommand {
@@ -548,6 +567,15 @@ pub enum ConsoleCommand {
         #[command(subcommand)]
         what: Option<OwnKeys>,
     },
+    /// Get a certificate for a public key on standard input: it lets you in without a code for a while
+    #[command(
+        after_help = "Takes a login with a code. Without a command a certificate is made:\n\nExample: ssh -F none alice@bastion certificate < ~/.ssh/id_ed25519.pub > ~/.ssh/sallyport-cert.pub"
+    )]
+    Certificate {
+        /// What to do about those that you have
+        #[command(subcommand)]
+        what: Option<OwnCertificate>,
+    },
     /// Sessions: list, show, play, watch, search, export (auditors), kill (administrators)
     #[command(subcommand)]
     Session(SessionCommand),
@@ -670,6 +698,8 @@ mod tests {
             "user passwd alice",
             "group join dba alice",
             "otp reset alice",
+            "certificate list --user alice --json",
+            "certificate revoke 4711",
             "target add db1 10.0.0.5:2222 --mode tunnel --label env=prod --label tier=1",
             "grant add --user alice --target db1 --account root --allow shell,exec,forward --until +7d",
             "grant add --group dba --label env=prod --from 10.0.0.0/8 --from 192.0.2.7",

@@ -36,6 +36,16 @@ words! {
     }
 }
 
+impl Step {
+    /// Whether it takes a code that works once.
+    pub fn is_code(self) -> bool {
+        match self {
+            Self::Code | Self::RecoveryCode | Self::Binding | Self::Radius => true,
+            Self::Password | Self::Key | Self::Certificate | Self::NewPassword => false,
+        }
+    }
+}
+
 words! {
     /// What a RADIUS server answered.
     RadiusVerdict, "RADIUS verdict" {
@@ -65,6 +75,8 @@ words! {
         NotYetValid = "not-yet-valid",
         /// Its time is over.
         Expired = "expired",
+        /// It was given by the login CA, and is revoked, or the account was changed since.
+        Revoked = "revoked",
         /// It does not hold from this source.
         WrongSource = "wrong-source",
         /// It restricts itself in a way that the bastion does not know how to keep to.
@@ -298,6 +310,16 @@ pub enum Event {
     RecoveryCodesRenewed { recovery_codes: u32 },
     /// A recovery code was used up.
     RecoveryCodeUsed { left: u32 },
+    /// The login CA gave the user a certificate for `key`, which holds until then.
+    CertificateIssued {
+        serial: i64,
+        key: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        until: UnixTime,
+    },
+    /// A certificate of the login CA was revoked before its time was over.
+    CertificateRevoked { name: UserName, serial: i64 },
     /// The binding window was opened.
     BindingWindowOpened { until: UnixTime },
 

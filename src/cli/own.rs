@@ -22,6 +22,18 @@ pub enum OwnOtp {
     Codes,
 }
 
+/// `ssh USER@bastion certificate ...`
+#[derive(Debug, Subcommand)]
+pub enum OwnCertificate {
+    /// List your certificates that hold
+    List,
+    /// Revoke one before its time is over; sessions that it opened end
+    Revoke {
+        /// Its serial number, as the list shows it
+        serial: i64,
+    },
+}
+
 /// `ssh USER@bastion keys ...`
 #[derive(Debug, Subcommand)]
 pub enum OwnKeys {

@@ -326,6 +326,9 @@ async fn housekeep(bastion: Arc<Bastion>) {
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");
         }
+        if let Err(error) = bastion.store.forget_old_certificates(before).await {
+            tracing::warn!(%error, "failed to forget certificates whose time is over");
+        }
         bastion.guard.prune(std::time::Instant::now());
         if let Err(error) = relay::keep::apply_retention(&bastion).await {
             tracing::error!(%error, "failed to remove old recordings");

@@ -109,7 +109,7 @@ impl Store {
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
         let mut tx = self.read().await?;
         let account = match name {
-            Some(name) => tx.account(name).await?,
+            Some(name) => tx.account(name, now).await?,
             None => None,
         };
         let throttle = tx.throttle(whose, rules, now).await?;
@@ -150,6 +150,9 @@ impl Store {
         if let Some(sign_in) = open_session {
             tx.forget_failures(whose).await?;
             tx.open_session(&attempt.account, sign_in, now).await?;
+            if let Claim::Certificate(serial) = attempt.claim {
+                tx.opened_by_certificate(sign_in.session, serial).await?;
+            }
         }
         tx.append_claim(attempt, recovery_left, context, now).await?;
         if open_session.is_some() {
@@ -319,7 +322,7 @@ impl Store {
 }
 
 impl Tx<'_> {
-    async fn account(&mut self, name: &UserName) -> Result<Option<Account>, Error> {
+    async fn account(&mut self, name: &UserName, now: UnixTime) -> Result<Option<Account>, Error> {
         let row: Option<LoginRow> = on!(self.engine(), conn => {
             users::table
                 .filter(users::name.eq(name.as_str()))
@@ -340,6 +343,7 @@ impl Tx<'_> {
         let recovery_left = self.recovery_left(&id).await?;
         let factor = self.second_factor(&id).await?.second_factor();
         let sign_in = self.sign_in_policy(&id).await?;
+        let certificates = self.certificates_of(&id, now).await?;
         let otp = match &row.otp_secret {
             Some(sealed) => {
                 let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
@@ -366,6 +370,7 @@ impl Tx<'_> {
             binding_until: row.binding_until.map(UnixTime),
             otp,
             keys,
+            certificates,
             recovery_left,
             drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
@@ -425,6 +430,8 @@ impl Tx<'_> {
             (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
             (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
             (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
+            (Claim::Certificate(_), Factor::Totp) => bound,
+            (Claim::Certificate(_), Factor::Radius) => true,
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
         };
@@ -433,6 +440,12 @@ impl Tx<'_> {
         }
         match &attempt.claim {
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Certificate(serial) => {
+                let account = (&attempt.account, attempt.epoch);
+                if !self.use_certificate(account, *serial, now).await? {
+                    return Ok(Err(Refusal::CertificateRefused));
+                }
+            }
             Claim::Radius { codes, life } => {
                 let until = now.plus(*life);
                 if !self.use_codes(&attempt.account, codes, now, until).await? {
@@ -485,7 +498,7 @@ impl Tx<'_> {
             self.append(now, context, note).await?;
         }
         let event = match attempt.claim {
-            Claim::Nothing | Claim::NoCode => return Ok(()),
+            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) => return Ok(()),
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
             Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },

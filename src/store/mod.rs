@@ -8,6 +8,7 @@
 
 mod access;
 mod audit;
+mod certificate;
 mod keys;
 mod login;
 mod open;
@@ -30,6 +31,7 @@ use diesel_async::RunQueryDsl;
 
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
+pub use certificate::{CertificateRow, NewCertificate};
 pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use radius::FactorRow;

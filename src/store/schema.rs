@@ -69,6 +69,28 @@ table! {
 }
 
 table! {
+    login_certificates (serial) {
+        serial -> BigInt,
+        user_id -> Text,
+        key -> Text,
+        epoch -> BigInt,
+        source -> Nullable<Text>,
+        session_id -> Text,
+        issued_at -> BigInt,
+        expires_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    session_certificates (session_id) {
+        session_id -> Text,
+        serial -> BigInt,
+    }
+}
+
+table! {
     used_codes (user_id, hash) {
         user_id -> Text,
         hash -> Text,
@@ -285,6 +307,8 @@ allow_tables_to_appear_in_same_query!(
     user_sign_in,
     group_sign_in,
     target_sign_in,
+    login_certificates,
+    session_certificates,
     used_codes,
     user_keys,
     user_groups,

@@ -20,6 +20,7 @@ mod identity;
 mod known_hosts;
 mod lifecycle;
 mod login;
+mod login_certificate;
 mod menu;
 mod own;
 mod radius;

@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use super::super::account::Standing;
 use super::{Certified, Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
-use crate::audit::{Event, Refusal, Step};
+use crate::audit::{CertificateFault, Event, Refusal, Step};
 use crate::domain::{Factors, UnixTime};
 
 /// The most key offers: enough for a full agent.
@@ -18,7 +18,7 @@ impl Machine {
             return self.disconnect(Refusal::TooManyAttempts);
         }
         let may_be_certified = self.rules.certificates && !key.is_empty();
-        Effect::Reply(if may_be_certified || self.has_key(key) {
+        Effect::Reply(if may_be_certified || self.has_key(key) || self.has_certificate(key) {
             Reply::KeyOk
         } else {
             Reply::Refuse(self.rules.methods)
@@ -54,16 +54,40 @@ impl Machine {
         match self.account() {
             None => return self.fail(Refusal::UnknownUser, None),
             Some(account) if account.disabled => return self.fail(Refusal::Disabled, None),
+            Some(account) if certified.by_login_ca && !account.holds(&certified) => {
+                let Certified { id, serial, authority, .. } = certified;
+                let reason = CertificateFault::Revoked;
+                self.notes.push(Event::CertificateRefused { id, serial, authority, reason });
+                return self.fail(Refusal::CertificateRefused, None);
+            }
             Some(_) => {}
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::CERTIFICATE);
         self.steps.retain(|step| matches!(step, Step::Password | Step::Key));
         self.steps.push(Step::Certificate);
-        let Certified { id, serial, authority, .. } = certified;
+        let Certified { id, serial, authority, by_login_ca, .. } = certified;
         let key = Some(format!("{id} (serial {serial}) by {authority}"));
         self.notes.push(Event::StepPassed { step: Step::Certificate, key });
-        self.go_on(now)
+        if by_login_ca { self.let_in_by_certificate(serial, now) } else { self.go_on(now) }
+    }
+
+    /// Lets somebody in by a certificate that was given for a code, and stands for one.
+    fn let_in_by_certificate(&mut self, serial: u64, now: UnixTime) -> Effect {
+        self.given = self.given.with(Factors::OTP);
+        match (self.standing(now), i64::try_from(serial)) {
+            (Standing::Closed(reason), _) => self.fail(reason, None),
+            _ if !self.allows(self.given) => self.fail(Refusal::SignInRule, None),
+            (_, Ok(serial)) => self.sign_in(Claim::Certificate(serial)),
+            (_, Err(_)) => self.fail(Refusal::CertificateRefused, None),
+        }
+    }
+
+    /// Whether the login CA gave the account a certificate for this key.
+    fn has_certificate(&self, key: &str) -> bool {
+        self.account().is_some_and(|account| {
+            !account.disabled && account.certificates.iter().any(|(_, for_key)| for_key == key)
+        })
     }
 
     fn has_key(&self, key: &str) -> bool {

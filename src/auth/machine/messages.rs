@@ -45,6 +45,8 @@ pub struct Certified {
     pub serial: u64,
     /// The fingerprint of its authority's key.
     pub authority: String,
+    /// Whether that is the login CA, which gives certificates for a code only.
+    pub by_login_ca: bool,
 }
 
 /// What a client asks for (RFC 4252, RFC 4256).
@@ -154,6 +156,8 @@ pub enum Claim {
     Nothing,
     /// No code: the rule that holds for the account asks for none.
     NoCode,
+    /// The login CA's certificate with this serial number, as often as it is shown.
+    Certificate(i64),
     /// The code of a step, if no code of it or of a later one was used.
     Code(TimeStep),
     /// The recovery code with this hash.

@@ -80,6 +80,7 @@ pub struct Authenticated {
     role: Role,
     epoch: i64,
     given: Factors,
+    code_given: bool,
 }
 
 impl Authenticated {
@@ -106,6 +107,12 @@ impl Authenticated {
     /// The factors that were given.
     pub fn given(&self) -> Factors {
         self.given
+    }
+
+    /// Whether a code was among them that was used up for this very session, and not one that a
+    /// certificate stands for.
+    pub fn code_given(&self) -> bool {
+        self.code_given
     }
 }
 
@@ -362,6 +369,7 @@ impl Machine {
             role: account.role,
             epoch: account.epoch,
             given: self.given,
+            code_given: self.steps.iter().any(|step| step.is_code()),
         };
         let mut notices = Vec::new();
         if used_recovery {

@@ -85,7 +85,7 @@ impl Machine {
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
             Claim::Radius { .. } => Step::Radius,
-            Claim::Code(_) | Claim::Nothing | Claim::NoCode => Step::Code,
+            Claim::Code(_) | Claim::Nothing | Claim::NoCode | Claim::Certificate(_) => Step::Code,
         };
         self.steps.push(step);
         self.given = self.given.with(Factors::OTP);

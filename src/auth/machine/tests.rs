@@ -22,6 +22,8 @@ const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
 const NEVER: TimeStep = TimeStep(i64::MIN);
 const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+/// The serial number of the login CA's certificate that holds.
+const HELD: i64 = 11;
 const KEY: &str = "SHA256:alice";
 const NEW: [&str; 2] = ["gleaming cactus 91 violin", "an unusual teapot 7 harbour"];
 
@@ -133,6 +135,7 @@ impl Row {
             },
             otp: kind.is_bound().then_some(Otp { secret, last_step }),
             keys: vec![KEY.into()],
+            certificates: vec![(HELD, "SHA256:held".into())],
             recovery_left: 10,
             drift: None,
             id,
@@ -166,6 +169,7 @@ impl Row {
                 }
             }
             (Claim::Nothing | Claim::NoCode, _) => {}
+            (Claim::Certificate(serial), _) => assert_eq!(*serial, HELD),
             (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
             (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
             (Claim::Code(_), None) => panic!("a code without an authenticator"),
@@ -191,6 +195,8 @@ struct Shown {
     password: Option<String>,
     key: Option<String>,
     certificate: bool,
+    /// One of the login CA's, which stands for a code as well.
+    login_certificate: bool,
 }
 
 impl Shown {
@@ -205,6 +211,9 @@ impl Shown {
         }
         if self.certificate {
             given = given.with(Factors::CERTIFICATE);
+        }
+        if self.login_certificate {
+            given = given.with(Factors::CERTIFICATE).with(Factors::OTP);
         }
         given
     }
@@ -324,8 +333,9 @@ impl World {
         {
             conn.shown.key = Some(key.clone());
         }
-        if let (Request::Certificate(Ok(_)), true) = (&request, user == first && !conn.over) {
-            conn.shown.certificate = true;
+        if let (Request::Certificate(Ok(shown)), true) = (&request, user == first && !conn.over) {
+            conn.shown.certificate |= !shown.by_login_ca;
+            conn.shown.login_certificate |= shown.by_login_ca && shown.serial == HELD as u64;
         }
         let mut input = Input::Client(user.to_owned(), request);
         let reply = loop {
@@ -523,6 +533,7 @@ impl World {
                 conn.used = Some(Used::Radius(user.to_owned(), code, self.now.step().0));
             }
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Certificate(_) => assert!(conn.shown.login_certificate),
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
         }
@@ -598,6 +609,7 @@ impl World {
             Act::Offer(key) => Request::KeyOffer((*key).into()),
             Act::Key(key) => Request::Key((*key).into()),
             Act::Certificate(good) => Request::Certificate(certificate(*good)),
+            Act::LoginCertificate(serial) => Request::Certificate(Ok(of_login_ca(*serial))),
             Act::Interactive => Request::Interactive,
             Act::Password(text) => Request::Password(text.to_string(row).into()),
             Act::Answer(text) => answer_with(text.to_string(row)),
@@ -669,6 +681,8 @@ enum Act {
     Key(&'static str),
     /// One that stands for whoever shows it, or not.
     Certificate(bool),
+    /// One of the login CA's with this serial number.
+    LoginCertificate(u64),
     Interactive,
     Password(Text),
     Answer(Text),
@@ -702,6 +716,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
         2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
         2 => any::<bool>().prop_map(Act::Certificate),
+        1 => select(&[HELD as u64, 12][..]).prop_map(Act::LoginCertificate),
         2 => Just(Act::Interactive),
         3 => text().prop_map(Act::Password),
         4 => text().prop_map(Act::Answer),
@@ -717,14 +732,19 @@ fn act() -> impl Strategy<Value = Act> {
 
 /// What is done by the owner of the account, or about it.
 fn is_of_the_owner(act: &Act) -> bool {
-    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true))
+    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true) | Act::LoginCertificate(11))
+}
+
+fn of_login_ca(serial: u64) -> Certified {
+    let (key, id, authority) = ("SHA256:held".into(), "x".into(), "SHA256:login".into());
+    Certified { key, id, serial, authority, by_login_ca: true }
 }
 
 fn certificate(good: bool) -> Result<Certified, Box<Event>> {
     let (id, serial, authority) = ("x".to_owned(), 7, "SHA256:ca".to_owned());
     let reason = crate::audit::CertificateFault::Expired;
     match good {
-        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority }),
+        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority, by_login_ca: false }),
         false => Err(Box::new(Event::CertificateRefused { id, serial, authority, reason })),
     }
 }
@@ -970,6 +990,41 @@ fn a_certificate_is_a_factor_and_a_refused_one_is_written_down_at_once() {
         let reply = world.send(&mut conn, "alice", Request::Certificate(certificate(good)));
         assert!(matches!(reply, Reply::Refuse(_)), "{kind:?}: {reply:?}");
         assert!(conn.transcript.iter().any(|line| line == "held back"), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_certificate_of_the_login_ca_stands_for_a_code_while_the_account_holds_it() {
+    let held = of_login_ca(HELD as u64);
+    let other_key = Certified { key: "SHA256:x".into(), ..held.clone() };
+    let bound = Kind::Bound { one_time: false };
+    for (kind, rule, shown, accepted) in [
+        (bound, "certificate+otp", held.clone(), true),
+        (radius(RadiusMode::Challenge), "certificate+otp", held.clone(), true),
+        (bound, "key+otp, password+otp", held.clone(), false),
+        (bound, "certificate+otp", other_key, false),
+        (bound, "certificate+otp", of_login_ca(12), false),
+        (bound, "certificate+otp", of_login_ca(u64::MAX), false),
+        (Kind::Disabled, "certificate+otp", held.clone(), false),
+        (Kind::Locked, "certificate+otp", held.clone(), false),
+        (Kind::Closed, "certificate+otp", held.clone(), false),
+        (Kind::Unknown, "certificate+otp", held, false),
+    ] {
+        let rule: crate::domain::SignInRule = rule.parse().unwrap();
+        let policy = SignInPolicy::new(Some(rule), Vec::new());
+        let mut world = World::new(kind).ruled_by(&policy);
+        let mut conn = Conn::new();
+        let what = format!("{kind:?} {policy} {shown:?}");
+        let reply = world.send(&mut conn, "alice", Request::Certificate(Ok(shown)));
+        match reply {
+            Reply::Accept(who) => {
+                assert!(accepted, "{what}");
+                assert_eq!(who.given(), Factors::CERTIFICATE.with(Factors::OTP));
+                assert!(!who.code_given(), "{what}");
+            }
+            Reply::Refuse(_) => assert!(!accepted, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
     }
 }
 
