@@ -515,11 +515,19 @@ pub enum Authority {
 /// `sallyport key ...`
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a new sealing key and seal every secret under it, while serving
-    Rotate {
-        /// Seal under the first key of the file, without making a new one
+    /// The sealing keys, which of them seals, and how many secrets are under each
+    List,
+    /// Add a new key to the sealing key file, to be copied to other nodes; it seals nothing yet
+    Add {
+        /// This file, such as the source of a systemd credential, and not the configured one
         #[arg(long)]
-        keep_key: bool,
+        file: Option<PathBuf>,
+    },
+    /// Seal every secret anew, while serving: under a new key, or under one that was added before
+    Rotate {
+        /// Under this key of the file, which every node must hold
+        #[arg(long, value_name = "KEY")]
+        to: Option<String>,
     },
 }
 
@@ -545,7 +553,7 @@ pub struct Console {
 pub enum ConsoleCommand {
     /// What can be typed here
     Help,
-    /// The targets granted to you
+    /// The targets granted to you, and the lines that lead there
     Targets,
     /// The line for ~/.ssh/known_hosts that makes ssh trust the bastion and your targets
     KnownHosts,
@@ -590,7 +598,11 @@ pub enum ConsoleAudit {
     /// List events, newest first
     List(Box<ListEvents>),
     /// Check that no event was edited, dropped, reordered, inserted or cut off
-    Verify,
+    Verify {
+        /// An event's number and hash, noted before
+        #[arg(long = "anchor", value_name = "SEQ:HASH")]
+        anchors: Vec<Anchor>,
+    },
     /// Every event as a line of JSON, and a signed checkpoint at the end
     Export,
 }

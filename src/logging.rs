@@ -10,13 +10,15 @@ use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd;
 
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::layer::{Layer, Layered, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::domain::{printable, printable_json, words};
@@ -52,15 +54,52 @@ pub enum LoggingError {
     /// Something in this process logs already.
     #[error("the log was started twice in one process")]
     AlreadyStarted,
+    /// It cannot be changed any more.
+    #[error("failed to change what is logged: {0}")]
+    Change(#[from] reload::Error),
+}
+
+/// What writes lines, before anything filters them.
+type Lines = Layered<Box<dyn Layer<Registry> + Send + Sync>, Registry>;
+
+/// What the log that runs lets through; it can be changed.
+#[derive(Clone)]
+pub struct Filter(reload::Handle<EnvFilter, Lines>);
+
+impl Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filter").finish_non_exhaustive()
+    }
+}
+
+impl Filter {
+    /// Lets through what `filter` says, from now on.
+    ///
+    /// # Errors
+    /// When `filter` cannot be read; nothing is changed then.
+    pub fn set(&self, filter: &str) -> Result<(), LoggingError> {
+        self.0.reload(parse_filter(filter)?)?;
+        // What logs by the "log" crate (russh does) asks its own level first.
+        log::set_max_level(match LevelFilter::current().into_level() {
+            None => log::LevelFilter::Off,
+            Some(Level::ERROR) => log::LevelFilter::Error,
+            Some(Level::WARN) => log::LevelFilter::Warn,
+            Some(Level::INFO) => log::LevelFilter::Info,
+            Some(Level::DEBUG) => log::LevelFilter::Debug,
+            Some(Level::TRACE) => log::LevelFilter::Trace,
+        });
+        Ok(())
+    }
 }
 
 /// Starts the log on standard error, and logs panics there too.
 ///
-/// `filter` is a level or a list of directives as `tracing-subscriber`'s `EnvFilter` reads them.
+/// `filter` is a level or a list of directives as `tracing-subscriber`'s `EnvFilter` reads them; what
+/// this gives can change it.
 ///
 /// # Errors
 /// When `filter` cannot be read, or the log was started before.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
+pub fn init(format: LogFormat, filter: &str) -> Result<Filter, LoggingError> {
     let stderr = io::stderr();
     let stream = std::env::var("JOURNAL_STREAM").ok();
     let format = match format {
@@ -71,13 +110,14 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), LoggingError> {
     // https://no-color.org: set and not empty means no colour.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let colour = stderr.is_terminal() && !plain;
+    let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     tracing_subscriber::registry()
         .with(lines(format, colour, io::stderr))
-        .with(parse_filter(filter)?)
+        .with(filter)
         .try_init()
         .map_err(|_| LoggingError::AlreadyStarted)?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(())
+    Ok(Filter(handle))
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter, LoggingError> {
@@ -194,6 +234,10 @@ struct Fields<'w> {
 
 impl Fields<'_> {
     fn put(&mut self, field: &Field, value: &str) {
+        // Where a library that logs by the log crate stood: of no use, and a path of the build's.
+        if field.name().starts_with("log.") {
+            return;
+        }
         let gap = if std::mem::take(&mut self.first) { "" } else { " " };
         let value = printable(value);
         self.result = self.result.and_then(|()| match field.name() {
@@ -340,6 +384,14 @@ mod tests {
         });
         let shown = r#"seen client="x user=root" version=3 name=db1 odd="\"\\""#;
         assert!(line.trim_end().ends_with(shown), "{line}");
+    }
+
+    #[test]
+    fn where_a_library_stood_is_left_out() {
+        for format in [LogFormat::Human, LogFormat::Journald] {
+            let line = logged(format, || tracing::info!(log.file = "/build/error.rs", "seen"));
+            assert!(line.contains("seen") && !line.contains("build"), "{line}");
+        }
     }
 
     #[test]

@@ -79,9 +79,9 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
     let log = &loaded.config.log;
     // Only a server logs what goes well: a command shows its result.
     let level = if matches!(cli.command, Command::Serve) { log.level.as_str() } else { "warn" };
-    logging::init(log.format, level)?;
+    let filter = logging::init(log.format, level)?;
     match cli.command {
-        Command::Serve => serve::serve(loaded, load).await.map(|()| true),
+        Command::Serve => serve::serve(loaded, load, filter).await.map(|()| true),
         Command::Init { data_dir } => {
             if let Some(dir) = data_dir {
                 loaded.config.data_dir = dir;
@@ -103,6 +103,14 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
         }
         Command::Check => check(&loaded, cli.json).await.map(|()| true),
         Command::Doctor => doctor(&loaded.config, cli.json).await,
+        Command::Key(cli::KeyCommand::Add { file: Some(file) }) => {
+            let format = if cli.json { Format::Json } else { Format::Table { width: None } };
+            let mut stdout = tokio::io::stdout();
+            let mut out = Out::new(&mut stdout);
+            admin::add_sealing_key(&file, format, &mut out)?;
+            out.send().await?;
+            Ok(true)
+        }
         Command::Ca(cli::CaCommand::Show { which }) => {
             let key = match which {
                 cli::Authority::Host => KeyFile::HostCa,
@@ -262,19 +270,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
             admin::sessions(&verbs, command, keys.0, &mut out).await?;
         }
         Command::Audit(command) => audit(&verbs, command, &mut out).await?,
-        Command::Key(cli::KeyCommand::Rotate { keep_key }) => {
-            use std::io::Write as _;
-            if !keep_key {
-                store.keyring().add_key()?;
-            }
-            let secrets = store.reseal(&context, verbs.now).await?;
-            let key = store.keyring().primary();
-            if json {
-                writeln!(out, "{}", serde_json::json!({ "secrets": secrets, "key": key }))?;
-            } else {
-                writeln!(out, "{secrets} secrets are sealed under key {key}")?;
-            }
-        }
+        Command::Key(command) => admin::sealing(&verbs, command, &mut out).await?,
         Command::Serve
         | Command::Init { .. }
         | Command::Check

@@ -2,6 +2,9 @@
 //!
 //! Always holds: nothing listens before keys, store and configuration are in order.
 
+mod reload;
+mod systemd;
+
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -70,6 +73,8 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         certificates,
         throttle: ThrottleRules {
             lock_after: i64::from(login.lock_after),
+            site_lock_after: i64::from(login.site_lock_after),
+            attack_after: i64::from(login.attack_after),
             lock_for: login.lock_for.0,
             backoff_first: login.backoff_first.0,
             backoff_max: login.backoff_max.0,
@@ -162,6 +167,7 @@ fn record_settings(config: &Config) -> RecordSettings {
         limits: crate::recording::Limits {
             queue_bytes: RECORD_QUEUE,
             min_free_bytes: record.min_free.bytes(),
+            max_bytes: some(record.max_bytes.bytes()),
         },
         trust_first_use: record.trust_first_use,
         keep_for: record.keep_for.limit(),
@@ -183,30 +189,13 @@ pub fn limits(config: &Config) -> Limits {
     }
 }
 
-fn front(config: &Config, settings: &Settings) -> anyhow::Result<Front> {
-    let host = settings.host_name.as_str();
-    // People type a host's short name as well.
-    let short = host.split('.').next().unwrap_or(host);
-    let names = [settings.public_host.as_str(), host, short, "localhost"];
-    let mut names: Vec<String> =
-        names.into_iter().filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    names.sort();
-    names.dedup();
-    Ok(Front {
-        host_key: keys::load(&config.key_path(KeyFile::HostKey))?,
-        names,
-        methods: settings.rules.methods,
-        window: settings.flow.window,
-    })
-}
-
 /// Puts a bastion together from a configuration and an opened store.
 ///
 /// # Errors
 /// When a key cannot be used, or a value is out of range.
 pub fn bastion(config: &Config, store: Store, clock: Clock) -> anyhow::Result<Bastion> {
     let settings = settings(config)?;
-    let front = front(config, &settings)?;
+    let front = Front::new(keys::load(&config.key_path(KeyFile::HostKey))?, &settings);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let places =
         if config.login.hash_concurrency == 0 { cores } else { config.login.hash_concurrency };
@@ -225,6 +214,7 @@ pub fn bastion(config: &Config, store: Store, clock: Clock) -> anyhow::Result<Ba
 pub async fn serve(
     loaded: Loaded,
     load_again: impl Fn() -> anyhow::Result<Loaded> + Send + 'static,
+    log: logging::Filter,
 ) -> anyhow::Result<()> {
     let config = loaded.config;
     private_folder(&config.data_dir)?;
@@ -253,16 +243,22 @@ pub async fn serve(
     let helpers = TaskTracker::new();
     let stop = CancellationToken::new();
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
-    let reloading = watch_reloads(Arc::clone(&bastion), config, hangup, load_again);
+    let reloading = reload::watch(Arc::clone(&bastion), config, log, hangup, load_again);
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
-    helpers.spawn(stop.clone().run_until_cancelled_owned(watchdog()));
+    let watched = Arc::clone(&bastion);
+    let watchdog = async move { systemd::watchdog(&watched.pulse).await };
+    helpers.spawn(stop.clone().run_until_cancelled_owned(watchdog));
     helpers.close();
-    notify(&[sd_notify::NotifyState::Ready]);
+    systemd::ready();
 
-    let result = server::run(bastion, listeners, shutdown).await;
+    let result = server::run(bastion, listeners, shutdown.clone()).await;
     stop.cancel();
     helpers.wait().await;
-    Ok(result?)
+    result?;
+    if !shutdown.is_cancelled() {
+        anyhow::bail!("nothing accepted connections any more: the log says what happened");
+    }
+    Ok(())
 }
 
 /// Keeps a second server off the same data folder: it would close the first one's sessions.
@@ -288,61 +284,7 @@ fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Outp
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify(&[sd_notify::NotifyState::Stopping]);
+        systemd::stopping();
         shutdown.cancel();
     })
-}
-
-/// On SIGHUP reads the configuration anew.
-async fn watch_reloads(
-    bastion: Arc<Bastion>,
-    mut config: Config,
-    mut hangup: tokio::signal::unix::Signal,
-    load_again: impl Fn() -> anyhow::Result<Loaded> + Send + 'static,
-) {
-    while hangup.recv().await.is_some() {
-        match load_again().and_then(|loaded| reload(&bastion, &config, loaded.config)) {
-            Ok(new) => config = new,
-            Err(error) => {
-                let error = logging::whole(&error);
-                tracing::error!(error, "failed to reload: the old configuration stays in force");
-            }
-        }
-    }
-}
-
-/// Puts a configuration in force for new connections, with the files that it names as they are now.
-///
-/// # Errors
-/// When a file cannot be used, or a value is out of range; nothing changed then.
-pub fn reload(bastion: &Bastion, old: &Config, new: Config) -> anyhow::Result<Config> {
-    let (in_force, restart) = Config::reloadable_differences(old, &new);
-    for key in restart {
-        tracing::warn!(key, "changed in the configuration: takes a restart");
-    }
-    let settings = settings(&new)?;
-    let front = front(&new, &settings)?;
-    bastion.guard.set_limits(limits(&new));
-    bastion.reload(settings, front);
-    for key in in_force {
-        tracing::info!(key, "changed in the configuration");
-    }
-    tracing::info!("the configuration is in force for new connections");
-    Ok(new)
-}
-
-/// Tells systemd twice in its interval that we live.
-async fn watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    let mut ticks = tokio::time::interval(interval / 2);
-    loop {
-        ticks.tick().await;
-        notify(&[sd_notify::NotifyState::Watchdog]);
-    }
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "failed to notify systemd");
-    }
 }

@@ -248,12 +248,8 @@ fn file(event: &serde_json::Value) -> String {
 }
 
 fn forward(row: &ForwardRow) -> String {
-    let state = match &row.end_reason {
-        Some(reason) => {
-            format!("{} up, {} down, {reason}", bytes(row.bytes_up), bytes(row.bytes_down))
-        }
-        None => "open".to_owned(),
-    };
+    let state = row.end_reason.as_deref().unwrap_or("open");
+    let state = format!("{} up, {} down, {state}", bytes(row.bytes_up), bytes(row.bytes_down));
     let at = row.address.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
     format!("{} for {}{at}: {state}", row.target, row.destination)
 }

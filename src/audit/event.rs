@@ -155,6 +155,8 @@ words! {
         RoleTooLow = "role-too-low",
         /// Too many unauthenticated connections, or a penalty on the source.
         Guarded = "guarded",
+        /// A load balancer sent no PROXY header, or none that can be read.
+        ProxyHeader = "proxy-header",
         /// The audit log or the store could not be written.
         StoreFailed = "store-failed",
     }
@@ -200,7 +202,8 @@ impl Refusal {
             | Self::TooManyChannels
             | Self::Draining
             | Self::RoleTooLow
-            | Self::Guarded => true,
+            | Self::Guarded
+            | Self::ProxyHeader => true,
         }
     }
 }
@@ -259,6 +262,14 @@ pub struct Context {
     pub session: Option<Id>,
 }
 
+/// What happened at `at`, to be written down with what it leads to.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Note {
+    pub at: UnixTime,
+    pub event: Event,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -293,8 +304,16 @@ pub enum Event {
     },
     /// No RADIUS server answered: `error` names each, and why.
     RadiusUnanswered { error: String },
-    /// Failures locked the account for one source.
-    SourceLocked { failures: i64, until: UnixTime },
+    /// Failures locked the account for one source, or for all of the `network` that it is in.
+    SourceLocked {
+        failures: i64,
+        until: UnixTime,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
+    },
+    /// Since `since` so many sign-ins as the account failed, from whatever sources: said once for each
+    /// such time.
+    AccountUnderAttack { failures: i64, since: UnixTime },
     /// Signing in was refused.
     SignInRefused { reason: Refusal },
     /// Somebody signed in, by `steps`; from here the session is open.
@@ -329,6 +348,9 @@ pub enum Event {
     ForwardRefused {
         /// What the client asked for, printable: it may be no valid destination.
         destination: String,
+        /// The target that it means, if it means one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<TargetName>,
         reason: Refusal,
     },
     /// A forward was let through, and the target could not be reached.
@@ -337,6 +359,11 @@ pub enum Event {
     /// (`up`) and from it (`down`).
     ForwardClosed {
         forward: Id,
+        /// As it was opened; missing in older logs, as is the target.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<Destination>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<TargetName>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         address: Option<SocketAddr>,
         up: u64,
@@ -349,6 +376,8 @@ pub enum Event {
     TargetSignedIn { target: TargetName, account: AccountName, auth: AccountAuth },
     /// The bastion could not sign in on a target, or lost it.
     TargetFailed { target: TargetName, account: AccountName, error: String },
+    /// A target opened a channel, of the kind `what`, that nobody had asked it for; it was refused.
+    UnaskedChannel { target: TargetName, account: AccountName, what: String },
     /// An account of a target was refused.
     AccountRefused { target: TargetName, account: String, reason: Refusal },
     /// A recording began: of a shell, a command or a subsystem.
@@ -373,10 +402,20 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// A recording reached the `max` bytes that one may take, and holds nothing of what came after.
+    RecordingFull { recording: Id, max: u64 },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
-    /// Such a connection closed, with its bytes.
-    OnwardClosed { target: TargetName, account: AccountName, to: String, up: u64, down: u64 },
+    /// Such a connection closed, with its bytes; `reason` where neither side closed it.
+    OnwardClosed {
+        target: TargetName,
+        account: AccountName,
+        to: String,
+        up: u64,
+        down: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Somebody read a recording: played, watched, searched with a hit, or exported it.
     RecordingRead { recording: Id, how: String },
     /// Retention removed a recording's file.
@@ -524,6 +563,17 @@ pub struct Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_older_logs_hold_reads_and_is_written_as_it_was() {
+        for text in [
+            r#"{"kind":"forward-closed","forward":"0123456789abcdef0123456789abcdef","up":1,"down":2,"reason":"x"}"#,
+            r#"{"kind":"forward-refused","destination":"db1:22","reason":"not-granted"}"#,
+        ] {
+            let event: Event = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&event).unwrap(), text);
+        }
+    }
 
     #[test]
     fn every_kind_is_known() {

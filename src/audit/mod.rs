@@ -9,5 +9,6 @@ pub mod chain;
 mod event;
 
 pub use event::{
-    Actor, CertificateFault, Context, EndReason, Event, RadiusVerdict, Record, Refusal, Step, kinds,
+    Actor, CertificateFault, Context, EndReason, Event, Note, RadiusVerdict, Record, Refusal, Step,
+    kinds,
 };

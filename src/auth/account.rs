@@ -65,6 +65,10 @@ pub struct Throttle {
 pub struct ThrottleRules {
     /// Failures in a row that lock.
     pub lock_after: i64,
+    /// Failures in a row of one IPv6 site, over all its networks, that lock the account for it.
+    pub site_lock_after: i64,
+    /// Failures from everywhere within `lock_for` that administrators are told of.
+    pub attack_after: i64,
     /// How long a lock lasts; also, how long failures are remembered.
     pub lock_for: Duration,
     /// The wait after the first failure; it doubles with each.
@@ -129,6 +133,8 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_longest() {
         let rules = ThrottleRules {
+            site_lock_after: 100,
+            attack_after: 100,
             lock_after: 10,
             lock_for: Duration::from_secs(1800),
             backoff_first: Duration::from_secs(1),

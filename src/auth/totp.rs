@@ -29,6 +29,9 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
+    /// How many bytes it has.
+    pub const LEN: usize = LEN;
+
     /// The secret made of these bytes.
     pub fn from_bytes(bytes: &[u8; LEN]) -> Self {
         let mut secret = Self(Box::new([0; LEN]));

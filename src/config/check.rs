@@ -55,6 +55,8 @@ impl Config {
             ("login.hash_queue", login.hash_queue, COUNT),
             // NIST 800-63B section 5.2.2 allows 100 failures in a row at most.
             ("login.lock_after", login.lock_after as usize, 1..=100),
+            ("login.site_lock_after", login.site_lock_after as usize, COUNT),
+            ("login.attack_after", login.attack_after as usize, COUNT),
             ("login.attempts_per_minute", login.attempts_per_minute as usize, COUNT),
             ("login.attempts_burst", login.attempts_burst as usize, COUNT),
             // A first login gives a password, a new one, its repetition and a code.
@@ -100,6 +102,10 @@ impl Config {
         if server.binding_grace < server.login_grace {
             let keys = ["server.binding_grace", "server.login_grace"];
             return Err(fault(&keys, "contradict each other: binding takes longer than a login"));
+        }
+        if login.site_lock_after < login.lock_after {
+            let keys = ["login.site_lock_after", "login.lock_after"];
+            return Err(fault(&keys, "contradict each other: a site has more than one network"));
         }
         if login.backoff_max < login.backoff_first {
             let keys = ["login.backoff_max", "login.backoff_first"];

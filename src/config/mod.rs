@@ -24,6 +24,7 @@ use crate::logging::LogFormat;
 
 pub use load::{Error, Loaded, environment};
 pub use radius::{Radius, RadiusServer, Transport};
+pub use reload::{NeedsRestart, Reloaded};
 pub use units::{Size, Span};
 
 words! {
@@ -215,6 +216,10 @@ pub struct Login {
     pub binding_window: Span,
     /// Failures in a row, of one account from one source, that lock it for that source.
     pub lock_after: u32,
+    /// The same, of one account from all networks of one IPv6 site (a /48) together.
+    pub site_lock_after: u32,
+    /// Failures of one account from everywhere, within `lock_for`, that administrators are told of.
+    pub attack_after: u32,
     /// How long such a lock lasts.
     pub lock_for: Span,
     /// The wait after a first failure; it doubles with each.
@@ -245,6 +250,8 @@ impl Default for Login {
             hash_queue: 256,
             binding_window: Span::seconds(24 * 3600),
             lock_after: 10,
+            site_lock_after: 100,
+            attack_after: 100,
             lock_for: Span::seconds(1800),
             backoff_first: Span::seconds(1),
             backoff_max: Span::seconds(30),
@@ -297,6 +304,8 @@ pub struct Record {
     pub strict: bool,
     /// What must stay free where recordings are kept: below that, no session begins.
     pub min_free: Size,
+    /// What the file of one recording may take before it is compressed; 0: any amount.
+    pub max_bytes: Size,
     /// How long recordings are kept; 0: for ever.
     pub keep_for: Span,
     /// How much all of them may take, the oldest being removed first; 0: any amount.
@@ -313,6 +322,7 @@ impl Default for Record {
             input: false,
             strict: true,
             min_free: Size::mib(500),
+            max_bytes: Size::mib(4096),
             keep_for: Span::seconds(0),
             keep_bytes: Size::mib(0),
             trust_first_use: false,

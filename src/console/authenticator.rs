@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::dialog::Dialog;
 use super::own::{Own, Proof};
-use crate::audit::{Event, Refusal, Step};
+use crate::audit::{Event, Note, Refusal, Step};
 use crate::auth::prompt::{self, BindInput};
 use crate::auth::qr::Style;
 use crate::auth::totp;
@@ -76,7 +76,7 @@ pub(super) async fn rebind(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Re
 async fn bind(
     own: &Own<'_>,
     dialog: &mut Dialog<'_>,
-) -> anyhow::Result<(totp::Secret, TimeStep, Vec<Event>)> {
+) -> anyhow::Result<(totp::Secret, TimeStep, Vec<Note>)> {
     let make = || totp::Secret::generate().context("failed to make a secret");
     let (mut secret, mut style, mut note) = (make()?, Style::HalfBlocks, None);
     let (mut notes, mut wrong) = (Vec::new(), 0);
@@ -107,18 +107,16 @@ async fn bind(
         note = Some(match totp::check(&secret, &code, own.now(), TimeStep(i64::MIN)) {
             totp::Check::Matches(step) => return Ok((secret, step, notes)),
             totp::Check::Drifted { seconds } => {
-                notes.push(Event::ClockDrift { seconds });
+                notes.push(own.note(Event::ClockDrift { seconds }));
                 prompt::binding_drift(seconds)
             }
             totp::Check::Replayed(_) | totp::Check::Wrong => prompt::BINDING_WRONG.to_owned(),
         });
         let reason = Refusal::WrongCode;
-        notes.push(Event::StepFailed { step: Step::Binding, reason });
+        notes.push(own.note(Event::StepFailed { step: Step::Binding, reason }));
         wrong += 1;
     }
-    for note in notes {
-        own.store.record(own.now(), &own.context, note).await?;
-    }
+    own.store.record_all(&own.context, notes).await?;
     bail!("too many wrong codes: the old authenticator stays bound")
 }
 

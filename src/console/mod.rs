@@ -14,6 +14,7 @@ mod own;
 mod own_keys;
 mod passwd;
 mod ssh_config;
+mod ways;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -245,8 +246,8 @@ async fn dispatch(
         ConsoleCommand::Audit(ConsoleAudit::List(asked)) => {
             admin::list_events(verbs, *asked, out).await
         }
-        ConsoleCommand::Audit(ConsoleAudit::Verify) => {
-            admin::verify_store(verbs, Vec::new(), out).await
+        ConsoleCommand::Audit(ConsoleAudit::Verify { anchors }) => {
+            admin::verify_store(verbs, anchors, out).await
         }
         ConsoleCommand::Audit(ConsoleAudit::Export) => admin::export(verbs, out).await,
     }
@@ -294,7 +295,11 @@ async fn targets(caller: &Caller<'_>, verbs: &Verbs<'_>, out: &mut Out<'_>) -> a
         .into_iter()
         .map(|(target, state)| Granted {
             ssh: caller.line(&target),
+            jump: caller.jump(&target),
+            selector: caller.selector(&target),
+            forward: caller.forward(&target),
             holds_now: state.is_empty(),
+            mode: target.mode,
             address: target.address.to_string(),
             name: target.name.to_string(),
         })
@@ -328,8 +333,14 @@ async fn known_hosts(
 struct Granted {
     name: String,
     address: String,
+    mode: Mode,
+    /// Whether a grant holds at this minute, and from here.
     holds_now: bool,
+    /// The line to type: what is best of those below.
     ssh: String,
+    jump: String,
+    selector: Option<String>,
+    forward: Option<String>,
 }
 
 impl admin::output::Row for Granted {
@@ -383,29 +394,5 @@ impl Caller<'_> {
             recordings: &self.recordings,
             radius: self.radius,
         }
-    }
-
-    /// The exact line that leads to a target.
-    fn line(&self, target: &Target) -> String {
-        let (user, host) = (self.who.user(), &self.public_host);
-        let jump = if self.port == 22 {
-            format!("{user}@{host}")
-        } else {
-            format!("{user}@{host}:{}", self.port)
-        };
-        // A target is known by its name: ssh need not be told its port.
-        let ssh = format!("ssh -J {jump} {}", target.name);
-        match (target.mode, target.address.port) {
-            (Mode::Record, _) | (Mode::Tunnel, 22) => ssh,
-            (Mode::Tunnel, port) => {
-                // May be a plain TCP service or an sshd: show what works for both.
-                let (option, name) = (self.port_option(), &target.name);
-                format!("{ssh}   or   ssh {option}-L {port}:{name}:{port} -N {user}@{host}")
-            }
-        }
-    }
-
-    fn port_option(&self) -> String {
-        if self.port == 22 { String::new() } else { format!("-p {} ", self.port) }
     }
 }

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::dialog::{Dialog, NoAnswer};
 use super::{Caller, Channel, authenticator, certificate, own_keys, passwd};
-use crate::audit::{Context, Event, Refusal, Step};
+use crate::audit::{Context, Event, Note, Refusal, Step};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
 use crate::auth::{prompt, recovery, totp};
@@ -277,7 +277,7 @@ impl Own<'_> {
         let counts = reason.counts();
         let failure = FailureNote { account, reason, counts, drift };
         let refused = Event::CommandRefused { command: self.command.clone(), reason };
-        let notes = vec![Event::StepFailed { step, reason }];
+        let notes = vec![self.note(Event::StepFailed { step, reason })];
         let (whose, context, now) = (self.whose(), &self.context, self.now());
         let failed = self.store.fail_with(refused, failure, notes, &whose, rules, context, now);
         let failures = failed.await?;
@@ -302,6 +302,11 @@ impl Own<'_> {
             Ok(made) => Ok(made),
             Err(reason) => self.refuse(reason, CHANGED).await,
         }
+    }
+
+    /// What happened now, to be written down later.
+    pub(super) fn note(&self, event: Event) -> Note {
+        Note { at: self.now(), event }
     }
 
     fn whose(&self) -> Throttled {

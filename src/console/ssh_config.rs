@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 
+use super::ways::{SSH, local_port};
 use super::{Caller, granted};
 use crate::admin::{Out, Verbs};
 use crate::domain::{Mode, Target};
@@ -16,8 +17,6 @@ const ALIAS: &str = "sallyport";
 /// Where the certificate goes. Not beside the key, where ssh would find it by itself: who asks for a new
 /// one must not sign in with the old one.
 const CERTIFICATE: &str = "sallyport-cert.pub";
-/// SSH's port.
-const SSH: u16 = 22;
 
 pub(super) async fn show(
     caller: &Caller<'_>,
@@ -78,7 +77,8 @@ fn block(
         (Mode::Tunnel, SSH) => writeln!(out, "\n# Passed through, not recorded.{remark}")?,
         // Whether it speaks SSH is not known.
         (Mode::Tunnel, port) => {
-            writeln!(out, "\n# {name}: ssh -N -L {port}:{name}:{port} {ALIAS}{remark}")?;
+            let local = local_port(port);
+            writeln!(out, "\n# {name}: ssh -N -L {local}:{name}:{port} {ALIAS}{remark}")?;
             return Ok(());
         }
     }

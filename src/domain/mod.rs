@@ -191,6 +191,14 @@ impl Source {
         };
         ipnet::IpNet::new(ip, prefix).map_or_else(|_| ip.into(), |net| net.trunc())
     }
+
+    /// The /48 of an IPv6 source: what one site commonly holds (RFC 6177), which is 65,536 networks.
+    pub fn site(&self) -> Option<ipnet::IpNet> {
+        match self.ip() {
+            IpAddr::V4(_) => None,
+            ip => ipnet::IpNet::new(ip, 48).ok().map(|net| net.trunc()),
+        }
+    }
 }
 
 impl fmt::Display for Source {

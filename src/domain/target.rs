@@ -185,6 +185,18 @@ impl Destination {
     }
 }
 
+/// Reads back what its `Display` writes.
+impl FromStr for Destination {
+    type Err = DestinationError;
+
+    fn from_str(text: &str) -> Result<Self, DestinationError> {
+        let no_host = || DestinationError::Host(printable(text));
+        let (host, port) = text.rsplit_once(':').ok_or_else(no_host)?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        Self::parse(host, port.parse().map_err(|_| no_host())?)
+    }
+}
+
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt_host_port(f, self.host.as_str(), self.port)

@@ -132,5 +132,5 @@ fn not_for(account: &AccountName, target: &Target, mut others: Vec<&AccountName>
     } else {
         format!("{account} on {} is not granted to you, but {names}", target.name)
     };
-    Refused { reason: Refusal::NotGranted, message }
+    Refused { reason: Refusal::NotGranted, message, target: Some(target.name.clone()) }
 }

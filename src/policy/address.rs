@@ -34,7 +34,10 @@ impl Permit {
         own: &[SocketAddr],
     ) -> Result<Checked, Refused> {
         let target = &self.target;
-        let refuse = |message| Err(Refused { reason: Refusal::ForbiddenAddress, message });
+        let refuse = |message| {
+            let (reason, target) = (Refusal::ForbiddenAddress, Some(target.name.clone()));
+            Err(Refused { reason, message, target })
+        };
         let mut checked = Vec::new();
         for ip in resolved {
             let ip = plain(*ip);
@@ -61,8 +64,8 @@ pub fn forbidden_address(host: &Host, resolved: &[IpAddr]) -> Option<IpAddr> {
     resolved.iter().map(|ip| plain(*ip)).find(|ip| literal != Some(*ip) && is_forbidden(*ip))
 }
 
-/// The IPv4 address inside an IPv6 one that leads to it: mapped, compatible, NAT64, 6to4.
-fn plain(ip: IpAddr) -> IpAddr {
+/// Where `ip` leads: the IPv4 address inside an IPv6 one (mapped, compatible, NAT64, 6to4), or itself.
+pub fn plain(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     let [a, b, c, d, e, f, g, h] = v6.segments();
     let v4 =
@@ -86,13 +89,16 @@ fn is_forbidden(ip: IpAddr) -> bool {
                 || v4.is_broadcast()
                 || v4.octets()[0] == 0
                 || v4 == Ipv4Addr::new(100, 100, 100, 200) // Alibaba Cloud's metadata.
+                || v4 == Ipv4Addr::new(168, 63, 129, 16) // Azure's.
         }
         IpAddr::V6(v6) => {
             v6.is_loopback()
                 || v6.is_unspecified()
                 || v6.is_multicast()
                 || v6.is_unicast_link_local()
+                || v6.segments().starts_with(&[0x64, 0xff9b, 1]) // NAT64 of the network's own (RFC 8215).
                 || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254) // Amazon's metadata.
+                || v6 == Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254) // Google's.
         }
     }
 }
@@ -132,6 +138,9 @@ mod tests {
             "224.0.0.1",
             "255.255.255.255",
             "100.100.100.200",
+            "168.63.129.16",
+            "64:ff9b:1::a9fe:a9fe",
+            "fd20:ce::254",
             "::1",
             "::",
             "fe80::1",

@@ -1,16 +1,21 @@
 //! Why the policy answers as it does, grant by grant.
 //!
-//! Always holds: the answer explained is [`super::authorize`]'s own, and each grant's verdict comes
-//! from the functions that it decides with. Where no source is asked about, the condition is taken
+//! Always holds: the answer explained is [`super::authorize`]'s own (and, about an account in record
+//! mode, [`super::authorize_account`]'s), and each grant's verdict comes from the functions that they
+//! decide with. Where no source is asked about, the condition is taken
 //! off the grants before, and told.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
-use super::{Decision, Subject, authorize, covers, holds, is_meant};
+use super::{
+    AccountDecision, Decision, Refused, Subject, authorize, authorize_account, covers, holds,
+    is_meant,
+};
 use crate::domain::{
-    AccountName, Destination, Factors, Grant, GroupName, SignInRule, Target, UnixTime, UserName,
+    AccountName, Capability, Destination, Factors, Grant, GroupName, Id, Mode, SignInRule, Target,
+    UnixTime, UserName,
 };
 
 /// Whose access is asked about.
@@ -22,7 +27,8 @@ pub struct Question<'a> {
     pub groups: &'a [GroupName],
     /// Where they would connect from; not judged if not said.
     pub source: Option<IpAddr>,
-    /// The account of the target, if one is asked about: grants for others are set aside.
+    /// The account of the target, if one is asked about: grants for others are set aside. In tunnel
+    /// mode nobody sees it, and it makes no difference.
     pub account: Option<&'a AccountName>,
 }
 
@@ -33,6 +39,9 @@ pub struct Explanation {
     pub permitted: bool,
     /// The decision in a sentence.
     pub decision: String,
+    /// What may be done there, if that can be told: of an account, or in tunnel mode.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rights: Vec<Capability>,
     /// What is to be known about signing in, which comes before all.
     pub sign_in: Vec<String>,
     /// Every grant that is about this user, and what it says.
@@ -50,9 +59,12 @@ pub struct Verdict {
     pub permits: bool,
     /// Why, or why not.
     pub why: String,
+    /// What it allows, if it permits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rights: Vec<Capability>,
 }
 
-/// Explains what [`authorize`] decides, and why.
+/// Explains what [`authorize`] decides, and for an account [`authorize_account`], and why.
 pub fn explain(
     asked: &Question<'_>,
     targets: &[Target],
@@ -73,46 +85,92 @@ pub fn explain(
         None => targets.iter().map(anywhere).collect(),
     };
     let targets = &judged_targets[..];
+    let meant = targets.iter().find(|target| is_meant(target, destination));
+    // In tunnel mode nobody sees as whom somebody signs in.
+    let account = account.filter(|_| meant.is_none_or(|target| target.mode == Mode::Record));
     let for_account = |grant: &Grant| account.is_none_or(|account| grant.is_for(account));
     let judged = |grant: &Grant| match source {
         Some(_) => grant.clone(),
         None => Grant { from: Vec::new(), ..grant.clone() },
     };
-    let decide = |considered: &[Grant]| authorize(&who, targets, considered, destination, now);
-    let considered: Vec<&Grant> = grants.iter().filter(|grant| for_account(grant)).collect();
+    let decide = |grants: &[Grant]| decide(&who, account, targets, grants, destination, now);
     // One that holds from everywhere is the better answer to a question without a source.
-    let everywhere: Vec<Grant> =
-        considered.iter().filter(|g| g.from.is_empty()).map(|g| (*g).clone()).collect();
-    let decision = match (source, decide(&everywhere)) {
-        (None, permit @ Decision::Permit(_)) => permit,
-        _ => decide(&considered.into_iter().map(judged).collect::<Vec<_>>()),
+    let everywhere: Vec<Grant> = grants.iter().filter(|g| g.from.is_empty()).cloned().collect();
+    let decided = match (source, decide(&everywhere)) {
+        (None, Ok(granted)) => Ok(granted),
+        _ => decide(&grants.iter().map(judged).collect::<Vec<_>>()),
     };
     let only_from = |grant: &Grant| match source {
         None if !grant.from.is_empty() => format!(", from {} only", networks(grant)),
         _ => String::new(),
     };
     let verdicts = grants.iter().filter(|grant| grant.concerns(user, groups)).map(|grant| {
-        let (permits, why) = if for_account(grant) {
+        let (permits, why, rights) = if for_account(grant) {
             verdict(&judged(grant), &who, targets, destination, now)
         } else {
-            (false, "it is for other accounts of the target".to_owned())
+            (false, "it is for other accounts of the target".to_owned(), Vec::new())
         };
         let why = if permits { why + &only_from(grant) } else { why };
-        Verdict { grant: grant.id.to_string(), rule: grant.to_string(), permits, why }
+        Verdict { grant: grant.id.to_string(), rule: grant.to_string(), permits, why, rights }
     });
     let verdicts = verdicts.collect();
-    let (permitted, decision) = match decision {
-        Decision::Permit(permit) => {
-            let by = grants.iter().find(|grant| grant.id == *permit.grant());
-            let (name, address) = (&permit.target().name, &permit.target().address);
-            (
-                true,
-                format!("permitted{}: {name} at {address}", by.map(only_from).unwrap_or_default()),
-            )
+    let (permitted, decision, rights) = match decided {
+        Ok(granted) => {
+            let by = grants.iter().find(|grant| granted.grants.contains(&grant.id));
+            let from = by.map(only_from).unwrap_or_default();
+            (true, format!("permitted{from}: {granted}"), granted.rights)
         }
-        Decision::Refuse(refused) => (false, format!("refused: {}", of(user, &refused.message))),
+        Err(refused) => (false, format!("refused: {}", of(user, &refused.message)), Vec::new()),
     };
-    Explanation { permitted, decision, sign_in: Vec::new(), grants: verdicts }
+    Explanation { permitted, decision, rights, sign_in: Vec::new(), grants: verdicts }
+}
+
+/// What would be let through, and by which grants.
+struct Granted<'a> {
+    target: Target,
+    account: Option<&'a AccountName>,
+    rights: Vec<Capability>,
+    grants: Vec<Id>,
+}
+
+impl std::fmt::Display for Granted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Target { name, address, .. } = &self.target;
+        match self.account {
+            Some(account) => {
+                write!(f, "{account} on {name} at {address}, for {}", list(&self.rights))
+            }
+            None => write!(f, "{name} at {address}"),
+        }
+    }
+}
+
+/// Decides as a connection does: first about the destination, then about the account on it.
+fn decide<'a>(
+    who: &Subject<'_>,
+    account: Option<&'a AccountName>,
+    targets: &[Target],
+    grants: &[Grant],
+    destination: &Destination,
+    now: UnixTime,
+) -> Result<Granted<'a>, Refused> {
+    let permit = match authorize(who, targets, grants, destination, now) {
+        Decision::Permit(permit) => permit,
+        Decision::Refuse(refused) => return Err(refused),
+    };
+    let target = permit.target().clone();
+    let Some(name) = account else {
+        // In record mode it depends on the account what may be done.
+        let rights = if target.mode == Mode::Tunnel { vec![Capability::Forward] } else { vec![] };
+        return Ok(Granted { target, account, rights, grants: vec![permit.grant().clone()] });
+    };
+    match authorize_account(who, &target, grants, name, now) {
+        AccountDecision::Permit(permit) => {
+            let (rights, grants) = (permit.rights().to_vec(), permit.grants().to_vec());
+            Ok(Granted { target, account, rights, grants })
+        }
+        AccountDecision::Refuse(refused) => Err(refused),
+    }
 }
 
 impl Explanation {
@@ -154,20 +212,30 @@ fn verdict(
     targets: &[Target],
     destination: &Destination,
     now: UnixTime,
-) -> (bool, String) {
+) -> (bool, String, Vec<Capability>) {
     let meant = targets.iter().filter(|t| is_meant(t, destination) && covers(grant, who, t));
     let Some(target) = meant.into_iter().next() else {
         let asked = targets.iter().find(|target| is_meant(target, destination));
         return match asked {
-            Some(target) => (false, format!("it does not cover {}", target.name)),
-            None => (false, format!("there is no target {destination}")),
+            Some(target) => (false, format!("it does not cover {}", target.name), Vec::new()),
+            None => (false, format!("there is no target {destination}"), Vec::new()),
         };
     };
-    match holds(grant, who, target, &destination.host, now) {
-        Ok(Some(until)) => (true, format!("it covers {}, at least until {until}", target.name)),
-        Ok(None) => (true, format!("it covers {}", target.name)),
-        Err((_, refused)) => (false, of(who.user, &refused.message)),
-    }
+    let until = match holds(grant, who, target, &destination.host, now) {
+        Ok(until) => until.map(|until| format!(", at least until {until}")).unwrap_or_default(),
+        Err((_, refused)) => return (false, of(who.user, &refused.message), Vec::new()),
+    };
+    let rights = match target.mode {
+        Mode::Tunnel => vec![Capability::Forward],
+        Mode::Record => {
+            Capability::ALL.iter().copied().filter(|what| grant.allows(*what)).collect()
+        }
+    };
+    (true, format!("it covers {}{until}", target.name), rights)
+}
+
+fn list(rights: &[Capability]) -> String {
+    rights.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl std::fmt::Display for Explanation {
@@ -182,7 +250,10 @@ impl std::fmt::Display for Explanation {
         for verdict in &self.grants {
             let mark = if verdict.permits { "yes" } else { "no " };
             writeln!(f, "  {mark} {} {}", verdict.grant, verdict.rule)?;
-            writeln!(f, "      {}", verdict.why)?;
+            match &verdict.rights[..] {
+                [] => writeln!(f, "      {}", verdict.why)?,
+                rights => writeln!(f, "      {}, for {}", verdict.why, list(rights))?,
+            }
         }
         Ok(())
     }

@@ -12,12 +12,13 @@ mod explain;
 use std::net::IpAddr;
 
 pub use account::{AccountDecision, AccountPermit, authorize_account, granted_accounts};
-pub use address::{Checked, forbidden_address};
+pub use address::{Checked, forbidden_address, plain};
 pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;
 use crate::domain::{
-    Capability, Destination, Factors, Grant, GroupName, Id, Mode, Target, UnixTime, UserName,
+    Capability, Destination, Factors, Grant, GroupName, Id, Mode, Target, TargetName, UnixTime,
+    UserName,
 };
 
 /// Who asks.
@@ -75,6 +76,9 @@ pub struct Refused {
     pub reason: Refusal,
     /// For the user.
     pub message: String,
+    /// For the audit log: the target that was meant, if one was. The user is not told whether there is
+    /// one.
+    pub target: Option<TargetName>,
 }
 
 /// Decides whether `who` may connect to `destination` at `now`.
@@ -110,6 +114,7 @@ pub fn authorize(
         (None, None) => Decision::Refuse(Refused {
             reason: Refusal::NotGranted,
             message: format!("{} is not granted to you", asked_for(destination)),
+            target: targets.iter().find(|t| is_meant(t, destination)).map(|t| t.name.clone()),
         }),
     }
 }
@@ -124,6 +129,18 @@ pub fn granted_targets<'a>(
     let covering =
         |target| grants.iter().filter(|grant| covers(grant, who, target)).collect::<Vec<_>>();
     targets.iter().map(|t| (t, covering(t))).filter(|(_, grants)| !grants.is_empty()).collect()
+}
+
+/// Which of the rights that are asked for on a session channel some grant gives `who` on a target that
+/// the menu leads to, whether or not it holds right now.
+pub fn session_rights(who: &Subject<'_>, targets: &[Target], grants: &[Grant]) -> Vec<Capability> {
+    let granted = granted_targets(who, targets, grants);
+    let recorded = || granted.iter().filter(|(target, _)| target.mode == Mode::Record);
+    let is_given = |right: &Capability| {
+        recorded().any(|(_, grants)| grants.iter().any(|grant| grant.allows(*right)))
+    };
+    let rights = Capability::ALL.iter().copied().filter(|right| right.is_for_sessions());
+    rights.filter(is_given).collect()
 }
 
 /// Whether `grant` holds for `who` right now.
@@ -154,7 +171,9 @@ fn holds(
     asked: impl std::fmt::Display,
     now: UnixTime,
 ) -> Result<Option<UnixTime>, (u8, Refused)> {
-    let refuse = |rank, reason, message| Err((rank, Refused { reason, message }));
+    let refuse = |rank, reason, message| {
+        Err((rank, Refused { reason, message, target: Some(target.name.clone()) }))
+    };
     if let Some(until) = grant.until.filter(|until| now >= *until) {
         return refuse(1, Refusal::Expired, format!("your grant for {asked} ended on {until}"));
     }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{GrantObject, GrantSubject, Mode, TargetName};
+use crate::domain::{AccountName, GrantObject, GrantSubject, Mode, TargetName};
 
 const NOW: UnixTime = UnixTime(1_795_508_403_000); // A Tuesday, 09:20 in Berlin.
 
@@ -138,6 +138,39 @@ fn destinations_mean_targets_by_name_or_address() {
 }
 
 #[test]
+fn rights_for_sessions_are_of_grants_on_recorded_targets() {
+    let who = "alice".parse().unwrap();
+    let subject = Subject {
+        user: &who,
+        groups: &[],
+        source: "192.0.2.7".parse().unwrap(),
+        given: Factors::ALL,
+    };
+    let recorded = |name| Target { mode: Mode::Record, ..target(name, "10.0.0.5", &[]) };
+    let targets = [recorded("db1"), target("opaque", "10.0.0.6", &[])];
+    let allowing = |whose: &str, name: &str, allow: &[Capability]| Grant {
+        allow: allow.to_vec(),
+        ..grant(1, user(whose), to(name))
+    };
+    let agent = [Capability::Shell, Capability::Agent];
+    for (grants, rights) in [
+        (vec![], vec![]),
+        // Neither is among what a grant gives that names nothing.
+        (vec![allowing("alice", "db1", &[])], vec![]),
+        (vec![allowing("alice", "db1", &agent)], vec![Capability::Agent]),
+        (vec![allowing("bob", "db1", &agent)], vec![]),
+        (vec![allowing("alice", "opaque", &agent)], vec![]),
+        (
+            vec![allowing("alice", "db1", &agent), allowing("alice", "db1", &[Capability::X11])],
+            vec![Capability::Agent, Capability::X11],
+        ),
+    ] {
+        let found = session_rights(&subject, &targets, &grants);
+        assert_eq!(found, rights, "{grants:?}");
+    }
+}
+
+#[test]
 fn unknown_and_ungranted_are_refused_in_the_same_words() {
     let targets = [target("db1", "10.0.0.5", &[])];
     let others = [grant(1, user("bob"), to("db1"))];
@@ -217,6 +250,69 @@ fn without_a_source_the_condition_is_told_and_not_judged() {
     let mut nowhere = ask(&[], None);
     nowhere.cannot_sign_in("alice is disabled".into());
     assert_eq!(nowhere.decision, "refused: alice is disabled; and db1 is not granted to alice");
+}
+
+#[test]
+fn an_account_is_explained_by_the_rights_that_hold_for_it() {
+    use Capability::{Exec, Forward, SftpRead, Shell};
+    let record = Target { mode: Mode::Record, ..target("db1", "10.0.0.5", &[]) };
+    let mine = |n, accounts: &[&str], allow: &[Capability]| Grant {
+        accounts: accounts.iter().map(|name| name.parse().unwrap()).collect(),
+        allow: allow.to_vec(),
+        ..grant(n, user("alice"), to("db1"))
+    };
+    let closed = Grant {
+        hours: Some("Sat 03:00-03:01 Europe/Berlin".parse().unwrap()),
+        ..mine(3, &["root"], &[Forward])
+    };
+    let grants = [mine(1, &["root"], &[Shell]), mine(2, &["root", "app"], &[SftpRead]), closed];
+    let who = "alice".parse().unwrap();
+    let ask = |target: &Target, account: Option<&str>| {
+        let account = account.map(|name| name.parse::<AccountName>().unwrap());
+        let asked = Question { user: &who, groups: &[], source: None, account: account.as_ref() };
+        let destination = Destination::parse("db1", 22).unwrap();
+        explain(&asked, std::slice::from_ref(target), &grants, &destination, NOW)
+    };
+    let at = "db1 at 10.0.0.5:22";
+    let permits = |told: &Explanation| told.grants.iter().map(|g| g.permits).collect::<Vec<_>>();
+    for (account, decision, rights, by) in [
+        (
+            Some("root"),
+            format!("permitted: root on {at}, for shell, sftp-read"),
+            &[Shell, SftpRead][..],
+            [true, true, false],
+        ),
+        (
+            Some("app"),
+            format!("permitted: app on {at}, for sftp-read"),
+            &[SftpRead],
+            [false, true, false],
+        ),
+        (
+            Some("bin"),
+            "refused: bin on db1 is not granted to alice, but app, root".to_owned(),
+            &[],
+            [false, false, false],
+        ),
+        // What may be done depends on the account, and each grant says it.
+        (None, format!("permitted: {at}"), &[], [true, true, false]),
+    ] {
+        let told = ask(&record, account);
+        assert_eq!((told.decision.as_str(), &told.rights[..]), (decision.as_str(), rights));
+        assert_eq!(permits(&told), by, "{account:?}");
+        assert_eq!(told.permitted, by.contains(&true), "{account:?}");
+    }
+    let told = ask(&record, None);
+    assert_eq!(told.grants[0].rights, [Shell]);
+    assert!(told.to_string().contains("it covers db1, for sftp-read\n"), "{told}");
+    // In tunnel mode the account makes no difference.
+    let tunnel = target("db1", "10.0.0.5", &[]);
+    assert_eq!(ask(&tunnel, Some("root")), ask(&tunnel, None));
+    let open = [grant(1, user("alice"), to("db1")), mine(2, &[], &[Exec])];
+    let asked = Question { user: &who, groups: &[], source: None, account: None };
+    let told = explain(&asked, &[tunnel], &open, &Destination::parse("db1", 22).unwrap(), NOW);
+    assert_eq!((told.permitted, &told.rights[..]), (true, &[Forward][..]));
+    assert_eq!(permits(&told), [true, false]);
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Bytes that must stay free where recordings are kept.
     pub min_free_bytes: u64,
+    /// Bytes that its file may have before it is compressed, if not any number.
+    pub max_bytes: Option<u64>,
 }
 
 /// Why a recording ended before its session.
@@ -58,6 +60,12 @@ pub enum Failure {
         free: u64,
         /// What has to be.
         min: u64,
+    },
+    /// The file is as large as it may be.
+    #[error("the recording takes {max} bytes, as much as one may")]
+    Full {
+        /// What it may take.
+        max: u64,
     },
     /// The recording was finished already.
     #[error("the recording is finished")]
@@ -180,7 +188,8 @@ impl Recorder {
             room: Arc::new(Semaphore::new(room)),
         });
         let key = writer.next.fetch_add(1, Ordering::Relaxed);
-        let track = Track::new(file, Arc::clone(&fault), limits.min_free_bytes);
+        let size = file.metadata()?.len();
+        let track = Track::new(file, Arc::clone(&fault), limits, size);
         let open = Command::Open(key, Box::new(track));
         writer.commands.send(open).map_err(|_| Failure::WriterGone)?;
         let began = tokio::time::Instant::now();
@@ -445,7 +454,9 @@ struct Track {
     lines: Vec<u8>,
     /// How many lines after the header are in the file.
     kept: u64,
-    min_free: u64,
+    limits: Limits,
+    /// The file's bytes.
+    size: u64,
     failed: bool,
     /// Whether the file holds what the disk may not.
     dirty: bool,
@@ -453,10 +464,11 @@ struct Track {
 }
 
 impl Track {
-    fn new(file: File, fault: Arc<Fault>, min_free: u64) -> Self {
+    fn new(file: File, fault: Arc<Fault>, limits: Limits, size: u64) -> Self {
         let shared = Arc::new(Syncing { file, fault, queued: AtomicBool::new(false) });
         let (encoder, lines, synced) = (Encoder::new(), Vec::new(), Instant::now());
-        Self { shared, encoder, lines, kept: 0, min_free, failed: false, dirty: false, synced }
+        let (failed, dirty) = (false, false);
+        Self { shared, encoder, lines, kept: 0, limits, size, failed, dirty, synced }
     }
 
     fn add(&mut self, at: Duration, payload: Payload) {
@@ -482,22 +494,39 @@ impl Track {
         if self.lines.is_empty() || self.failed {
             return;
         }
+        let fits = self.keep_what_fits();
         let written = write_lines(&self.shared.file, &self.lines);
         match &written {
-            Ok(()) => self.kept = self.encoder.events(),
+            Ok(()) if fits.is_ok() => self.kept = self.encoder.events(),
+            Ok(()) => self.kept += count_lines(&self.lines),
             Err(short) => self.kept += short.lines,
         }
+        self.size += u64::try_from(self.lines.len()).unwrap_or(0);
         self.dirty = true;
         self.lines.clear();
         self.lines.shrink_to(2 * FLUSH_AT);
         let space = || {
             let stat = rustix::fs::fstatvfs(self.shared.file.as_fd()).map_err(io::Error::from)?;
-            compare(&stat, self.min_free)
+            compare(&stat, self.limits.min_free_bytes)
         };
-        if let Err(failure) = written.map_err(|short| short.error.into()).and_then(|()| space()) {
+        let written = written.map_err(|short| Failure::from(short.error));
+        if let Err(failure) = written.and(fits).and_then(|()| space()) {
             self.failed = true;
             self.shared.fault.fail(failure);
         }
+    }
+
+    /// Drops the lines that the file may not take any more.
+    fn keep_what_fits(&mut self) -> Result<(), Failure> {
+        let Some(max) = self.limits.max_bytes else { return Ok(()) };
+        let room = usize::try_from(max.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        let Some(fitting) = self.lines.get(..room) else { return Ok(()) };
+        if room == self.lines.len() {
+            return Ok(());
+        }
+        let whole = fitting.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        self.lines.truncate(whole);
+        Err(Failure::Full { max })
     }
 
     /// Whether the thread has to come back for this recording.
@@ -551,8 +580,11 @@ fn write_lines(mut file: &File, lines: &[u8]) -> Result<(), Short> {
     let done = lines.get(..lines.len() - rest.len()).unwrap_or_default();
     let whole = done.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     cut_off(file, done.len() - whole);
-    let lines = done.iter().filter(|byte| **byte == b'\n').count();
-    Err(Short { lines: u64::try_from(lines).unwrap_or(0), error })
+    Err(Short { lines: count_lines(done), error })
+}
+
+fn count_lines(lines: &[u8]) -> u64 {
+    u64::try_from(lines.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(0)
 }
 
 /// Takes `bytes` off the file's end. Readers cope with what cannot be taken off.
@@ -666,7 +698,7 @@ mod tests {
     use super::super::asciicast::{Event, Kind, Reader};
     use super::*;
 
-    const LIMITS: Limits = Limits { queue_bytes: 64 * 1024, min_free_bytes: 1 };
+    const LIMITS: Limits = Limits { queue_bytes: 64 * 1024, min_free_bytes: 1, max_bytes: None };
 
     struct Place {
         folder: tempfile::TempDir,
@@ -843,6 +875,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_recording_that_is_full_keeps_whole_lines_and_no_more() {
+        let place = Place::new();
+        let max = 4096;
+        let recorder = place.create(Limits { max_bytes: Some(max), ..LIMITS }).await.unwrap();
+        let mut said = 0;
+        while recorder.output(format!("line {said}").into()).await.is_ok() {
+            said += 1;
+            place.writer.drain().await;
+        }
+        assert!(matches!(recorder.failed().await, Failure::Full { max: 4096 }));
+        let size = std::fs::metadata(recorder.path()).unwrap().len();
+        assert!(size <= max && size > max - 64, "{size}");
+        let finished = recorder.finish().await.unwrap();
+        assert!(matches!(finished.failure, Some(Failure::Full { .. })));
+        let kinds = kinds(&finished.path);
+        assert_eq!(finished.events, u64::try_from(kinds.len()).unwrap());
+        assert_eq!(kinds.len() + 1, said, "the last one did not fit");
+        for (n, kind) in kinds.iter().enumerate() {
+            assert_eq!(*kind, Kind::Output(format!("line {n}")));
+        }
+    }
+
+    #[tokio::test]
     async fn too_little_free_space_refuses_a_recording() {
         let place = Place::new();
         let result = place.create(Limits { min_free_bytes: u64::MAX, ..LIMITS }).await;
@@ -878,7 +933,7 @@ mod tests {
     async fn a_disk_that_takes_nothing_slows_its_session_and_bounds_what_waits() {
         let place = Place::new();
         let (mut disk, file) = io::pipe().unwrap();
-        let limits = Limits { queue_bytes: 16 * 1024, min_free_bytes: 0 };
+        let limits = Limits { queue_bytes: 16 * 1024, min_free_bytes: 0, ..LIMITS };
         let recorder = Arc::new(place.on(file, limits));
         let fed = Arc::new(AtomicU64::new(0));
         let (feeding, counted) = (Arc::clone(&recorder), Arc::clone(&fed));
@@ -920,7 +975,7 @@ mod tests {
             let (writer, folder) = (place.writer.clone(), place.folder.path().to_owned());
             tasks.spawn(async move {
                 let id = Id::random().unwrap();
-                let limits = Limits { queue_bytes: 512, min_free_bytes: 1 };
+                let limits = Limits { queue_bytes: 512, ..LIMITS };
                 let recorder =
                     Recorder::create(&writer, &folder, &id, &header(), limits).await.unwrap();
                 for line in 0..100 {

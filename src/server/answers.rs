@@ -6,9 +6,14 @@
 //! know: no handler sees a `break` (RFC 4335).
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use russh::server::Handle;
+use tokio::sync::oneshot;
+
+use super::connection::Connection;
 use super::forward::ConnectionFlow;
-use super::relay::Relay;
+use super::relay::{Listen, Relay};
 use crate::domain::Capability;
 
 /// What the answers depend on.
@@ -17,23 +22,53 @@ pub(super) trait Answering {
     fn flow(&self) -> &ConnectionFlow;
     /// The relay that the channels lead to, once there is one.
     fn relay(&self) -> Option<&Arc<Relay>>;
-    /// Makes the way to the target that was chosen, if nobody needed it yet: a client asks for the
-    /// target's ports before it opens a session.
-    fn make_way(&self, user: russh::server::Handle) -> impl Future<Output = ()> + Send;
+    /// The relay to the target that was chosen, which may have to be found yet: a client asks for the
+    /// target's ports before it opens a session. `None` if no target was chosen.
+    fn way(
+        &self,
+        user: Handle,
+    ) -> Option<impl Future<Output = Option<Arc<Relay>>> + Send + 'static>;
+    /// The connection that pays for it.
+    fn conn(&self) -> &Arc<Connection>;
     /// Whether `right` is granted; if not, that is written down.
     fn allowed(&self, right: Capability, request: &str) -> bool;
 }
 
-/// Asks the target to listen for the user (`-R`); `port` 0 becomes the one that it chose. The answer
-/// is the target's, and waits for it: at most a few seconds.
-pub(super) async fn listen(relay: &Arc<Relay>, address: &str, port: &mut u32) -> bool {
-    match super::relay::listen(relay, address, *port).await {
-        Some(bound) if *port == 0 => {
-            *port = bound;
-            true
+/// How long a connection with open channels may stand still for a target's answer to a global
+/// request. russh 0.65 takes the reply from what the callback returns, and serves nothing else of
+/// the connection meanwhile: it cannot be given later.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+/// Waits for an answer that is made on another task; `None` if it does not come in time.
+async fn in_time<T>(conn: &Connection, answer: oneshot::Receiver<T>) -> Option<T> {
+    // While there is no channel nobody waits for the connection, and the way to the target has to be
+    // made first.
+    let most = if conn.is_in_use() { STANDSTILL } else { conn.settings.dial_timeout };
+    tokio::time::timeout(most, answer).await.ok()?.ok()
+}
+
+/// Asks the target to listen for the user (`-R`); gives the port, 0 for a socket file.
+pub(super) async fn listen(answering: &impl Answering, user: Handle, asked: Listen) -> Option<u32> {
+    let Some(way) = answering.way(user) else {
+        // Not allowed without a target: this writes it down.
+        let _refused = answering.allowed(Capability::RemoteForward, &asked.to_string());
+        return None;
+    };
+    let (told, answer) = oneshot::channel();
+    answering.conn().tasks.spawn(async move {
+        if let Some(relay) = way.await {
+            super::relay::listen(relay, asked, told).await;
         }
-        bound => bound.is_some(),
-    }
+    });
+    in_time(answering.conn(), answer).await
+}
+
+/// Takes that back.
+pub(super) async fn unlisten(answering: &impl Answering, asked: Listen) -> bool {
+    let Some(relay) = answering.relay() else { return false };
+    let (told, answer) = oneshot::channel();
+    answering.conn().tasks.spawn(super::relay::unlisten(Arc::clone(relay), asked, told));
+    in_time(answering.conn(), answer).await.unwrap_or(false)
 }
 
 /// Answers a request on a session channel.
@@ -157,13 +192,12 @@ macro_rules! answers {
             port: &mut u32,
             session: &mut Session,
         ) -> Result<bool, Ended> {
-            self.make_way(session.handle()).await;
-            let allowed =
-                self.allowed(Capability::RemoteForward, &format!("tcpip-forward {address}:{port}"));
-            match self.relay().filter(|_| allowed) {
-                Some(relay) => Ok($crate::server::answers::listen(relay, address, port).await),
-                None => Ok(false),
+            let asked = $crate::server::relay::Listen::Port(address.to_owned(), *port);
+            let bound = $crate::server::answers::listen(self, session.handle(), asked).await;
+            if let (0, Some(bound)) = (*port, bound) {
+                *port = bound;
             }
+            Ok(bound.is_some())
         }
 
         async fn cancel_tcpip_forward(
@@ -172,10 +206,8 @@ macro_rules! answers {
             port: u32,
             _session: &mut Session,
         ) -> Result<bool, Ended> {
-            match self.relay() {
-                Some(relay) => Ok($crate::server::relay::unlisten(relay, address, port).await),
-                None => Ok(false),
-            }
+            let asked = $crate::server::relay::Listen::Port(address.to_owned(), port);
+            Ok($crate::server::answers::unlisten(self, asked).await)
         }
 
         async fn streamlocal_forward(
@@ -183,13 +215,9 @@ macro_rules! answers {
             path: &str,
             session: &mut Session,
         ) -> Result<bool, Ended> {
-            self.make_way(session.handle()).await;
-            let request = format!("streamlocal-forward {path}");
-            let allowed = self.allowed(Capability::RemoteForward, &request);
-            match self.relay().filter(|_| allowed) {
-                Some(relay) => Ok($crate::server::relay::listen_at(relay, path).await),
-                None => Ok(false),
-            }
+            let asked = $crate::server::relay::Listen::Socket(path.to_owned());
+            let bound = $crate::server::answers::listen(self, session.handle(), asked).await;
+            Ok(bound.is_some())
         }
 
         async fn cancel_streamlocal_forward(
@@ -197,10 +225,8 @@ macro_rules! answers {
             path: &str,
             _session: &mut Session,
         ) -> Result<bool, Ended> {
-            match self.relay() {
-                Some(relay) => Ok($crate::server::relay::unlisten_at(relay, path).await),
-                None => Ok(false),
-            }
+            let asked = $crate::server::relay::Listen::Socket(path.to_owned());
+            Ok($crate::server::answers::unlisten(self, asked).await)
         }
     };
 }

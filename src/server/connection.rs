@@ -5,7 +5,7 @@
 //! the session exactly once, however the connection ended, a panic in a callback included.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,10 +22,11 @@ use super::guard::{Admission, Offence};
 use super::handler::{Ended, Handler};
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
+use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
-use crate::domain::{Id, Source, printable};
+use crate::domain::{Capability, Id, Source, printable};
 use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
@@ -59,8 +60,10 @@ pub(crate) struct Connection {
     /// What became of its epoch by changes made in this session.
     pub(super) epoch: OwnEpoch,
     /// Set before the store opens the session, so that an end in the middle still closes it, and a
-    /// change of the account that comes from then on still ends it: the account, its epoch and name.
-    may_be_open: OnceLock<(Id, i64, String)>,
+    /// change of the account that comes from then on still ends it: the account and its epoch.
+    may_be_open: OnceLock<(Id, i64)>,
+    /// The user name that the client gave first, which stays, printable.
+    user: OnceLock<String>,
     /// The failure to write down if the client leaves before it signed in.
     given_up: Mutex<Option<(Throttled, GivenUp)>>,
     /// Refused requests: how many, and how many are being written down.
@@ -68,12 +71,16 @@ pub(crate) struct Connection {
     refusals_waiting: AtomicUsize,
     began: Instant,
     failed: AtomicBool,
+    /// Set with the first sight of the QR code.
+    is_binding: AtomicBool,
     end: OnceLock<(EndReason, String)>,
     /// Cancelled to end the connection from outside.
     stop: CancellationToken,
+    /// What sessions on the bastion may ask for on behalf of targets that the menu leads to.
+    for_menu: Mutex<Vec<Capability>>,
     channels: AtomicUsize,
-    up: AtomicU64,
-    down: AtomicU64,
+    /// What it carried: a sum over everything on it.
+    pub(super) traffic: Arc<Traffic>,
 }
 
 /// One of the channels that a connection may have open; given back when dropped.
@@ -90,7 +97,7 @@ impl Connection {
     pub(super) fn context(&self) -> Context {
         Context {
             actor: None,
-            user: self.may_be_open.get().map(|(_, _, name)| name.clone()),
+            user: self.user.get().cloned(),
             source: Some(self.source),
             client: self.control.client_version(),
             session: Some(self.id.clone()),
@@ -111,21 +118,31 @@ impl Connection {
         }
     }
 
-    /// Gives a person the time that binding an authenticator takes.
+    /// Gives a person the time that binding an authenticator takes: once, so that nobody who draws the
+    /// QR code again and again holds a place of those not signed in for hours.
     pub(super) fn allow_binding_grace(&self) {
-        self.control.extend(self.settings.binding_grace);
+        if !self.is_binding.swap(true, Ordering::SeqCst) {
+            self.control.extend(self.settings.binding_grace);
+        }
     }
 
-    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64, name: &str) {
+    /// Takes note of whom the client wants to sign in as.
+    pub(super) fn note_user(&self, typed: &str) {
+        if !typed.is_empty() {
+            self.user.get_or_init(|| printable(&typed.chars().take(64).collect::<String>()));
+        }
+    }
+
+    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64) {
         // A second attempt on one connection is of the same account: its name is fixed.
-        let _first_stays = self.may_be_open.set((account.clone(), epoch, printable(name)));
+        let _first_stays = self.may_be_open.set((account.clone(), epoch));
     }
 
     /// The account whose session this is, or is about to be, and its epoch.
     pub(super) fn identity(&self) -> Option<(&Id, i64)> {
         let signed_in =
             self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
-        signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch, _)| (account, *epoch)))
+        signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch)| (account, *epoch)))
     }
 
     /// Takes note of what failed if the client leaves now.
@@ -176,6 +193,16 @@ impl Connection {
         }
     }
 
+    /// Takes note of what sessions may ask for that are about to be opened.
+    pub(super) fn prepare_menu(&self, rights: &[Capability]) {
+        *self.for_menu.lock().unwrap_or_else(PoisonError::into_inner) = rights.to_vec();
+    }
+
+    /// Whether a session on the bastion may ask for what only a target behind the menu can use.
+    pub(super) fn menu_may_need(&self, right: Capability) -> bool {
+        self.for_menu.lock().unwrap_or_else(PoisonError::into_inner).contains(&right)
+    }
+
     /// A place for one more channel, if there is one.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
         let most = self.settings.max_channels;
@@ -183,12 +210,6 @@ impl Connection {
             .channels
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
         taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
-    }
-
-    /// Adds what a forward carried to the session's sums.
-    pub(super) fn count(&self, up: u64, down: u64) {
-        self.up.fetch_add(up, Ordering::SeqCst);
-        self.down.fetch_add(down, Ordering::SeqCst);
     }
 
     /// Writes an event of this connection down on its task set; its failure ends the connection.
@@ -262,16 +283,18 @@ pub(super) async fn serve(
         signed_in: OnceLock::new(),
         epoch: OwnEpoch::default(),
         may_be_open: OnceLock::new(),
+        user: OnceLock::new(),
         given_up: Mutex::new(None),
         refusals: AtomicUsize::new(0),
         refusals_waiting: AtomicUsize::new(0),
         began: Instant::now(),
         failed: AtomicBool::new(false),
+        is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
         stop: CancellationToken::new(),
+        for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
-        up: AtomicU64::new(0),
-        down: AtomicU64::new(0),
+        traffic: Arc::default(),
         bastion,
     });
     conn.bastion.live.enter(&conn);
@@ -342,7 +365,7 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
-        let sums = (conn.up.load(Ordering::SeqCst), conn.down.load(Ordering::SeqCst));
+        let sums = conn.traffic.sums();
         if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
         {
             tracing::error!(%error, session = %conn.id, "failed to write the session's end");
@@ -356,15 +379,16 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
 }
 
-/// Counts a password that was given without a second factor after it.
+/// Writes a first factor down that no second one came after; counts it if it was a password.
 async fn write_given_up(conn: &Arc<Connection>) {
     let left = conn.given_up.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some((whose, GivenUp { account, notes })) = left else { return };
-    conn.note_failure();
+    let Some((whose, GivenUp { account, counts, notes })) = left else { return };
+    if counts {
+        conn.note_failure();
+    }
     let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
-    let failure = FailureNote { account, reason: Refusal::GivenUp, counts: true, drift: None };
-    let context = Context { user: Some(whose.name().to_owned()), ..conn.context() };
-    let rules = &conn.settings.throttle;
+    let failure = FailureNote { account, reason: Refusal::GivenUp, counts, drift: None };
+    let (rules, context) = (&conn.settings.throttle, conn.context());
     if let Err(error) = bastion.store.fail(failure, notes, &whose, rules, &context, now).await {
         tracing::error!(%error, "failed to write a sign-in down that was given up");
     }

@@ -16,10 +16,12 @@ use super::connection::{ChannelSlot, Connection};
 use super::forward::{self, dial};
 use super::handler::prohibited;
 use super::relay;
-use crate::audit::{EndReason, Event, Refusal};
+use super::traffic::Meter;
+use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
-use crate::domain::{Destination, Id, Mode, noted};
+use crate::domain::{Destination, Id, Mode, UnixTime, noted};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
+use crate::store::Carrier;
 
 /// Serves one channel open to its end. Runs on the connection's task set.
 pub(super) async fn serve(
@@ -43,8 +45,8 @@ pub(super) async fn serve(
             }
         }
         Err(NotOpened::Refused(refused)) => {
-            let Refused { reason, message } = refused;
-            conn.record_refusal(Event::ForwardRefused { destination: asked, reason });
+            let Refused { reason, message, target } = refused;
+            conn.record_refusal(Event::ForwardRefused { destination: asked, target, reason });
             reply.reject(prohibited(&message)).await;
         }
         Err(NotOpened::Failed(message)) => {
@@ -65,6 +67,13 @@ struct Forward {
     destination: Destination,
     permit: Permit,
     _slot: ChannelSlot,
+}
+
+impl Forward {
+    /// Begins to count what it carries.
+    fn meter(&self, conn: &Connection) -> Meter {
+        conn.traffic.meter(Some(Carrier::Forward(self.id.clone())), true)
+    }
 }
 
 enum Way {
@@ -88,7 +97,7 @@ impl From<Refused> for NotOpened {
 }
 
 pub(super) fn refused(reason: Refusal, message: &str) -> NotOpened {
-    NotOpened::Refused(Refused { reason, message: message.to_owned() })
+    NotOpened::Refused(Refused { reason, message: message.to_owned(), target: None })
 }
 
 async fn open(
@@ -227,20 +236,21 @@ async fn pump(
     let flow = conn.flow.open(channel.id());
     let watch = watch(conn, &forward.destination, forward.permit.until(), &cancel);
     let limits = conn.settings.pump;
-    let outcome = {
-        let pump = forward::pump(channel, target, flow, limits, cancel.clone());
+    let meter = forward.meter(conn);
+    let reason = {
+        let counts = meter.counts();
+        let pump = forward::pump(channel, target, flow, limits, counts, cancel.clone());
         tokio::pin!(pump);
         tokio::select! {
-            outcome = &mut pump => Ended { outcome, by_policy: None },
+            end = &mut pump => end.to_string(),
             why = watch => {
                 cancel.cancel();
-                Ended { outcome: pump.await, by_policy: Some(why) }
+                pump.await;
+                why
             }
         }
     };
-    let bytes = (outcome.outcome.up, outcome.outcome.down);
-    let reason = outcome.by_policy.unwrap_or_else(|| outcome.outcome.end.to_string());
-    close(conn, &forward.id, bytes, Some(address), reason).await;
+    close(conn, &forward, meter, Some(address), reason).await;
 }
 
 /// Ends the inner SSH here, and writes the forward's end down.
@@ -251,44 +261,65 @@ async fn record(
     addresses: Checked,
 ) {
     let address = addresses.addresses().first().copied();
-    let target = forward.permit.target();
-    let (bytes, reason) =
-        relay::serve_door(conn, channel, target, &forward.destination, addresses).await;
-    close(conn, &forward.id, bytes, address, reason).await;
+    let (target, meter) = (forward.permit.target(), forward.meter(conn));
+    let to = (target, &forward.destination, addresses);
+    let reason = relay::serve_door(conn, channel, to, Arc::clone(meter.counts())).await;
+    close(conn, &forward, meter, address, reason).await;
 }
 
 async fn close(
     conn: &Connection,
-    forward: &Id,
-    (up, down): (u64, u64),
+    forward: &Forward,
+    meter: Meter,
     address: Option<SocketAddr>,
     reason: String,
 ) {
-    conn.count(up, down);
-    let reason_told = reason.clone();
-    let event =
-        Event::ForwardClosed { forward: forward.clone(), address, up, down, reason: reason_told };
+    let (up, down) = meter.counts().both();
+    drop(meter); // Over: the session's own sum has it now.
+    let event = Event::ForwardClosed {
+        forward: forward.id.clone(),
+        destination: Some(forward.destination.clone()),
+        target: Some(forward.permit.target().name.clone()),
+        address,
+        up,
+        down,
+        reason: reason.clone(),
+    };
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let context = conn.context();
     if let Err(error) =
-        store.close_forward(forward, (up, down), (address, &reason), event, &context, now).await
+        store.close_forward(&forward.id, (up, down), (address, &reason), event, &context, now).await
     {
         tracing::error!(%error, "failed to write a forward's end down");
     }
-}
-
-struct Ended {
-    outcome: forward::Outcome,
-    by_policy: Option<String>,
 }
 
 /// Waits until the forward is no longer permitted; gives why.
 async fn watch(
     conn: &Arc<Connection>,
     destination: &Destination,
-    mut until: Option<crate::domain::UnixTime>,
+    until: Option<UnixTime>,
     cancel: &CancellationToken,
 ) -> String {
+    let ask = || async {
+        let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
+        Ok(decide(conn, who, destination).await?.until())
+    };
+    until_refused(conn, until, cancel, ask).await
+}
+
+/// Waits until what was permitted is so no longer; gives why. `ask` asks the policy, and gives until
+/// when at least its answer holds, as `until` is for the answer before: it is asked again then, and
+/// at each change in the store. Never ends once `cancel` is cancelled.
+pub(super) async fn until_refused<F>(
+    conn: &Connection,
+    mut until: Option<UnixTime>,
+    cancel: &CancellationToken,
+    ask: impl Fn() -> F,
+) -> String
+where
+    F: Future<Output = Result<Option<UnixTime>, NotOpened>>,
+{
     let mut revisions = conn.bastion.revisions();
     let mut ends = until;
     loop {
@@ -301,9 +332,8 @@ async fn watch(
             },
             () = cancel.cancelled() => std::future::pending::<()>().await,
         }
-        let Some(who) = conn.who() else { return EndReason::ProtocolError.to_string() };
-        match decide(conn, who, destination).await {
-            Ok(permit) => (until, ends) = (permit.until(), permit.until()),
+        match ask().await {
+            Ok(holds) => (until, ends) = (holds, holds),
             Err(NotOpened::Refused(refused)) => return refused.message,
             // Its own time is over, whatever the store would say.
             Err(NotOpened::Failed(_))

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use russh::keys::PrivateKey;
 
-use super::{SshConfig, ssh};
+use super::{Settings, SshConfig, ssh};
 use crate::auth::machine::Methods;
 use crate::domain::UnixTime;
 use crate::keys;
@@ -31,6 +31,19 @@ pub struct Front {
 }
 
 impl Front {
+    /// What clients see who know the bastion by `host_key`.
+    pub fn new(host_key: PrivateKey, settings: &Settings) -> Self {
+        let host = settings.host_name.as_str();
+        // People type a host's short name as well.
+        let short = host.split('.').next().unwrap_or(host);
+        let names = [settings.public_host.as_str(), host, short, "localhost"];
+        let mut names: Vec<String> =
+            names.into_iter().filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        Self { host_key, names, methods: settings.rules.methods, window: settings.flow.window }
+    }
+
     /// The names by which somebody who reached the bastion at `local` may know it. ssh looks for the
     /// one that was typed (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
     pub fn names_at(&self, local: Option<IpAddr>) -> Vec<String> {

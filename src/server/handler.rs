@@ -2,7 +2,8 @@
 //!
 //! Always holds: after somebody signed in no callback waits for a dial, the store or a slow peer
 //! (one task serves a connection: whoever waits here stops all its channels), but for 2 ms after data
-//! for a target that is far behind (`forward::flow`); every request gets an
+//! for a target that is far behind (`forward::flow`), and up to 2 s for a target that is to listen
+//! (`answers`); every request gets an
 //! answer, what is not offered a refusal; see RFC 4252 to 4254 and 4256.
 
 use std::borrow::Cow;
@@ -190,18 +191,27 @@ impl Answering for Handler {
         self.entrance.as_ref()?.known()
     }
 
-    async fn make_way(&self, user: russh::server::Handle) {
-        let Some(entrance) = &self.entrance else { return };
-        if let Err(why) = entrance.relay(&self.conn, user).await {
-            tracing::debug!(why, "a request came to a target that cannot be reached");
-        }
+    fn way(
+        &self,
+        user: russh::server::Handle,
+    ) -> Option<impl Future<Output = Option<Arc<relay::Relay>>> + Send + 'static> {
+        let (conn, entrance) = (Arc::clone(&self.conn), Arc::clone(self.entrance.as_ref()?));
+        Some(async move {
+            let found = entrance.relay(&conn, user).await;
+            let why = |why: &String| tracing::debug!(why, "there is no way to a target");
+            found.inspect_err(why).ok()
+        })
+    }
+
+    fn conn(&self) -> &Arc<Connection> {
+        &self.conn
     }
 
     fn allowed(&self, right: Capability, request: &str) -> bool {
         match self.relay() {
             Some(relay) => relay.check(right, request).is_ok(),
-            // May be for the target that the menu leads to: decided when one is chosen.
-            None if self.entrance.is_none() && right.is_for_sessions() => true,
+            // For the target that the menu leads to: decided once more when one is chosen.
+            None if self.entrance.is_none() && self.conn.menu_may_need(right) => true,
             None => {
                 self.refuse(request);
                 false
@@ -324,7 +334,8 @@ impl russh::server::Handler for Handler {
         let Some(slot) = conn.channel_slot() else {
             let (destination, reason) =
                 (noted(&format!("{host}:{port}")), Refusal::TooManyChannels);
-            conn.record_refusal(Event::ForwardRefused { destination, reason });
+            // Nobody looked yet which target it means.
+            conn.record_refusal(Event::ForwardRefused { destination, target: None, reason });
             let why = "too many channels on this connection: close some first";
             reply.reject(prohibited(why)).await;
             return Ok(());

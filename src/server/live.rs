@@ -108,8 +108,10 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut failing = false;
     let mut again = false;
+    let part = bastion.pulse.part("the watch over the store");
     loop {
         ticks.tick().await;
+        part.turn();
         let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions, again)).await;
         match looked.unwrap_or(Err(crate::store::Error::Busy)) {
             Ok(later) => (failing, again) = (false, later),

@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::hashing;
 use super::radius;
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
-use crate::domain::{Id, printable};
+use crate::domain::Id;
 use crate::store::{FailureNote, NewAuthenticator, SignIn, Throttled};
 
 /// The least time from a question to its refusal.
@@ -56,15 +56,24 @@ impl Login {
             };
             let (machine, effect) = machine.step(input, self.conn.bastion.clock.now());
             self.machine = Some(machine);
+            self.conn.note_user(self.typed());
             // These write down themselves what came of the sign-in.
-            let settled = matches!(effect, Effect::Fail { .. } | Effect::SignIn(_));
-            let given_up = self.machine.as_ref().and_then(Machine::given_up).filter(|_| !settled);
-            self.conn.may_give_up(given_up.map(|given_up| (self.whose(), given_up)));
+            if matches!(effect, Effect::Fail { .. } | Effect::SignIn(_)) {
+                self.conn.may_give_up(None);
+            } else {
+                self.note_given_up();
+            }
             input = match self.perform(effect, asked).await {
                 Ok(input) => input,
                 Err(reply) => return reply,
             };
         }
+    }
+
+    /// Says what is to be written down if the client goes now.
+    fn note_given_up(&self) {
+        let given_up = self.machine.as_ref().and_then(Machine::given_up);
+        self.conn.may_give_up(given_up.map(|given_up| (self.whose(), given_up)));
     }
 
     async fn perform(&mut self, effect: Effect, asked: Instant) -> Result<Input, Reply> {
@@ -112,6 +121,12 @@ impl Login {
                 Input::Claimed(claimed.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::SignIn(attempt) => Input::SignedIn(self.sign_in(attempt).await),
+            Effect::Note { drift, account, notes, then } => {
+                if let Err(error) = store.note(&account, drift, notes, &context, now).await {
+                    return Err(store_failed(&error));
+                }
+                return Err(self.reply(*then, context).await);
+            }
             Effect::Fail { reason, counts, drift, account, notes } => {
                 self.conn.note_failure();
                 let failure = FailureNote { account, reason, counts, drift };
@@ -156,7 +171,7 @@ impl Login {
         account: &Id,
         epoch: i64,
         password: SecretString,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
     ) -> Result<i64, Refusal> {
         let bastion = &self.conn.bastion;
         let hash = bastion.hashing.hash(password).await.map_err(|error| {
@@ -176,7 +191,7 @@ impl Login {
         let (whose, rules) = (self.whose(), &conn.settings.throttle);
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
-        conn.session_may_be_open(&account, attempt.epoch, self.typed());
+        conn.session_may_be_open(&account, attempt.epoch);
         let signed_in = store.claim(attempt, Some(&sign_in), &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);
@@ -200,9 +215,9 @@ impl Login {
 
     /// Writes down that the login ends here, and ends it.
     async fn refuse(&mut self, reason: Refusal, context: Context) -> Reply {
-        self.conn.may_give_up(None);
         self.conn.note_failure();
         self.write_notes(Some(Event::SignInRefused { reason }), &context).await;
+        self.note_given_up(); // Without what was just written.
         Reply::Disconnect(reason)
     }
 
@@ -210,11 +225,10 @@ impl Login {
     pub(super) async fn write_notes(&mut self, last: Option<Event>, context: &Context) {
         let notes = self.machine.as_mut().map(Machine::take_notes).unwrap_or_default();
         let (store, now) = (&self.conn.bastion.store, self.conn.bastion.clock.now());
-        for event in notes.into_iter().chain(last) {
-            if let Err(error) = store.record(now, context, event).await {
-                tracing::error!(%error, "failed to write an audit event of a refused login");
-                return;
-            }
+        let last = last.map(|event| Note { at: now, event });
+        let notes = notes.into_iter().chain(last).collect();
+        if let Err(error) = store.record_all(context, notes).await {
+            tracing::error!(%error, "failed to write audit events of a refused login");
         }
     }
 
@@ -228,9 +242,7 @@ impl Login {
 
     /// Where this login's events belong.
     pub(super) fn context(&self) -> Context {
-        let typed: String = self.typed().chars().take(64).collect();
-        let user = (!typed.is_empty()).then(|| printable(&typed));
-        Context { user, ..self.conn.context() }
+        self.conn.context()
     }
 }
 

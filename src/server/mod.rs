@@ -15,6 +15,7 @@ mod handler;
 mod live;
 mod login;
 pub mod proxy;
+pub mod pulse;
 pub mod radius;
 pub mod relay;
 pub mod settings;
@@ -22,6 +23,7 @@ mod shell;
 pub mod socket;
 pub mod ssh;
 pub mod stream;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -41,6 +43,7 @@ pub type SshConfig = russh::server::Config;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::clock::Clock;
 use crate::domain::{Id, Source};
+use crate::policy;
 use crate::store::Store;
 use forward::Budget;
 use guard::Guard;
@@ -63,6 +66,8 @@ pub struct Bastion {
     pub budget: Arc<Budget>,
     /// What record mode shares.
     pub relay: relay::Shared,
+    /// Whether it still turns.
+    pub pulse: pulse::Pulse,
     settings: RwLock<Arc<Settings>>,
     front: RwLock<Arc<Front>>,
     listeners: RwLock<Vec<SocketAddr>>,
@@ -96,6 +101,7 @@ impl Bastion {
             hashing,
             budget: Arc::new(Budget::new(settings.flow)),
             relay,
+            pulse: pulse::Pulse::default(),
             settings: RwLock::new(Arc::new(settings)),
             front: RwLock::new(Arc::new(front)),
             listeners: RwLock::default(),
@@ -129,23 +135,15 @@ impl Bastion {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn front(&self) -> Arc<Front> {
+    /// What new connections are greeted by.
+    pub fn front(&self) -> Arc<Front> {
         Arc::clone(&self.front.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The addresses among `found` and elsewhere that lead to the bastion's own listeners, which
     /// nobody is forwarded to.
     fn own_addresses(&self, found: &[IpAddr]) -> Vec<SocketAddr> {
-        let mut own = self.listeners();
-        let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
-        let ports: Vec<u16> = own.iter().filter(everywhere).map(SocketAddr::port).collect();
-        if !ports.is_empty() {
-            let ours: Vec<IpAddr> = found.iter().copied().filter(socket::is_ours).collect();
-            own.extend(
-                ports.iter().flat_map(|port| ours.iter().map(|ip| SocketAddr::new(*ip, *port))),
-            );
-        }
-        own
+        own_addresses(self.listeners(), found, socket::is_ours)
     }
 
     /// Tells of every change that a forward's permit has to be checked against.
@@ -194,18 +192,24 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
     let beat = live::beat(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(beat));
+    let carried = traffic::write_down(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(carried));
     let old = Arc::clone(&bastion);
     let closing = async move { relay::keep::close_left_open(&old).await };
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));
     watching.close();
 
     let accepting = TaskTracker::new();
+    let mut turning = Vec::new();
     for listener in listeners {
-        let accept = accept(Arc::clone(&bastion), listener, connections.clone());
+        let part = bastion.pulse.part("an accept loop");
+        turning.push(Arc::clone(&part));
+        let accept = accept(Arc::clone(&bastion), listener, connections.clone(), part);
         accepting.spawn(shutdown.clone().run_until_cancelled_owned(accept));
     }
     accepting.close();
     accepting.wait().await;
+    drop(turning); // From here on nothing is accepted, and nothing has to turn for that.
 
     drain(&bastion, &connections).await;
     bastion.relay.finishing.close();
@@ -220,9 +224,23 @@ fn server_context() -> Context {
     Context { actor: Some(crate::audit::Actor::Server), ..Context::default() }
 }
 
-async fn accept(bastion: Arc<Bastion>, listener: TcpListener, connections: TaskTracker) {
+async fn accept(
+    bastion: Arc<Bastion>,
+    listener: TcpListener,
+    connections: TaskTracker,
+    part: Arc<pulse::Part>,
+) {
+    let mut idle = tokio::time::interval(pulse::IDLE_TURN);
     loop {
-        let (stream, peer) = socket::accept(&listener).await;
+        let next = socket::accept(&listener);
+        tokio::pin!(next);
+        let (stream, peer) = loop {
+            part.turn();
+            tokio::select! {
+                accepted = &mut next => break accepted,
+                _ = idle.tick() => {}
+            }
+        };
         let bastion = Arc::clone(&bastion);
         connections.spawn(admit(bastion, stream, peer));
     }
@@ -239,32 +257,37 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
         Ok(admission) => admission,
         Err(denied) => {
             drop(stream); // Before anything waits: it is counted nowhere.
-            return turn_away(&bastion, Source(peer), denied).await;
+            return turn_away(&bastion, Source(peer), Refusal::Guarded, &denied.to_string()).await;
         }
     };
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
     let source = match source {
         Ok(source) => source,
-        Err(error) => return tracing::warn!(%error, %peer, "a proxy sent no usable PROXY header"),
+        Err(error @ proxy::Error::Unused) => return tracing::debug!(%error, %peer),
+        Err(error) => {
+            drop((stream, admission));
+            let reason = Refusal::ProxyHeader;
+            return turn_away(&bastion, Source(peer), reason, &error.to_string()).await;
+        }
     };
     match admission.identify(&source, std::time::Instant::now()) {
         Ok(()) => connection::serve(bastion, settings, stream, source, admission).await,
         Err(denied) => {
             drop((stream, admission));
-            turn_away(&bastion, source, denied).await;
+            turn_away(&bastion, source, Refusal::Guarded, &denied.to_string()).await;
         }
     }
 }
 
-/// Writes down, once a minute for each source, that the guard let a connection not in.
-async fn turn_away(bastion: &Bastion, source: Source, denied: guard::Denied) {
-    tracing::debug!(%source, %denied, "a connection was refused");
+/// Writes down, once a minute for each source, that a connection was not let in.
+async fn turn_away(bastion: &Bastion, source: Source, reason: Refusal, why: &str) {
     if !bastion.guard.should_report(&source, std::time::Instant::now()) {
-        return;
+        return tracing::debug!(%source, why, "a connection was refused");
     }
+    tracing::warn!(%source, why, "a connection was refused");
     let context = Context { source: Some(source), ..Context::default() };
-    let event = Event::SignInRefused { reason: Refusal::Guarded };
+    let event = Event::SignInRefused { reason };
     if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
         tracing::error!(%error, "failed to write an audit event of a refused connection");
     }
@@ -336,9 +359,33 @@ async fn housekeep(bastion: Arc<Bastion>) {
     }
 }
 
+/// `listeners`, and where those that listen everywhere are reached among `found`.
+fn own_addresses(
+    mut listeners: Vec<SocketAddr>,
+    found: &[IpAddr],
+    is_ours: impl Fn(&IpAddr) -> bool,
+) -> Vec<SocketAddr> {
+    let everywhere = |address: &&SocketAddr| address.ip().is_unspecified();
+    let ports: Vec<u16> = listeners.iter().filter(everywhere).map(SocketAddr::port).collect();
+    let ours = found.iter().map(|ip| policy::plain(*ip)).filter(is_ours);
+    listeners.extend(ours.flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port))));
+    listeners
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_way_of_writing_our_address_hides_it() {
+        let ours: IpAddr = "10.0.0.5".parse().unwrap();
+        for way in ["10.0.0.5", "::ffff:10.0.0.5", "2002:a00:5::", "64:ff9b::a00:5"] {
+            let found = [way.parse().unwrap(), "10.0.0.6".parse().unwrap()];
+            let listeners = vec!["0.0.0.0:22".parse().unwrap(), "192.0.2.1:23".parse().unwrap()];
+            let own = own_addresses(listeners, &found, |ip| *ip == ours);
+            assert_eq!(own[2..], ["10.0.0.5:22".parse().unwrap()], "{way}");
+        }
+    }
 
     #[test]
     fn the_port_to_type_is_the_configured_one_or_that_of_the_first_socket() {

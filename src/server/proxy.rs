@@ -21,6 +21,9 @@ pub enum Error {
     /// The connection broke.
     #[error("failed to read the PROXY header: {0}")]
     Io(#[from] std::io::Error),
+    /// It went without a byte, as one does that only looks whether somebody listens.
+    #[error("the connection was closed before its PROXY header")]
+    Unused,
     /// It took too long.
     #[error("no PROXY header came in time")]
     TimedOut,
@@ -54,7 +57,11 @@ async fn header(stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr) -> Resu
     let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
     let mut bytes = Vec::with_capacity(128);
     while bytes.len() < MAX_HEADER {
-        bytes.push(stream.read_u8().await?);
+        match stream.read_u8().await {
+            Ok(byte) => bytes.push(byte),
+            Err(_) if bytes.is_empty() => return Err(Error::Unused),
+            Err(error) => return Err(error.into()),
+        }
         match ProxyHeader::parse(&bytes, config) {
             Ok((header, _)) => {
                 // LOCAL or UNKNOWN: the proxy speaks for itself, as in a health check.
@@ -75,6 +82,17 @@ mod tests {
     const V2: &[u8] =
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\x08\xae";
 
+    /// The proxy speaks for itself; the address is to be ignored.
+    const V2_LOCAL: &[u8] =
+        b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x0c\xc0\0\x02\x07\x7f\0\0\x01\x30\x39\x08\xae";
+    const V2_LOCAL_BARE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    const V2_TCP6: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24\
+        \x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x07\
+        \x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x30\x39\x08\xae";
+    /// Two of them behind the address: PP2_TYPE_NOOP and PP2_TYPE_UNIQUE_ID.
+    const V2_TLVS: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x16\
+        \xc0\0\x02\x07\x7f\0\0\x01\x30\x39\x08\xae\x04\0\x02ab\x05\0\x02cd";
+
     async fn read(sent: &[u8], peer: &str) -> (Result<Source, Error>, Vec<u8>) {
         let (mut client, mut ours) = tokio::io::duplex(2048);
         client.write_all(sent).await.unwrap();
@@ -94,6 +112,10 @@ mod tests {
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 12345 22\r\n", "[2001:db8::7]:12345"),
             (b"PROXY UNKNOWN\r\n", "10.0.0.9:5"),
             (V2, "192.0.2.7:12345"),
+            (V2_LOCAL, "10.0.0.9:5"),
+            (V2_LOCAL_BARE, "10.0.0.9:5"),
+            (V2_TCP6, "[2001:db8::7]:12345"),
+            (V2_TLVS, "192.0.2.7:12345"),
         ] {
             let (found, rest) = read(&[header, b"SSH-2.0-x\r\n"].concat(), "10.0.0.9:5").await;
             assert_eq!(found.unwrap().to_string(), source);
@@ -109,6 +131,8 @@ mod tests {
         assert_eq!(rest, header);
         assert!(matches!(read(b"SSH-2.0-x\r\n", "10.0.0.9:5").await.0, Err(Error::Malformed(_))));
         assert!(matches!(read(b"PROXY TC", "10.0.0.9:5").await.0, Err(Error::Io(_))));
+        assert!(matches!(read(b"", "10.0.0.9:5").await.0, Err(Error::Unused)));
+        assert!(read(&V2[..20], "10.0.0.9:5").await.0.is_err());
         assert!(read(&[b'P'; 2000], "10.0.0.9:5").await.0.is_err());
     }
 

@@ -2,7 +2,8 @@
 //! shows the menu, or runs one command of the console and reports its exit status.
 //!
 //! Always holds: the channel's messages are taken in all the time, also while a command runs, so
-//! that the connection's task never waits for one; the command's output waits for the client.
+//! that the connection's task never waits for one; the command's output waits for the client. An
+//! agent and X11 are for targets behind the menu: who has no grant with that right is told no.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use super::relay::{self, Controls, Piece, Setup, Start, Uplink, User};
 use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::console;
-use crate::domain::printable;
+use crate::domain::{Capability, printable};
+use crate::policy::{self, Subject};
 
 /// Accepts a session channel and serves it on the connection's task set.
 pub(super) async fn open(
@@ -30,15 +32,43 @@ pub(super) async fn open(
         conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
-    reply.accept().await;
     let owner = Arc::clone(conn);
     conn.tasks.spawn(async move {
         let _slot = slot;
-        serve(&owner, channel, handle).await;
+        // Before it is accepted: requests come right after that, and are answered at once.
+        let rights = session_rights(&owner).await;
+        owner.prepare_menu(&rights);
+        reply.accept().await;
+        serve(&owner, channel, handle, &rights).await;
     });
 }
 
-async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>, handle: Handle) {
+/// What a session may ask for on behalf of targets that the menu leads to; nothing if the store cannot
+/// tell.
+async fn session_rights(conn: &Connection) -> Vec<Capability> {
+    let Some(who) = conn.who() else { return Vec::new() };
+    let access = match conn.bastion.store.access_of(who.account()).await {
+        Ok(access) => access,
+        Err(error) => {
+            tracing::error!(%error, "failed to read grants");
+            return Vec::new();
+        }
+    };
+    let subject = Subject {
+        user: who.user(),
+        groups: &access.groups,
+        source: conn.source.ip(),
+        given: who.given(),
+    };
+    policy::session_rights(&subject, &access.targets, &access.grants)
+}
+
+async fn serve(
+    conn: &Arc<Connection>,
+    channel: Channel<Msg>,
+    handle: Handle,
+    rights: &[Capability],
+) {
     let id = channel.id();
     let (mut from_user, out) = channel.split();
     let user = User { id, handle, out };
@@ -49,6 +79,9 @@ async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>, handle: Handle) {
             start = relay::gather(&mut from_user, &mut setup, &uplink) => start,
             () = conn.cancel.cancelled() => None,
         };
+        // What was refused is not served either.
+        setup.agent &= rights.contains(&Capability::Agent);
+        setup.x11 = setup.x11.take().filter(|_| rights.contains(&Capability::X11));
         match start {
             None => return,
             Some(Start::Shell) if setup.suits_menu() => {
@@ -59,23 +92,12 @@ async fn serve(conn: &Arc<Connection>, channel: Channel<Msg>, handle: Handle) {
             Some(Start::Subsystem(_)) => {} // Refused by the handler, and something else may follow.
         }
     };
-    refuse_unused(conn, &setup);
     let controls = Controls::default();
     tokio::select! {
         () = run(conn, words, &setup, &uplink, &user) => {}
         _ = relay::intake(&mut from_user, &uplink, &controls) => {}
         () = relay::tell_of_stopping(conn, &user, &setup) => {}
         () = conn.cancel.cancelled() => {}
-    }
-}
-
-/// Writes down what was asked for and leads nowhere from the bastion itself.
-fn refuse_unused(conn: &Arc<Connection>, setup: &Setup) {
-    for (asked, request) in [(setup.agent, "auth-agent-req"), (setup.x11.is_some(), "x11-req")] {
-        if asked {
-            let (request, reason) = (request.to_owned(), Refusal::NotOffered);
-            conn.record_refusal(Event::RequestRefused { request, reason });
-        }
     }
 }
 

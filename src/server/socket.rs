@@ -14,15 +14,31 @@ const TARGET_KEEPALIVE: Duration = Duration::from_secs(30);
 /// The sockets to listen on: those that systemd passed (`LISTEN_FDS`), else new ones on `addresses`.
 ///
 /// # Errors
-/// When an address cannot be listened on; the error names it.
+/// When an address cannot be listened on, or what was passed is no listening TCP socket; the error
+/// names it.
 pub fn listeners(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
     let mut passed = listenfd::ListenFd::from_env();
-    if passed.len() > 0 {
-        let count = passed.len();
-        let sockets = (0..count).filter_map(|i| passed.take_tcp_listener(i).transpose());
-        return sockets.map(|socket| adopt(socket?)).collect();
+    match passed.len() {
+        0 => addresses.iter().map(|address| listen(*address)).collect(),
+        count => (0..count).map(|place| take(&mut passed, place)).collect(),
     }
-    addresses.iter().map(|address| listen(*address)).collect()
+}
+
+/// One of the passed sockets: every one must be of use, so that none waits for an answer in vain.
+fn take(passed: &mut listenfd::ListenFd, place: usize) -> io::Result<TcpListener> {
+    let unfit = |what: &str| {
+        let number = place + 1;
+        io::Error::other(format!(
+            "failed to take the sockets that systemd passed: number {number} {what}; in the socket \
+             unit leave only ListenStream= with TCP addresses, and Accept=no"
+        ))
+    };
+    let socket = passed.take_tcp_listener(place).map_err(|_| unfit("is no TCP socket"))?;
+    let socket = socket.ok_or_else(|| unfit("is missing"))?;
+    if !SockRef::from(&socket).is_listener()? {
+        return Err(unfit("does not listen"));
+    }
+    adopt(socket)
 }
 
 fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
@@ -123,5 +139,27 @@ mod tests {
     fn addresses_of_this_host_are_told_from_others() {
         assert!(is_ours(&"127.0.0.1".parse().unwrap()));
         assert!(!is_ours(&"192.0.2.1".parse().unwrap())); // RFC 5737: nobody's.
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_silent_client_is_gone_after_three_keepalives_and_one_is_never_asked_if_so_set() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        for seconds in [7, 0] {
+            let _client = TcpStream::connect(address).await.unwrap();
+            let (stream, _) = accept(&listener).await;
+            tune(&stream, Duration::from_secs(seconds)).unwrap();
+            let socket = SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.keepalive().unwrap(), seconds > 0);
+            let timeout = (seconds > 0).then_some(Duration::from_secs(3 * seconds));
+            assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
+            if seconds > 0 {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(seconds));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(seconds));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+            }
+        }
     }
 }

@@ -202,6 +202,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedStream<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.shared.writer.register(cx.waker());
+        self.check_deadline(cx);
         self.check()?;
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
@@ -212,6 +213,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedStream<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.shared.writer.register(cx.waker());
+        self.check_deadline(cx);
         self.check()?;
         Pin::new(&mut self.inner).poll_write_vectored(cx, bytes)
     }
@@ -222,6 +224,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.writer.register(cx.waker());
+        self.check_deadline(cx);
         self.check()?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
@@ -257,6 +260,17 @@ mod tests {
             }
         };
         let error = tokio::select! { error = read => error, () = drip => unreachable!() };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(control.cut(), Some(Cut::Deadline));
+        assert_eq!(begun.elapsed(), GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_ends_a_writer_whose_peer_does_not_read() {
+        let (_peer, ours) = tokio::io::duplex(16);
+        let (mut stream, control) = GuardedStream::new(ours, GRACE);
+        let begun = Instant::now();
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(control.cut(), Some(Cut::Deadline));
         assert_eq!(begun.elapsed(), GRACE);

@@ -152,7 +152,8 @@ impl Store {
     /// Registers a target.
     ///
     /// # Errors
-    /// When the name is taken, or the store fails.
+    /// When the name is taken, or the address by a target in the other mode: a tunnel to it would pass
+    /// the recording by. Or when the store fails.
     pub async fn add_target(
         &self,
         target: &Target,
@@ -190,7 +191,17 @@ impl Store {
             mode: target.mode.to_string(),
             labels: target.labels.iter().map(ToString::to_string).collect(),
         };
-        tx.changed(now, context, event).await
+        tx.append(now, context, event).await?;
+        // Whoever appends stands in a line: of two that are added at once, the second sees the first.
+        if let Some(other) = tx.in_other_mode(target).await? {
+            let Target { address, mode, .. } = target;
+            return Err(Error::Conflict(format!(
+                "{address} is the target {other} already, which is not in {mode} mode: a tunnel would \
+                 pass the recording by. Leave one of them, or give both the same --mode"
+            )));
+        }
+        tx.bump_revision().await?;
+        tx.commit().await
     }
 
     /// Removes a target, and the grants for it alone.
@@ -512,6 +523,21 @@ impl Tx<'_> {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
         })?;
         id.map(|id| parse("targets", &id)).transpose()
+    }
+
+    /// A target at the same address in the other mode.
+    async fn in_other_mode(&mut self, target: &Target) -> Result<Option<String>, Error> {
+        let (host, port) = (target.address.host.as_str(), i64::from(target.address.port));
+        let mode = target.mode.word();
+        Ok(on!(self.engine(), conn => {
+            targets::table
+                .filter(targets::host.eq(host).and(targets::port.eq(port)).and(targets::mode.ne(mode)))
+                .order(targets::name)
+                .select(targets::name)
+                .first(conn)
+                .await
+                .optional()
+        })?)
     }
 
     pub(super) async fn has_group(&mut self, group: &GroupName) -> Result<bool, Error> {

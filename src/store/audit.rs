@@ -10,7 +10,7 @@ use super::pool::on;
 use super::schema::{audit_events, audit_head};
 use super::{Error, Store, Tx};
 use crate::audit::chain::{Anchor, Checkpoint, Link};
-use crate::audit::{Context, Event, Record};
+use crate::audit::{Context, Event, Note, Record};
 use crate::domain::{IdPrefix, UnixTime};
 
 /// An event as it is stored.
@@ -73,23 +73,47 @@ impl Tx<'_> {
         context: &Context,
         event: Event,
     ) -> Result<(), Error> {
+        self.append_notes(context, vec![Note { at: now, event }]).await
+    }
+
+    /// Writes events at the end of the audit log, in their order, each with the time that it happened
+    /// at.
+    pub(super) async fn append_notes(
+        &mut self,
+        context: &Context,
+        notes: Vec<Note>,
+    ) -> Result<(), Error> {
         use audit_head::dsl;
-        let (seq, prev): (i64, String) = on!(&mut self.lease.engine, conn => {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let count = i64::try_from(notes.len()).unwrap_or(i64::MAX);
+        let (last, mut prev): (i64, String) = on!(&mut self.lease.engine, conn => {
             diesel::update(dsl::audit_head.find(1))
-                .set(dsl::seq.eq(dsl::seq + 1))
+                .set(dsl::seq.eq(dsl::seq + count))
                 .returning((dsl::seq, dsl::hash))
                 .get_result(conn)
                 .await
         })?;
-        let node = self.store.node.clone();
-        let context = context.clone();
-        let record = Record { seq, at: now, node, prev, context, event };
+        for (seq, Note { at, event }) in (last - count + 1..).zip(notes) {
+            let (node, context) = (self.store.node.clone(), context.clone());
+            let record = Record { seq, at, node, prev, context, event };
+            prev = self.insert(&record).await?.hash;
+            self.appended.push(record);
+        }
+        on!(&mut self.lease.engine, conn => {
+            diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&prev)).execute(conn).await
+        })?;
+        Ok(())
+    }
+
+    async fn insert(&mut self, record: &Record) -> Result<Link, Error> {
         let sign =
             |text: &str| self.store.audit_key.sign(text).map_err(|e| Error::Audit(e.to_string()));
-        let link = Link::new(&record, sign)?;
+        let link = Link::new(record, sign)?;
         let row = (
-            audit_events::seq.eq(seq),
-            audit_events::at.eq(now.0),
+            audit_events::seq.eq(record.seq),
+            audit_events::at.eq(record.at.0),
             audit_events::kind.eq(kind(&record.event)?),
             audit_events::user_name.eq(&record.context.user),
             audit_events::session_id.eq(record.context.session.as_ref().map(|id| id.as_str())),
@@ -98,16 +122,14 @@ impl Tx<'_> {
             audit_events::signature.eq(&link.signature),
         );
         on!(&mut self.lease.engine, conn => {
-            diesel::insert_into(audit_events::table).values(row).execute(conn).await?;
-            diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&link.hash)).execute(conn).await
+            diesel::insert_into(audit_events::table).values(row).execute(conn).await
         })?;
-        mirror(&record);
-        Ok(())
+        Ok(link)
     }
 }
 
-/// Tells the log what was written; the log never stands in for it.
-fn mirror(record: &Record) {
+/// Tells the log what was written, which must last by then; the log never stands in for it.
+pub(super) fn mirror(record: &Record) {
     let context = &record.context;
     let event = serde_json::to_string(&record.event).unwrap_or_default();
     let source = context.source.map(|source| source.to_string()).unwrap_or_default();
@@ -139,6 +161,20 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         tx.append(now, context, event).await?;
+        tx.commit().await
+    }
+
+    /// Writes events of one context that stand for nothing else in the store: all of them or none, in
+    /// their order, each with its time.
+    ///
+    /// # Errors
+    /// When the store fails: none of them is written then.
+    pub async fn record_all(&self, context: &Context, notes: Vec<Note>) -> Result<(), Error> {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        tx.append_notes(context, notes).await?;
         tx.commit().await
     }
 

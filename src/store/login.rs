@@ -13,13 +13,15 @@ use diesel_async::RunQueryDsl;
 use secrecy::SecretString;
 
 use super::pool::on;
-use super::schema::{recovery_codes, sessions, throttle, user_keys, users};
+use super::schema::{attacks, recovery_codes, sessions, throttle, user_keys, users};
 use super::{Error, Store, Tx, parse, seal};
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::machine::{Attempt, Claim, Claimed};
 use crate::auth::{recovery, totp};
-use crate::domain::{Factor, Factors, Id, Source, TimeStep, UnixTime, UserName, printable};
+use crate::domain::{
+    Factor, Factors, Id, SecondFactor, Source, TimeStep, UnixTime, UserName, printable,
+};
 
 /// A row of `users`, as far as signing in needs it.
 #[derive(Queryable, Selectable)]
@@ -33,6 +35,7 @@ struct LoginRow {
     password_hash: String,
     password_one_time: i64,
     binding_until: Option<i64>,
+    factor: String,
     otp_secret: Option<String>,
     otp_last_step: i64,
     otp_drift_seconds: Option<i64>,
@@ -43,13 +46,22 @@ struct LoginRow {
 pub struct Throttled {
     account: String,
     source: String,
+    /// The IPv6 site that the source is in, whose failures are counted together as well.
+    site: Option<String>,
 }
 
 impl Throttled {
     /// The key for the user name as it was typed, from `source`.
     pub fn new(typed: &str, source: &Source) -> Self {
         let account = printable(&typed.chars().take(64).collect::<String>());
-        Self { account, source: source.network().to_string() }
+        let site = source.site().map(|site| site.to_string());
+        Self { account, source: source.network().to_string(), site }
+    }
+
+    /// Where failures are counted, the narrower place first, and how many lock there.
+    fn places(&self, rules: &ThrottleRules) -> impl Iterator<Item = (&str, i64)> {
+        let site = self.site.as_deref().map(|site| (site, rules.site_lock_after));
+        std::iter::once((self.source.as_str(), rules.lock_after)).chain(site)
     }
 
     /// The user name as it was typed, printable.
@@ -84,6 +96,16 @@ pub struct FailureNote {
     pub drift: Option<i64>,
 }
 
+/// What came of counting a failure.
+struct Counted {
+    /// Failures in a row from the source.
+    failures: i64,
+    /// The locks that it led to.
+    locked: Vec<Event>,
+    /// What administrators are to know of the account.
+    attack: Option<Event>,
+}
+
 /// The session that a login opens.
 #[derive(Debug)]
 pub struct SignIn<'a> {
@@ -96,7 +118,8 @@ pub struct SignIn<'a> {
 }
 
 impl Store {
-    /// Reads the account `name`, and the failures of `whose` as far as they still count.
+    /// Reads the account `name`, and the failures of `whose` as far as they still count. It takes the
+    /// same work whether there is such an account or not, also where `name` is none.
     ///
     /// # Errors
     /// When the store fails.
@@ -108,10 +131,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
         let mut tx = self.read().await?;
-        let account = match name {
-            Some(name) => tx.account(name, now).await?,
-            None => None,
-        };
+        let account = tx.account(name, now).await?;
         let throttle = tx.throttle(whose, rules, now).await?;
         tx.commit().await?;
         Ok((account.map(Box::new), throttle))
@@ -169,7 +189,7 @@ impl Store {
     pub async fn fail(
         &self,
         failure: FailureNote,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         whose: &Throttled,
         rules: &ThrottleRules,
         context: &Context,
@@ -189,7 +209,7 @@ impl Store {
         &self,
         refused: Event,
         failure: FailureNote,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         whose: &Throttled,
         rules: &ThrottleRules,
         context: &Context,
@@ -199,19 +219,43 @@ impl Store {
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
             tx.note_drift(account, drift).await?;
         }
-        let (failures, locked) = tx.count_failure(whose, rules, failure.counts, now).await?;
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        let counted = tx.count_failure(whose, rules, failure.counts, now).await?;
+        tx.append_notes(context, notes).await?;
         if let Some(seconds) = failure.drift {
             tx.append(now, context, Event::ClockDrift { seconds }).await?;
         }
         tx.append(now, context, refused).await?;
-        if let Some(until) = locked {
-            tx.append(now, context, Event::SourceLocked { failures, until }).await?;
+        // Names that are nobody's are counted as well, and need nobody's attention.
+        let attack = counted.attack.filter(|_| failure.account.is_some());
+        for event in counted.locked.into_iter().chain(attack) {
+            tx.append(now, context, event).await?;
         }
         tx.commit().await?;
-        Ok(failures)
+        Ok(counted.failures)
+    }
+
+    /// Writes down what happened so far in a login that goes on.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn note(
+        &self,
+        account: &Id,
+        drift: Option<i64>,
+        notes: Vec<Note>,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        // The account before the log, as everywhere: else two that write to both could wait for each other.
+        if let Some(seconds) = drift {
+            tx.note_drift(account, seconds).await?;
+        }
+        tx.append_notes(context, notes).await?;
+        if let Some(seconds) = drift {
+            tx.append(now, context, Event::ClockDrift { seconds }).await?;
+        }
+        tx.commit().await
     }
 
     /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch.
@@ -223,7 +267,7 @@ impl Store {
         account: &Id,
         epoch: i64,
         hash: &str,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
@@ -249,9 +293,7 @@ impl Store {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         };
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         let name = parse("users", &name)?;
         tx.append(now, context, Event::PasswordSet { name, one_time: false }).await?;
         tx.bump_revision().await?;
@@ -285,7 +327,7 @@ impl Store {
     pub async fn bind(
         &self,
         new: &NewAuthenticator<'_>,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
@@ -296,9 +338,7 @@ impl Store {
             return Ok(Err(Refusal::AlreadyBound));
         };
         tx.replace_recovery_codes(new.account, &codes).await?;
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         let recovery_codes = u32::try_from(codes.len()).unwrap_or(u32::MAX);
         tx.append(now, context, Event::AuthenticatorBound { recovery_codes }).await?;
         tx.bump_revision().await?;
@@ -313,8 +353,17 @@ impl Store {
     pub async fn forget_old_failures(&self, before: UnixTime) -> Result<usize, Error> {
         use throttle::dsl;
         let mut tx = self.begin().await?;
-        let dropped = on!(tx.engine(), conn => {
-            diesel::delete(dsl::throttle.filter(dsl::last_failed_at.lt(before.0))).execute(conn).await
+        let mut dropped = 0;
+        // Sites after their networks, as failures take them: no two wait for each other.
+        for sites in [false, true] {
+            let is_old = dsl::last_failed_at.lt(before.0);
+            let kind = dsl::source.like(A_SITE).eq(sites);
+            dropped += on!(tx.engine(), conn => {
+                diesel::delete(dsl::throttle.filter(is_old).filter(kind)).execute(conn).await
+            })?;
+        }
+        on!(tx.engine(), conn => {
+            diesel::delete(attacks::table.filter(attacks::since.lt(before.0))).execute(conn).await
         })?;
         tx.commit().await?;
         Ok(dropped)
@@ -322,40 +371,42 @@ impl Store {
 }
 
 impl Tx<'_> {
-    async fn account(&mut self, name: &UserName, now: UnixTime) -> Result<Option<Account>, Error> {
+    /// The account `name`. Nobody's is looked for to the end like anybody's: this comes before the
+    /// first prompt, and how long it takes must not tell which names there are.
+    async fn account(
+        &mut self,
+        name: Option<&UserName>,
+        now: UnixTime,
+    ) -> Result<Option<Account>, Error> {
+        let name = name.map_or("", UserName::as_str); // No user's name is empty.
         let row: Option<LoginRow> = on!(self.engine(), conn => {
             users::table
-                .filter(users::name.eq(name.as_str()))
+                .filter(users::name.eq(name))
                 .select(LoginRow::as_select())
                 .first(conn)
                 .await
                 .optional()
         })?;
-        let Some(row) = row else { return Ok(None) };
+        let id: Id = match &row {
+            Some(row) => parse("users", &row.id)?,
+            None => Id::from_random([0; Id::LEN]),
+        };
         let keys: Vec<String> = on!(self.engine(), conn => {
             user_keys::table
-                .filter(user_keys::user_id.eq(&row.id))
+                .filter(user_keys::user_id.eq(id.as_str()))
                 .select(user_keys::fingerprint)
                 .load(conn)
                 .await
         })?;
-        let id: Id = parse("users", &row.id)?;
         let recovery_left = self.recovery_left(&id).await?;
-        let factor = self.second_factor(&id).await?.second_factor();
+        let set = self.factor_set(&id).await?;
         let sign_in = self.sign_in_policy(&id).await?;
         let certificates = self.certificates_of(&id, now).await?;
-        let otp = match &row.otp_secret {
-            Some(sealed) => {
-                let secret = self.store.keyring.open(otp_place(&row.id), sealed)?;
-                let damaged =
-                    || Error::Damaged { table: "users", reason: "the secret's length".into() };
-                let bytes = <&[u8; 20]>::try_from(&secret[..]).map_err(|_| damaged())?;
-                Some(Otp {
-                    secret: totp::Secret::from_bytes(bytes),
-                    last_step: TimeStep(row.otp_last_step),
-                })
-            }
-            None => None,
+        let otp = self.open_otp(&id, row.as_ref())?;
+        let Some(row) = row else { return Ok(None) };
+        let factor = match set {
+            Some(set) => set.second_factor(),
+            None => SecondFactor { factor: parse("users", &row.factor)?, mode: None },
         };
         Ok(Some(Account {
             id,
@@ -376,6 +427,20 @@ impl Tx<'_> {
         }))
     }
 
+    /// The authenticator that is bound; something is opened also where there is none.
+    fn open_otp(&self, id: &Id, row: Option<&LoginRow>) -> Result<Option<Otp>, Error> {
+        let (keyring, place) = (&self.store.keyring, otp_place(id.as_str()));
+        let Some((row, sealed)) = row.and_then(|row| Some((row, row.otp_secret.as_ref()?))) else {
+            keyring.open_decoy(place, totp::Secret::LEN);
+            return Ok(None);
+        };
+        let secret = keyring.open(place, sealed)?;
+        let damaged = || Error::Damaged { table: "users", reason: "the secret's length".into() };
+        let bytes = <&[u8; totp::Secret::LEN]>::try_from(&secret[..]).map_err(|_| damaged())?;
+        let secret = totp::Secret::from_bytes(bytes);
+        Ok(Some(Otp { secret, last_step: TimeStep(row.otp_last_step) }))
+    }
+
     async fn throttle(
         &mut self,
         whose: &Throttled,
@@ -383,15 +448,23 @@ impl Tx<'_> {
         now: UnixTime,
     ) -> Result<Throttle, Error> {
         use throttle::dsl;
-        let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
-            dsl::throttle
-                .find((&whose.account, &whose.source))
-                .select((dsl::failures, dsl::last_failed_at, dsl::locked_until))
-                .first(conn)
-                .await
-                .optional()
-        })?;
-        Ok(row.map_or_else(Throttle::default, |row| current(row, rules.lock_for, now)))
+        let mut throttle = Throttle::default();
+        for (place, _) in whose.places(rules) {
+            let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
+                dsl::throttle
+                    .find((&whose.account, place))
+                    .select((dsl::failures, dsl::last_failed_at, dsl::locked_until))
+                    .first(conn)
+                    .await
+                    .optional()
+            })?;
+            let here = row.map(|row| current(row, rules.lock_for, now)).unwrap_or_default();
+            if place == whose.source {
+                throttle.failures = here.failures;
+            }
+            throttle.locked_until = throttle.locked_until.max(here.locked_until);
+        }
+        Ok(throttle)
     }
 
     /// Uses a claim up, if the account is as the login found it and its source is not locked; gives
@@ -494,9 +567,7 @@ impl Tx<'_> {
         now: UnixTime,
     ) -> Result<(), Error> {
         use crate::audit::Step;
-        for note in attempt.notes {
-            self.append(now, context, note).await?;
-        }
+        self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
             Claim::Nothing | Claim::NoCode | Claim::Certificate(_) => return Ok(()),
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
@@ -532,23 +603,54 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Adds one failure if it counts; gives how many there are, and the lock that it led to.
+    /// Adds one failure if it counts: to those of the source, of its site and of the account.
     async fn count_failure(
         &mut self,
         whose: &Throttled,
         rules: &ThrottleRules,
         counts: bool,
         now: UnixTime,
-    ) -> Result<(i64, Option<UnixTime>), Error> {
+    ) -> Result<Counted, Error> {
+        let mut places = Vec::new();
+        for (place, lock_after) in whose.places(rules) {
+            places.push((place, lock_after, self.hold_failures(whose, place, rules, now).await?));
+        }
+        let failures = places.as_slice().first().map_or(0, |(_, _, before)| before.failures);
+        let mut counted = Counted { failures, locked: Vec::new(), attack: None };
+        let is_locked = places.iter().any(|(_, _, before)| before.locked_until.is_some());
+        if is_locked || !counts {
+            return Ok(counted);
+        }
+        counted.failures += 1;
+        for (place, lock_after, before) in places {
+            let failures = before.failures + 1;
+            let until = (failures >= lock_after).then(|| now.plus(rules.lock_for));
+            self.set_failures((&whose.account, place), failures, until, now).await?;
+            let network = (place != whose.source).then(|| place.to_owned());
+            let locked = until.map(|until| Event::SourceLocked { failures, until, network });
+            counted.locked.extend(locked);
+        }
+        counted.attack = self.count_attack(&whose.account, rules, now).await?;
+        Ok(counted)
+    }
+
+    /// The failures at a place, as far as they still count. Their row is there and held from then on.
+    async fn hold_failures(
+        &mut self,
+        whose: &Throttled,
+        place: &str,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<Throttle, Error> {
         use throttle::dsl;
         // The insert first: it makes the row, or waits for whoever holds it.
         let fresh = (
             dsl::account.eq(&whose.account),
-            dsl::source.eq(&whose.source),
+            dsl::source.eq(place),
             dsl::failures.eq(0),
             dsl::last_failed_at.eq(now.0),
         );
-        let (failures, last, locked): (i64, i64, Option<i64>) = on!(self.engine(), conn => {
+        let row: (i64, i64, Option<i64>) = on!(self.engine(), conn => {
             diesel::insert_into(dsl::throttle)
                 .values(fresh)
                 .on_conflict((dsl::account, dsl::source))
@@ -558,14 +660,19 @@ impl Tx<'_> {
                 .get_result(conn)
                 .await
         })?;
-        let before = current((failures, last, locked), rules.lock_for, now);
-        if before.locked_until.is_some() || !counts {
-            return Ok((before.failures, None));
-        }
-        let failures = before.failures + 1;
-        let until = (failures >= rules.lock_after).then(|| now.plus(rules.lock_for));
+        Ok(current(row, rules.lock_for, now))
+    }
+
+    async fn set_failures(
+        &mut self,
+        key: (&str, &str),
+        failures: i64,
+        until: Option<UnixTime>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        use throttle::dsl;
         on!(self.engine(), conn => {
-            diesel::update(dsl::throttle.find((&whose.account, &whose.source)))
+            diesel::update(dsl::throttle.find(key))
                 .set((
                     dsl::failures.eq(failures),
                     dsl::last_failed_at.eq(now.0),
@@ -574,14 +681,48 @@ impl Tx<'_> {
                 .execute(conn)
                 .await
         })?;
-        Ok((failures, until))
+        Ok(())
+    }
+
+    /// Counts a failure of the account from wherever; gives an event when there are as many as
+    /// administrators are to know of, once in the time that failures are remembered.
+    async fn count_attack(
+        &mut self,
+        account: &str,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<Option<Event>, Error> {
+        use attacks::dsl;
+        let fresh = (dsl::account.eq(account), dsl::failures.eq(0), dsl::since.eq(now.0));
+        let (before, began): (i64, i64) = on!(self.engine(), conn => {
+            diesel::insert_into(dsl::attacks)
+                .values(fresh)
+                .on_conflict(dsl::account)
+                .do_update()
+                .set(dsl::account.eq(account))
+                .returning((dsl::failures, dsl::since))
+                .get_result(conn)
+                .await
+        })?;
+        let is_over = now >= UnixTime(began).plus(rules.lock_for);
+        let (failures, since) = if is_over { (1, now) } else { (before + 1, UnixTime(began)) };
+        on!(self.engine(), conn => {
+            diesel::update(dsl::attacks.find(account))
+                .set((dsl::failures.eq(failures), dsl::since.eq(since.0)))
+                .execute(conn)
+                .await
+        })?;
+        let is_told = failures == rules.attack_after;
+        Ok(is_told.then_some(Event::AccountUnderAttack { failures, since }))
     }
 
     async fn forget_failures(&mut self, whose: &Throttled) -> Result<(), Error> {
         use throttle::dsl;
-        on!(self.engine(), conn => {
-            diesel::delete(dsl::throttle.find((&whose.account, &whose.source))).execute(conn).await
-        })?;
+        for place in [Some(&whose.source), whose.site.as_ref()].into_iter().flatten() {
+            on!(self.engine(), conn => {
+                diesel::delete(dsl::throttle.find((&whose.account, place))).execute(conn).await
+            })?;
+        }
         Ok(())
     }
 
@@ -603,7 +744,7 @@ impl Tx<'_> {
     ) -> Result<Option<i64>, Error> {
         use users::dsl;
         let id = new.account.as_str();
-        let sealed = self.store.keyring.seal(otp_place(id), new.secret.expose())?;
+        let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))
@@ -669,6 +810,9 @@ impl Tx<'_> {
     }
 }
 
+/// What the name of a site ends with, and of no network.
+pub(super) const A_SITE: &str = "%/48";
+
 /// Where a user's TOTP secret lives.
 pub(super) fn otp_place(user: &str) -> seal::Place<'_> {
     seal::Place { column: "users.otp_secret", row: user }
@@ -688,3 +832,6 @@ fn current(
         None => Throttle { failures, locked_until: None },
     }
 }
+
+#[cfg(test)]
+mod tests;

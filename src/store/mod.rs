@@ -8,6 +8,7 @@
 
 mod access;
 mod audit;
+mod carried;
 mod certificate;
 mod keys;
 mod login;
@@ -31,7 +32,9 @@ use diesel_async::RunQueryDsl;
 
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
+pub use carried::{Carried, Carrier};
 pub use certificate::{CertificateRow, NewCertificate};
+pub use keys::SealingKey;
 pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use radius::FactorRow;
@@ -40,6 +43,7 @@ pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
 pub use target::{AccountRow, AccountSecret, TrustedKey};
 pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
+use crate::audit::Record;
 use crate::keys::AuditKey;
 use pool::{Lease, Pool, on};
 
@@ -158,6 +162,8 @@ impl std::fmt::Debug for Store {
 pub(crate) struct Tx<'a> {
     lease: Lease<'a>,
     store: &'a Inner,
+    /// What it appended to the audit log: told to the log for operators once it lasts.
+    appended: Vec<Record>,
 }
 
 impl Store {
@@ -211,7 +217,7 @@ impl Store {
             (pool::Engine::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         lease.run_sql(sql).await?;
-        Ok(Tx { lease, store: &self.0 })
+        Ok(Tx { lease, store: &self.0, appended: Vec::new() })
     }
 }
 
@@ -220,6 +226,7 @@ impl Tx<'_> {
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
         self.lease.run_sql("COMMIT").await?;
         self.lease.give_back();
+        self.appended.iter().for_each(audit::mirror);
         Ok(())
     }
 

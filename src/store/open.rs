@@ -163,6 +163,7 @@ fn address(settings: &Settings) -> Result<Address, Error> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(Error::Url("use \"sqlite:PATH\" or \"postgres://USER@HOST/DATABASE\"".into()));
     }
+    let (url, mode) = take_ssl_mode(url)?;
     let mut config: tokio_postgres::Config =
         url.parse().map_err(|e: tokio_postgres::Error| Error::Url(super::chain(&e)))?;
     if let Some(password) = &settings.password {
@@ -175,18 +176,51 @@ fn address(settings: &Settings) -> Result<Address, Error> {
     );
     // libpq's default would fall back to clear text. On this machine clear text is fine; to
     // another it is not, unless the URL says so.
-    if !url.contains("sslmode=") {
-        let local = |host: &Host| match host {
-            Host::Unix(_) => true,
-            Host::Tcp(name) => {
-                name == "localhost"
-                    || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            }
-        };
-        let local = config.get_hosts().iter().all(local);
-        config.ssl_mode(if local { SslMode::Disable } else { SslMode::Require });
-    }
+    let by_place = if is_local(&config) { SslMode::Disable } else { SslMode::Require };
+    config.ssl_mode(mode.unwrap_or(by_place));
     Ok(Address::Postgres(Box::new(config), tls(settings.tls_ca_file.as_deref())?))
+}
+
+/// Whether it is on this machine, by where the bytes go: libpq's `hostaddr` goes before `host`.
+fn is_local(config: &tokio_postgres::Config) -> bool {
+    if !config.get_hostaddrs().is_empty() {
+        return config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
+    }
+    config.get_hosts().iter().all(|host| match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+    })
+}
+
+/// Takes `sslmode` out of a URL: it has more values than the driver knows (libpq, section 32.19).
+fn take_ssl_mode(url: &str) -> Result<(String, Option<SslMode>), Error> {
+    let Some((address, parameters)) = url.split_once('?') else {
+        return Ok((url.to_owned(), None));
+    };
+    let (mut mode, mut others) = (None, Vec::new());
+    for parameter in parameters.split('&') {
+        match parameter.split_once('=') {
+            Some(("sslmode", value)) => mode = Some(ssl_mode(value)?),
+            _ => others.push(parameter),
+        }
+    }
+    let question = if others.is_empty() { "" } else { "?" };
+    Ok((format!("{address}{question}{}", others.join("&")), mode))
+}
+
+/// The certificate and the name in it are checked whenever there is TLS: libpq's weaker `require` and
+/// `verify-ca` are as good as `verify-full`. What may fall back to clear text is not taken.
+fn ssl_mode(value: &str) -> Result<SslMode, Error> {
+    match value {
+        "disable" => Ok(SslMode::Disable),
+        "require" | "verify-ca" | "verify-full" => Ok(SslMode::Require),
+        "allow" | "prefer" => Err(Error::Url(format!(
+            "sslmode={value} may fall back to clear text: use verify-full or disable"
+        ))),
+        _ => Err(Error::Url("sslmode is unknown: use verify-full or disable".into())),
+    }
 }
 
 fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect, Error> {
@@ -251,5 +285,56 @@ mod tests {
                 "{refused:?}"
             );
         }
+    }
+
+    /// What a URL says of TLS, and the error if it says something else.
+    fn mode_of(url: &str) -> Result<SslMode, String> {
+        let settings = Settings {
+            url: url.into(),
+            password: None,
+            tls_ca_file: None,
+            connections: 2,
+            node: "test".into(),
+        };
+        match address(&settings) {
+            Ok(Address::Postgres(config, _)) => Ok(config.get_ssl_mode()),
+            Ok(Address::Sqlite(path)) => panic!("{}", path.display()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn another_machine_is_spoken_to_over_tls_and_nothing_falls_back() {
+        for (url, mode) in [
+            ("postgres://u@localhost/d", SslMode::Disable),
+            ("postgres://u@127.0.0.1/d", SslMode::Disable),
+            ("postgresql://u@[::1]:5433/d", SslMode::Disable),
+            ("postgres:///d?host=/run/postgresql", SslMode::Disable),
+            ("postgres://u@db.example/d", SslMode::Require),
+            ("postgres://u@192.0.2.1/d?application_name=sslmode=", SslMode::Require),
+            ("postgres://u@localhost,db.example/d", SslMode::Require),
+            ("postgres://u@localhost/d?hostaddr=192.0.2.1", SslMode::Require),
+            ("postgres:///d?hostaddr=192.0.2.1", SslMode::Require),
+            ("postgres://u@db.example/d?hostaddr=127.0.0.1", SslMode::Disable),
+            ("postgres://u@db.example/d?sslmode=disable", SslMode::Disable),
+            ("postgres://u@db.example/d?sslmode=disable&sslmode=verify-full", SslMode::Require),
+            ("postgres://u@db.example/d?ssl%6Dode=disable", SslMode::Require),
+            ("postgres://u@localhost/d?sslmode=require", SslMode::Require),
+            ("postgres://u@localhost/d?connect_timeout=3&sslmode=verify-ca", SslMode::Require),
+            ("postgres://u@localhost/d?sslmode=verify-full&connect_timeout=3", SslMode::Require),
+        ] {
+            assert_eq!(mode_of(url), Ok(mode), "{url}");
+        }
+        for (value, said) in [
+            ("prefer", "sslmode=prefer may fall back to clear text"),
+            ("allow", "sslmode=allow may fall back to clear text"),
+            ("", "sslmode is unknown"),
+            ("verify_full", "sslmode is unknown"),
+            ("disable%20", "sslmode is unknown"),
+        ] {
+            let error = mode_of(&format!("postgres://u@db.example/d?sslmode={value}")).unwrap_err();
+            assert!(error.contains(said), "{value}: {error}");
+        }
+        mode_of("postgres://u@db.example/d?sslrootcert=x").unwrap_err();
     }
 }

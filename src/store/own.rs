@@ -12,7 +12,7 @@ use super::login::otp_place;
 use super::pool::on;
 use super::schema::{recovery_codes, user_keys, users::dsl};
 use super::{Error, NewAuthenticator, Store, Tx};
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::recovery;
 use crate::domain::{Id, UnixTime, UserName};
 
@@ -84,18 +84,18 @@ impl Store {
     pub async fn rebind(
         &self,
         new: &NewAuthenticator<'_>,
-        notes: Vec<Event>,
+        notes: Vec<Note>,
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
         let id = new.account.as_str();
-        let sealed = self.keyring().seal(otp_place(id), new.secret.expose())?;
         let mut tx = self.begin().await?;
         if !tx.hold_bound(new.account, new.epoch).await? {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         }
+        let sealed = tx.seal(otp_place(id), new.secret.expose()).await?;
         let row = (
             dsl::epoch.eq(dsl::epoch + 1),
             dsl::otp_secret.eq(sealed),
@@ -109,9 +109,7 @@ impl Store {
             diesel::update(dsl::users.find(id)).set(row).execute(conn).await
         })?;
         tx.replace_recovery_codes(new.account, &codes).await?;
-        for note in notes {
-            tx.append(now, context, note).await?;
-        }
+        tx.append_notes(context, notes).await?;
         let recovery_codes = u32::try_from(codes.len()).unwrap_or(u32::MAX);
         tx.append(now, context, Event::AuthenticatorUnbound).await?;
         tx.append(now, context, Event::AuthenticatorBound { recovery_codes }).await?;

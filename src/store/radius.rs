@@ -121,6 +121,18 @@ impl Store {
 impl Tx<'_> {
     /// What answers for the second step of `user`.
     pub(super) async fn second_factor(&mut self, user: &Id) -> Result<FactorRow, Error> {
+        if let Some(set) = self.factor_set(user).await? {
+            return Ok(set);
+        }
+        let factor: String = on!(self.engine(), conn => {
+            users::table.find(user.as_str()).select(users::factor).first(conn).await
+        })?;
+        row("users", &factor, None)
+    }
+
+    /// What is set for `user` or a group of theirs. It asks for both whatever it finds: a login must
+    /// not tell by its time what is set.
+    pub(super) async fn factor_set(&mut self, user: &Id) -> Result<Option<FactorRow>, Error> {
         let own: Option<(String, Option<String>)> = on!(self.engine(), conn => {
             user_factors::table
                 .find(user.as_str())
@@ -129,9 +141,6 @@ impl Tx<'_> {
                 .await
                 .optional()
         })?;
-        if let Some((factor, mode)) = own {
-            return row("user_factors", &factor, mode.as_deref());
-        }
         let of_group: Option<(String, String, Option<String>)> = on!(self.engine(), conn => {
             group_factors::table
                 .inner_join(
@@ -144,14 +153,12 @@ impl Tx<'_> {
                 .await
                 .optional()
         })?;
-        if let Some((group, factor, mode)) = of_group {
-            let group = Some(parse("group_factors", &group)?);
-            return Ok(FactorRow { group, ..row("group_factors", &factor, mode.as_deref())? });
+        if let Some((factor, mode)) = own {
+            return row("user_factors", &factor, mode.as_deref()).map(Some);
         }
-        let factor: String = on!(self.engine(), conn => {
-            users::table.find(user.as_str()).select(users::factor).first(conn).await
-        })?;
-        row("users", &factor, None)
+        let Some((group, factor, mode)) = of_group else { return Ok(None) };
+        let group = Some(parse("group_factors", &group)?);
+        Ok(Some(FactorRow { group, ..row("group_factors", &factor, mode.as_deref())? }))
     }
 
     /// The factors of all users of whom something is set, by the users' ids.

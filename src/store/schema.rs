@@ -274,9 +274,18 @@ table! {
 }
 
 table! {
+    attacks (account) {
+        account -> Text,
+        failures -> BigInt,
+        since -> BigInt,
+    }
+}
+
+table! {
     nodes (node) {
         node -> Text,
         beats -> BigInt,
+        sealing_keys -> Text,
     }
 }
 
@@ -327,5 +336,6 @@ allow_tables_to_appear_in_same_query!(
     revision,
     store_keys,
     nodes,
+    attacks,
     migrations,
 );

@@ -2,12 +2,13 @@
 //!
 //! Always holds: a sealed text opens only under the key that its id names *and* for the row and
 //! column it was sealed for, so neither a copied database nor two swapped rows give a secret away.
-//! The keyring file holds one key a line (`ID BASE64`), the first of which seals; the others open
-//! what was sealed before a rotation.
+//! The keyring file holds one key a line (`ID BASE64`), in no order. Which of them seals is said by
+//! the store (`store_keys`), so that all nodes agree on it in every transaction; the others open what
+//! was sealed before a rotation, or wait for theirs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
@@ -55,7 +56,7 @@ pub struct Keyring {
 }
 
 struct Keys {
-    primary: String,
+    first: String,
     by_id: BTreeMap<String, Zeroizing<[u8; 32]>>,
 }
 
@@ -66,6 +67,9 @@ impl std::fmt::Debug for Keyring {
 }
 
 const FORMAT: &str = "s1";
+/// Bytes of XChaCha20-Poly1305's nonce, and of its tag.
+const NONCE_LEN: usize = 24;
+const TAG_LEN: usize = 16;
 
 impl Keyring {
     /// Reads the keyring at `path`.
@@ -85,56 +89,61 @@ impl Keyring {
             .try_exists()
             .map_err(|source| keys::Error::Io { path: path.to_owned(), source })?;
         if !exists {
-            keys::write_secret(path, new_line()?.as_bytes())?;
+            keys::write_secret(path, new_line()?.1.as_bytes())?;
         }
         Self::load(path)
     }
 
-    /// Puts a new key in front of the others in the file; what is sealed from now on uses it.
+    /// Adds a new key to the file, which seals nothing yet; gives its id.
     ///
     /// # Errors
     /// When the file cannot be read or replaced.
-    pub fn add_key(&self) -> Result<(), Error> {
-        let old = keys::read_secret(&self.path)?;
-        let mut new = Zeroizing::new(new_line()?.as_bytes().to_vec());
-        new.extend_from_slice(&old);
-        keys::replace_secret(&self.path, &new)?;
-        self.reload()
+    pub fn add_key(&self) -> Result<String, Error> {
+        let mut keys = Zeroizing::new(keys::read_secret(&self.path)?.to_vec());
+        if !keys.ends_with(b"\n") {
+            keys.push(b'\n');
+        }
+        let (id, line) = new_line()?;
+        keys.extend_from_slice(line.as_bytes());
+        keys::replace_secret(&self.path, &keys)?;
+        self.reload()?;
+        Ok(id)
     }
 
-    /// The id of the key that seals now.
-    pub fn primary(&self) -> String {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).primary.clone()
+    /// The id of the key that seals in a store that knows of none yet: the file's first.
+    pub fn first(&self) -> String {
+        self.read().first.clone()
     }
 
-    /// Whether the file holds the key `id`, as it was read last.
-    pub fn holds(&self, id: &str) -> bool {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).by_id.contains_key(id)
-    }
-
-    /// Whether `sealed` is under the key that seals now.
-    pub fn is_current(&self, sealed: &str) -> bool {
-        sealed.split('.').nth(1) == Some(self.primary().as_str())
-    }
-
-    /// Seals `secret` for `place`, under the key that is the first of the file now: another process
-    /// may have rotated it, and the old one may be removed as soon as that is done.
+    /// The ids of the keys that are in the file now.
     ///
     /// # Errors
-    /// When the file cannot be read, or the system has no randomness.
-    pub fn seal(&self, place: Place<'_>, secret: &[u8]) -> Result<String, Error> {
+    /// When the file cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>, Error> {
         self.reload()?;
+        Ok(self.read().by_id.keys().cloned().collect())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Seals `secret` for `place` under the key `id`.
+    ///
+    /// # Errors
+    /// When the file does not hold that key, or the system has no randomness.
+    pub fn seal(&self, id: &str, place: Place<'_>, secret: &[u8]) -> Result<String, Error> {
         let mut nonce = [0; 24];
         getrandom::fill(&mut nonce)?;
-        let id = self.primary();
         let damaged = |_| Error::Damaged(place.column.to_owned());
-        let aad = associated(&id, place);
+        let aad = associated(id, place);
         let payload = Payload { msg: secret, aad: aad.as_bytes() };
         let nonce = XNonce::from(nonce);
-        let text = self.cipher(&id)?.encrypt(&nonce, payload).map_err(damaged)?;
+        let text = self.cipher(id)?.encrypt(&nonce, payload).map_err(damaged)?;
         let mut whole = nonce.to_vec();
         whole.extend_from_slice(&text);
-        Ok(format!("{FORMAT}.{id}.{}", BASE64.encode(whole)))
+        Ok(format!("{}{}", under(id), BASE64.encode(whole)))
     }
 
     /// Opens what was sealed for `place`.
@@ -149,27 +158,36 @@ impl Keyring {
             return Err(damaged());
         };
         let whole = BASE64.decode(text).map_err(|_| damaged())?;
-        let (nonce, text) = whole.split_first_chunk::<24>().ok_or_else(damaged)?;
-        let cipher = match self.cipher(id) {
-            Err(Error::UnknownKey(_)) => {
-                self.reload()?; // Rotated by another process since.
-                self.cipher(id)?
-            }
-            other => other?,
-        };
+        let (nonce, text) = whole.split_first_chunk::<NONCE_LEN>().ok_or_else(damaged)?;
+        let cipher = self.cipher(id)?;
         let aad = associated(id, place);
         let payload = Payload { msg: text, aad: aad.as_bytes() };
         let secret = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| damaged())?;
         Ok(Zeroizing::new(secret))
     }
 
+    /// Takes the time that [`Self::open`] takes for a secret of `length` bytes, where there is none.
+    pub fn open_decoy(&self, place: Place<'_>, length: usize) {
+        let text = BASE64.encode(vec![0; NONCE_LEN + length + TAG_LEN]);
+        // Nothing was ever sealed as zeros: it fails, after all the work.
+        let _nothing = self.open(place, &format!("{FORMAT}.{}.{text}", self.first()));
+    }
+
+    /// The cipher of the key `id`, looked for once more in the file if it is not known.
     fn cipher(&self, id: &str) -> Result<XChaCha20Poly1305, Error> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        if !self.read().by_id.contains_key(id) {
+            self.reload()?; // Added by another process since.
+        }
+        let keys = self.read();
         let key = keys.by_id.get(id).ok_or_else(|| {
             let known = id.len() <= 16 && id.bytes().all(|b| b.is_ascii_alphanumeric());
             Error::UnknownKey(if known { id.to_owned() } else { "?".to_owned() })
         })?;
         Ok(XChaCha20Poly1305::new(&(**key).into()))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reload(&self) -> Result<(), Error> {
@@ -179,22 +197,29 @@ impl Keyring {
     }
 }
 
+/// How everything begins that is sealed under the key `id`.
+pub fn under(id: &str) -> String {
+    format!("{FORMAT}.{id}.")
+}
+
 fn associated(id: &str, place: Place<'_>) -> String {
     format!("sallyport-seal-1 {id} {} {}", place.column, place.row)
 }
 
-fn new_line() -> Result<Zeroizing<String>, Error> {
+/// A new key's id and line.
+fn new_line() -> Result<(String, Zeroizing<String>), Error> {
     let mut key = Zeroizing::new([0; 32]);
     getrandom::fill(&mut key[..])?;
     let id = crate::domain::Id::random()?;
-    Ok(Zeroizing::new(format!("{id} {}\n", &*Zeroizing::new(BASE64.encode(&key[..])))))
+    let line = format!("{id} {}\n", &*Zeroizing::new(BASE64.encode(&key[..])));
+    Ok((id.to_string(), Zeroizing::new(line)))
 }
 
 fn read(path: &Path) -> Result<Keys, Error> {
     let format = || Error::Format(path.to_owned());
     let bytes = keys::read_secret(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| format())?;
-    let mut primary = None;
+    let mut first = None;
     let mut by_id = BTreeMap::new();
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let (id, key) = line.split_once(' ').ok_or_else(format)?;
@@ -203,10 +228,10 @@ fn read(path: &Path) -> Result<Keys, Error> {
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(format());
         }
-        primary.get_or_insert_with(|| id.to_owned());
+        first.get_or_insert_with(|| id.to_owned());
         by_id.insert(id.to_owned(), Zeroizing::new(key));
     }
-    Ok(Keys { primary: primary.ok_or_else(format)?, by_id })
+    Ok(Keys { first: first.ok_or_else(format)?, by_id })
 }
 
 #[cfg(test)]
@@ -224,7 +249,7 @@ mod tests {
     #[test]
     fn opens_only_in_its_place_and_unchanged() {
         let (_dir, ring) = keyring();
-        let sealed = ring.seal(PLACE, b"secret").unwrap();
+        let sealed = ring.seal(&ring.first(), PLACE, b"secret").unwrap();
         assert!(!sealed.contains("secret"));
         assert_eq!(&ring.open(PLACE, &sealed).unwrap()[..], b"secret");
         for place in [Place { row: "b", ..PLACE }, Place { column: "users.name", ..PLACE }] {
@@ -237,16 +262,23 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_in_another_process_is_picked_up() {
+    fn a_key_that_another_process_added_is_picked_up() {
         let (dir, ring) = keyring();
         let other = Keyring::load(&dir.path().join("sealing_key")).unwrap();
-        let old = ring.seal(PLACE, b"old").unwrap();
-        ring.add_key().unwrap();
-        let new = ring.seal(PLACE, b"new").unwrap();
-        assert!(ring.is_current(&new) && !ring.is_current(&old));
+        let old = ring.seal(&ring.first(), PLACE, b"old").unwrap();
+        let id = ring.add_key().unwrap();
+        assert_ne!(id, ring.first());
+        assert_eq!(ring.ids().unwrap().len(), 2);
+        let new = ring.seal(&id, PLACE, b"new").unwrap();
+        assert!(new.starts_with(&under(&id)) && old.starts_with(&under(&ring.first())));
         assert_eq!(&other.open(PLACE, &new).unwrap()[..], b"new");
         assert_eq!(&other.open(PLACE, &old).unwrap()[..], b"old");
+        let late = ring.add_key().unwrap();
+        other.seal(&late, PLACE, b"late").unwrap();
         assert!(matches!(other.open(PLACE, "s1.nokey.AAAA"), Err(Error::Damaged(_))));
+        assert!(
+            matches!(other.seal("nokey", PLACE, b""), Err(Error::UnknownKey(id)) if id == "nokey")
+        );
         assert!(!format!("{ring:?}").contains("by_id"));
     }
 

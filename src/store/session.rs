@@ -49,6 +49,22 @@ pub struct ForwardRow {
     pub end_reason: Option<String>,
 }
 
+impl ForwardRow {
+    /// The end of a forward that was open when its node died, with its bytes as last written down.
+    fn interrupted(&self) -> Result<Event, Error> {
+        let bytes = |count| u64::try_from(count).unwrap_or(0);
+        Ok(Event::ForwardClosed {
+            forward: parse("forwards", &self.id)?,
+            destination: Some(parse("forwards", &self.destination)?),
+            target: Some(parse("forwards", &self.target)?),
+            address: self.address.as_deref().map(|text| parse("forwards", text)).transpose()?,
+            up: bytes(self.bytes_up),
+            down: bytes(self.bytes_down),
+            reason: EndReason::Interrupted.to_string(),
+        })
+    }
+}
+
 /// Which sessions to list.
 #[derive(Debug, Clone, Default)]
 pub struct SessionFilter {
@@ -159,21 +175,22 @@ impl Store {
         tx.commit().await
     }
 
-    /// Says that this node lives; gives how often every other one has said so. A count and not a time:
+    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has said so. A count and not a time:
     /// nobody's clock has to be believed.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn beat(&self) -> Result<Vec<(String, i64)>, Error> {
         use nodes::dsl;
+        let keys = self.keyring().ids()?.join(" ");
         let mut tx = self.begin().await?;
         let node = self.node().to_owned();
         let others = on!(tx.engine(), conn => {
             diesel::insert_into(dsl::nodes)
-                .values((dsl::node.eq(&node), dsl::beats.eq(1)))
+                .values((dsl::node.eq(&node), dsl::beats.eq(1), dsl::sealing_keys.eq(&keys)))
                 .on_conflict(dsl::node)
                 .do_update()
-                .set(dsl::beats.eq(dsl::beats + 1))
+                .set((dsl::beats.eq(dsl::beats + 1), dsl::sealing_keys.eq(&keys)))
                 .execute(conn)
                 .await?;
             dsl::nodes
@@ -211,20 +228,21 @@ impl Store {
 
     async fn close_sessions_of(&self, node: &str, now: UnixTime) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let open: Vec<SessionRow> = on!(tx.engine(), conn => {
+        let mut open: Vec<SessionRow> = on!(tx.engine(), conn => {
             sessions::table
                 .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))
                 .select(SessionRow::as_select())
                 .load(conn)
                 .await
         })?;
-        let mut sums = Vec::new();
+        open.sort_by(|a, b| a.id.cmp(&b.id)); // As `write_carried` goes through them.
+        let mut left = Vec::new();
         for row in &open {
-            let sum = tx.forwarded(&row.id).await?;
+            let (sum, forwards) = (tx.carried_by(row).await?, tx.open_forwards(&row.id).await?);
             tx.end_session(&row.id, EndReason::Interrupted, sum, now).await?;
-            sums.push(sum);
+            left.push((sum, forwards));
         }
-        for (row, (up, down)) in open.iter().zip(sums) {
+        for (row, ((up, down), forwards)) in open.iter().zip(left) {
             let context = Context {
                 user: Some(row.user.clone()),
                 source: row.source.parse().ok().map(crate::domain::Source),
@@ -232,6 +250,9 @@ impl Store {
                 session: Some(parse("sessions", &row.id)?),
                 actor: None,
             };
+            for forward in &forwards {
+                tx.append(now, &context, forward.interrupted()?).await?;
+            }
             let reason = EndReason::Interrupted;
             tx.append(now, &context, Event::SessionEnded { reason, up, down }).await?;
         }
@@ -438,8 +459,23 @@ impl Tx<'_> {
         Ok(ended == 1)
     }
 
-    /// What a session's forwards carried, as far as it was written down.
-    async fn forwarded(&mut self, session: &str) -> Result<(u64, u64), Error> {
+    /// A session's forwards that are open, oldest first.
+    async fn open_forwards(&mut self, session: &str) -> Result<Vec<ForwardRow>, Error> {
+        let rows = on!(self.engine(), conn => {
+            forwards::table
+                .filter(forwards::session_id.eq(session).and(forwards::closed_at.is_null()))
+                .order((forwards::opened_at.asc(), forwards::id.asc()))
+                .select(ForwardRow::as_select())
+                .load(conn)
+                .await
+        })?;
+        Ok(rows)
+    }
+
+    /// What a session carried, as far as it was written down: by itself now and then, or by the last
+    /// of its forwards.
+    async fn carried_by(&mut self, row: &SessionRow) -> Result<(u64, u64), Error> {
+        let session = row.id.as_str();
         let rows: Vec<(i64, i64)> = on!(self.engine(), conn => {
             forwards::table
                 .filter(forwards::session_id.eq(session))
@@ -447,8 +483,12 @@ impl Tx<'_> {
                 .load(conn)
                 .await
         })?;
-        let sum = |total: u64, n: i64| total.saturating_add(u64::try_from(n).unwrap_or(0));
-        Ok(rows.iter().fold((0, 0), |(up, down), (u, d)| (sum(up, *u), sum(down, *d))))
+        let sum = |(up, down): (i64, i64), row: &(i64, i64)| {
+            (up.saturating_add(row.0), down.saturating_add(row.1))
+        };
+        let (up, down) = rows.iter().fold((0, 0), sum);
+        let most = |a: i64, b: i64| u64::try_from(a.max(b)).unwrap_or(0);
+        Ok((most(up, row.bytes_up), most(down, row.bytes_down)))
     }
 }
 

@@ -63,7 +63,10 @@ impl Store {
         let mut tx = self.begin().await?;
         let id = tx.target_id(target).await?;
         let row = row_of(id.as_str(), account.as_str());
-        let sealed = secret.map(|secret| self.keyring().seal(place(&row), secret)).transpose()?;
+        let sealed = match secret {
+            Some(secret) => Some(tx.seal(place(&row), secret).await?),
+            None => None,
+        };
         let row = (
             target_accounts::target_id.eq(id.as_str()),
             target_accounts::name.eq(account.as_str()),
@@ -273,36 +276,6 @@ impl Store {
         tx.commit().await?;
         Ok(keys)
     }
-
-    /// Seals the secrets of targets' accounts anew under the present key; gives how many.
-    pub(super) async fn reseal_accounts(&self) -> Result<u64, Error> {
-        let mut tx = self.read().await?;
-        let sealed: Vec<(String, String, Option<String>)> = on!(tx.engine(), conn => {
-            target_accounts::table
-                .filter(target_accounts::secret.is_not_null())
-                .select((target_accounts::target_id, target_accounts::name, target_accounts::secret))
-                .load(conn)
-                .await
-        })?;
-        tx.commit().await?;
-        let keyring = self.keyring();
-        let mut secrets = 0;
-        for (id, name, old) in sealed {
-            let Some(old) = old.filter(|old| !keyring.is_current(old)) else { continue };
-            let row = row_of(&id, &name);
-            let new = keyring.seal(place(&row), &keyring.open(place(&row), &old)?)?;
-            let mut tx = self.begin().await?;
-            secrets += on!(tx.engine(), conn => {
-                diesel::update(target_accounts::table.find((&id, &name)))
-                    .filter(target_accounts::secret.eq(&old))
-                    .set(target_accounts::secret.eq(&new))
-                    .execute(conn)
-                    .await
-            })? as u64;
-            tx.commit().await?;
-        }
-        Ok(secrets)
-    }
 }
 
 impl Tx<'_> {
@@ -325,10 +298,10 @@ impl Tx<'_> {
     }
 }
 
-fn row_of(target: &str, account: &str) -> String {
+pub(super) fn row_of(target: &str, account: &str) -> String {
     format!("{target}/{account}")
 }
 
-fn place(row: &str) -> seal::Place<'_> {
+pub(super) fn place(row: &str) -> seal::Place<'_> {
     seal::Place { column: "target_accounts.secret", row }
 }

@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::access::GrantFilter;
-use super::login::otp_place;
+use super::login::A_SITE;
 use super::pool::on;
 use super::radius::FactorRow;
 use super::schema::{recovery_codes, throttle, user_keys, users};
@@ -290,9 +290,15 @@ impl Store {
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
         tx.take_user(name).await?;
-        let lifted = on!(tx.engine(), conn => {
-            diesel::delete(throttle::table.filter(throttle::account.eq(name.as_str()))).execute(conn).await
-        })?;
+        let mut lifted = 0;
+        // Sites after their networks, as failures take them: no two wait for each other.
+        for sites in [false, true] {
+            let is_theirs = throttle::account.eq(name.as_str());
+            let kind = throttle::source.like(A_SITE).eq(sites);
+            lifted += on!(tx.engine(), conn => {
+                diesel::delete(throttle::table.filter(is_theirs).filter(kind)).execute(conn).await
+            })?;
+        }
         let sources = u64::try_from(lifted).unwrap_or(u64::MAX);
         tx.changed(now, context, Event::UserUnlocked { name: name.clone(), sources }).await?;
         Ok(lifted)
@@ -362,7 +368,6 @@ impl Store {
             diesel::update(users::table.find(id.as_str()))
                 .filter(users::otp_secret.is_not_null())
                 .set((
-                    users::epoch.eq(users::epoch + 1),
                     users::otp_secret.eq(None::<String>),
                     users::otp_bound_at.eq(None::<i64>),
                     users::otp_drift_seconds.eq(None::<i64>),
@@ -370,9 +375,10 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        // Also without an authenticator: a binding may be under way, and a session left of before.
         on!(tx.engine(), conn => {
             diesel::update(users::table.find(id.as_str()))
-                .set(users::binding_until.eq(until.0))
+                .set((users::epoch.eq(users::epoch + 1), users::binding_until.eq(until.0)))
                 .execute(conn)
                 .await?;
             diesel::delete(recovery_codes::table.filter(recovery_codes::user_id.eq(id.as_str())))
@@ -434,54 +440,6 @@ impl Store {
         })?;
         let event = Event::KeyRemoved { name: name.clone(), key: fingerprint.to_owned() };
         tx.changed(now, context, event).await
-    }
-
-    /// Seals every secret anew that is not under the present key; gives how many there were.
-    ///
-    /// # Errors
-    /// When a secret cannot be opened, or the store fails; what was sealed anew before stays so.
-    pub async fn reseal(&self, context: &Context, now: UnixTime) -> Result<u64, Error> {
-        let mut secrets = 0;
-        // Once more for what was bound meanwhile by somebody who did not know of the key yet.
-        for _ in 0..2 {
-            secrets += self.reseal_all().await?;
-        }
-        let key = self.keyring().primary();
-        let mut tx = self.begin().await?;
-        tx.set_sealing_key(&key).await?;
-        tx.append(now, context, Event::KeyRotated { key, secrets }).await?;
-        tx.commit().await?;
-        Ok(secrets)
-    }
-
-    async fn reseal_all(&self) -> Result<u64, Error> {
-        let mut tx = self.read().await?;
-        let sealed: Vec<(String, Option<String>)> = on!(tx.engine(), conn => {
-            users::table
-                .filter(users::otp_secret.is_not_null())
-                .select((users::id, users::otp_secret))
-                .load(conn)
-                .await
-        })?;
-        tx.commit().await?;
-        let keyring = self.keyring();
-        let mut secrets = 0;
-        for (id, old) in sealed {
-            let Some(old) = old.filter(|old| !keyring.is_current(old)) else { continue };
-            let new = keyring.seal(otp_place(&id), &keyring.open(otp_place(&id), &old)?)?;
-            let mut tx = self.begin().await?;
-            // Only if nobody bound another authenticator meanwhile: the next look finds that one.
-            secrets += on!(tx.engine(), conn => {
-                diesel::update(users::table.find(&id))
-                    .filter(users::otp_secret.eq(&old))
-                    .set(users::otp_secret.eq(&new))
-                    .execute(conn)
-                    .await
-            })? as u64;
-            tx.commit().await?;
-        }
-        secrets += self.reseal_accounts().await?;
-        Ok(secrets)
     }
 }
 

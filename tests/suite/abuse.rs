@@ -35,6 +35,59 @@ async fn a_password_without_a_code_counts_as_a_failure(engine: Engine) {
     bastion.event("source-locked", &[("user", "alice")]).await;
 }
 
+/// Each step of a login is written down with the time that it was passed at, not with its end's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_has_a_time_of_its_own() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    client.send_password("alice", PASSWORD).await;
+    assert_eq!(client.reply().await, USERAUTH_FAILURE);
+    let at = bastion.now().0;
+    client.start_interactive("alice", "").await;
+    assert_eq!(client.reply().await, INFO_REQUEST);
+    bastion.clock.advance(std::time::Duration::from_secs(60));
+    let (code, later) = (bastion.code(&alice), bastion.now().0);
+    client.answer(&code).await;
+    assert_eq!(client.reply().await, USERAUTH_SUCCESS);
+    let password = bastion.event("step-passed", &[("step", "password")]).await;
+    let code = bastion.event("step-passed", &[("step", "code")]).await;
+    assert_eq!(password["at"], at);
+    assert_eq!(code["at"], later);
+    assert!(later >= at + 60_000);
+}
+
+/// Ways to have the connection ended with a password given and nothing after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn being_thrown_out_does_not_undo_a_guess() {
+    let bastion = TestBastion::start_with(Engine::Sqlite, "[login]\nlock_after = 3\n").await;
+    bastion.person("alice").await;
+    for way in 0..3 {
+        let mut client = RawClient::connect(bastion.port).await;
+        client.send_password("alice", "a guess").await;
+        assert_eq!(client.reply().await, USERAUTH_FAILURE);
+        for _ in 0..66 {
+            match way {
+                0 => client.send_password("bob", "another").await,
+                1 => client.offer_key("alice").await,
+                _ => client.start_interactive("alice", "").await,
+            }
+            if client.reply().await == DISCONNECT {
+                break;
+            }
+        }
+        let reason = if way == 0 { "user-changed" } else { "too-many-attempts" };
+        bastion.event("sign-in-refused", &[("user", "alice"), ("reason", reason)]).await;
+        eventually("the guess is counted", async || {
+            let refused = bastion.kinds("sign-in-refused").await;
+            let given_up = refused.iter().filter(|event| event["reason"] == "given-up");
+            (given_up.count() == way + 1).then_some(())
+        })
+        .await;
+    }
+    bastion.event("source-locked", &[("user", "alice")]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_password_without_a_code_is_not_even_looked_at() {
     let bastion = TestBastion::start(Engine::Sqlite).await;

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use sallyport::audit::{Context, Event};
-use sallyport::domain::Role;
+use sallyport::domain::{Mode, Role, UnixTime};
 use sallyport::store::SessionFilter;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
@@ -100,6 +100,27 @@ async fn each_role_may_do_what_is_its_own() {
     let targets = ursula.may(&bastion, "targets").await;
     let jump = format!("ssh -J ursula@bastion:{} db1", bastion.port);
     assert!(targets.contains(&jump), "{targets}");
+    // For programs: each of the lines by itself, and none that the bastion would refuse.
+    bastion.target_in(Mode::Record, "rec1", "10.0.0.6").await;
+    let never = UnixTime(1);
+    bastion.add_grant("ursula", "rec1", |grant| grant.until = Some(never)).await;
+    let targets: serde_json::Value =
+        serde_json::from_str(&ursula.may(&bastion, "targets --json").await).unwrap();
+    let (port, rec1) = (bastion.port, jump.replace("db1", "rec1"));
+    let forward = format!("ssh -p {port} -L 2222:db1:2222 -N ursula@bastion");
+    let expected = serde_json::json!([
+        {
+            "name": "db1", "address": "10.0.0.5:2222", "mode": "tunnel", "holds_now": true,
+            "ssh": format!("{jump}   or   {forward}"), "jump": jump, "selector": null,
+            "forward": forward,
+        },
+        {
+            "name": "rec1", "address": "10.0.0.6:22", "mode": "record", "holds_now": false,
+            "ssh": rec1, "jump": rec1, "selector": format!("ssh -p {port} ursula+rec1@bastion"),
+            "forward": null,
+        },
+    ]);
+    assert_eq!(targets, expected);
 
     // A user sees neither sessions nor events, not even their own: they are for auditors.
     let no = "your role, user, does not allow that command";
@@ -152,6 +173,14 @@ async fn each_role_may_do_what_is_its_own() {
         let anchor = format!("{}:{}", anchor["seq"], anchor["hash"].as_str().unwrap());
         let anchors = vec![anchor.parse().unwrap()];
         sallyport::admin::verify_file(export.as_bytes(), Some(&key), anchors).unwrap();
+        // A note that was kept elsewhere, and one that the log does not bear out.
+        let verify =
+            async |anchor: &str| who.types(&format!("audit verify --anchor {anchor}")).await;
+        assert!(verify(&anchor).await.ok().out.contains("the audit log is whole"));
+        let (seq, _) = anchor.split_once(':').unwrap();
+        let ran = verify(&format!("{seq}:{}", "0".repeat(64))).await.failed();
+        assert!(ran.err.contains(&format!("event {seq} ")), "{ran:?}");
+        assert!(verify("nonsense").await.failed().err.contains("an anchor is SEQ:HASH"));
     }
     // And changes nothing.
     let no = "your role, auditor, does not allow that command";

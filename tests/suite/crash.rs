@@ -1,6 +1,6 @@
 //! `kill -9` at any moment: what was let through is written down, and nothing stays open.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::support::bastion::{PASSWORD, Person, code_at};
+use crate::support::bastion::{Engine, PASSWORD, Person, code_at};
 use crate::support::server::Server;
 use crate::support::ssh::Client;
-use crate::support::{ended, eventually};
+use crate::support::{ended, eventually, on_both_engines};
 
-const ROUNDS: usize = 20;
+on_both_engines!(kills_leave_a_whole_log_and_nothing_open);
+
 const CLIENTS: usize = 2;
 
 /// A target that sends lines back, and remembers the first of each connection.
@@ -81,13 +82,46 @@ async fn talk(server: &Server, target: &Target, person: &Person) {
     ssh.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn twenty_kills_leave_a_whole_log_and_nothing_open() {
-    let mut server = Server::start("").await;
+/// Whoever reads the log alone must see for how long everything was open.
+async fn every_forward_of_the_export_has_one_end_within_its_session(
+    server: &Server,
+    rounds: usize,
+) {
+    let export = server.run(&["audit", "export"]).await.ok().out;
+    let (mut open, mut all) = (HashMap::new(), 0);
+    for line in export.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        match event["kind"].as_str() {
+            Some("forward-opened") => {
+                all += 1;
+                let session = event["session"].as_str().unwrap().to_owned();
+                open.insert(event["forward"].as_str().unwrap().to_owned(), session);
+            }
+            Some("forward-closed" | "forward-failed") => {
+                let of = open.remove(event["forward"].as_str().unwrap());
+                assert_eq!(of.as_deref(), event["session"].as_str(), "{event}");
+            }
+            Some("session-ended") => {
+                let left = open.values().find(|of| event["session"] == **of);
+                assert_eq!(left, None, "{event}");
+            }
+            _ => {}
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    assert!(all >= rounds / 4, "{all}");
+}
+
+async fn kills_leave_a_whole_log_and_nothing_open(engine: Engine) {
+    let rounds = match engine {
+        Engine::Sqlite => 20,
+        Engine::Postgres => 8, // The store is not what is killed.
+    };
+    let mut server = Server::on(engine, "").await;
     let target = Target::start().await;
     let mut people = Vec::new();
     server.registry().target("played", &target.address.to_string()).await;
-    for n in 0..ROUNDS * CLIENTS {
+    for n in 0..rounds * CLIENTS {
         let name = format!("user{n}");
         people.push(server.registry().person(&name).await);
         server.registry().add_grant(&name, "played", |_| {}).await;
@@ -141,11 +175,12 @@ async fn twenty_kills_leave_a_whole_log_and_nothing_open() {
         assert!(forwards.is_empty() || forwards == sessions, "{name}: {forwards:?} {sessions:?}");
         assert!(!target.met(name) || !forwards.is_empty(), "{name} got through unwritten");
     }
+    every_forward_of_the_export_has_one_end_within_its_session(&server, rounds).await;
     let sessions = server.sessions().await;
     assert_eq!(sessions.len(), signed_in.len());
     let interrupted = ended.iter().filter(|event| event["reason"] == "interrupted").count();
-    assert!(interrupted >= ROUNDS / 4, "{interrupted}");
-    assert!(target.greeted_by.lock().unwrap().len() >= ROUNDS / 4);
+    assert!(interrupted >= rounds / 4, "{interrupted}");
+    assert!(target.greeted_by.lock().unwrap().len() >= rounds / 4);
     server.signal(Signal::TERM);
     server.ends_well().await;
 }

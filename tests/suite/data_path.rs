@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::ssh::{Client, digest};
 use crate::support::sshd::Sshd;
-use crate::support::{PATIENCE, ended, eventually, free_port, signal};
+use crate::support::{PATIENCE, SOON, ended, eventually, free_port, signal};
 
 async fn setting() -> (TestBastion, Sshd, Client) {
     let bastion = TestBastion::start(Engine::Sqlite).await;
@@ -157,9 +157,13 @@ async fn a_client_that_dies_with_a_full_window_leaves_nothing_behind() {
         let piece = vec![0; 64 * 1024];
         while theirs.write_all(&piece).await.is_ok() {}
     };
-    tokio::time::timeout(PATIENCE, gone).await.expect("the target's socket outlives the client");
-    bastion.event("forward-closed", &[]).await;
-    bastion.event("session-ended", &[("user", "alice")]).await;
+    // Its end is written down after all its tasks are over.
+    let written = async {
+        bastion.event("forward-closed", &[]).await;
+        bastion.event("session-ended", &[("user", "alice")]).await;
+    };
+    let over = tokio::time::timeout(SOON, async { tokio::join!(gone, written) });
+    over.await.expect("something outlives the client");
     assert_eq!(bastion.bastion.budget.held(), 0);
     drop(ours);
 }

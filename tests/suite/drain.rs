@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use sallyport::audit::Context;
 use sallyport::clock::Clock;
 use sallyport::store::SessionFilter;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at};
@@ -15,13 +15,18 @@ use crate::support::raw::{self, RawClient};
 use crate::support::server::Server;
 use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
+use crate::support::ways::{Program, Way};
 use crate::support::{PATIENCE, ended, eventually, on_both_engines};
 
-on_both_engines!(a_session_that_outlasts_the_drain_is_told_and_closed);
+on_both_engines!(
+    a_session_that_outlasts_the_drain_is_told_and_closed,
+    sessions_go_on_without_new_channels_and_the_last_one_ends_the_server,
+    the_binary_tells_closes_and_exits,
+);
 
 /// A server with `drain`, a target, and somebody who may go there.
-async fn setting(drain: &str) -> (Server, Sshd, Person, Client) {
-    let server = Server::start(&format!("[server]\ndrain = \"{drain}\"\n")).await;
+async fn setting(engine: Engine, drain: &str) -> (Server, Sshd, Person, Client) {
+    let server = Server::on(engine, &format!("[server]\ndrain = \"{drain}\"\n")).await;
     let sshd = Sshd::start().await;
     let alice = server.registry().person("alice").await;
     server.registry().grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
@@ -38,9 +43,8 @@ async fn refuses_connections(port: u16) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() {
-    let (mut server, _sshd, alice, client) = setting("600s").await;
+async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server(engine: Engine) {
+    let (mut server, _sshd, alice, client) = setting(engine, "600s").await;
     // One connection that could open more channels, and one hop.
     let (control, log) = (client.path("control"), client.path("log"));
     let master = ["-M", "-N", "-v", "-E", log.to_str().unwrap(), "-S", control.to_str().unwrap()];
@@ -84,7 +88,7 @@ async fn sessions_go_on_without_new_channels_and_the_last_one_ends_the_server() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_on_which_nothing_goes_on_is_told_and_ended_at_once() {
-    let (mut server, _sshd, _alice, client) = setting("600s").await;
+    let (mut server, _sshd, _alice, client) = setting(Engine::Sqlite, "600s").await;
     let (control, log) = (client.path("control"), client.path("log"));
     let mut master =
         client.command("ssh", &["-M", "-N", "-S", control.to_str().unwrap(), "bastion"]);
@@ -134,8 +138,32 @@ async fn a_recorded_session_that_is_killed_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_binary_tells_closes_and_exits() {
-    let (mut server, _sshd, _alice, client) = setting("1s").await;
+async fn a_session_by_selector_that_is_killed_is_told_each_time() {
+    let hop = Hop::roomy("", |_| {}).await;
+    for n in 0..10 {
+        let terminal = if n % 2 == 0 { "-T" } else { "-tt" };
+        let reach = hop.reach(Program::OpenSsh, Way::Selector);
+        let mut child = reach.start(&[terminal, "HOST", "echo up; exec cat"]).await;
+        let _open = child.stdin.take();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while !lines.next_line().await.unwrap().unwrap().ends_with("up") {}
+        let (store, context) = (hop.bastion.store(), Context::default());
+        let live = store.sessions(&SessionFilter { live: true, user: None }, 5).await.unwrap();
+        let id = live[0].id.parse().unwrap(); // The newest.
+        store.request_kill(&id, &context, hop.bastion.now()).await.unwrap();
+        let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+        let done = done.expect("it lives on").unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        let why = "sallyport: an administrator ended this session\r\n";
+        assert!(said.contains(why), "{n}: {said}");
+        assert_eq!(done.status.code(), Some(255), "{n}: {said}");
+        let fields = [("session", id.as_str()), ("reason", "killed")];
+        hop.bastion.event("session-ended", &fields).await;
+    }
+}
+
+async fn the_binary_tells_closes_and_exits(engine: Engine) {
+    let (mut server, _sshd, _alice, client) = setting(engine, "1s").await;
     let mut hop = client.echo(&["-J", "bastion", "db1", "cat"]);
     hop.say("before").await;
     server.signal(Signal::TERM);
@@ -267,7 +295,7 @@ async fn a_reload_is_for_new_connections() {
         greeting(server.port, b"SSH-2.0-x\r\n").await.is_empty().then_some(())
     })
     .await;
-    server.logged("message", "a proxy sent no usable PROXY header").await;
+    server.event("sign-in-refused", &[("reason", "proxy-header")]).await;
     let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5 22\r\n";
     assert_eq!(greeting(server.port, header).await, "SSH-2.0");
     assert!(two(&old, &through_old).await);

@@ -69,6 +69,11 @@ async fn a_newcomer_binds_a_phone_under_j(engine: Engine) {
     screen.type_line(&code_of(&secret_of(&uri), later)).await;
     screen.expect("clock is 300 s fast").await;
     screen.expect("makes a new one): ").await;
+    // Whoever helps on the telephone sees it at once.
+    let drift = bastion.event("clock-drift", &[("user", "alice")]).await;
+    assert_eq!(drift["seconds"], 300);
+    let seen = bastion.store().user(&"alice".parse().unwrap()).await.unwrap();
+    assert_eq!(seen.user.otp_drift_seconds, Some(300));
     assert!(bastion.kinds("authenticator-bound").await.is_empty());
     screen.type_line(&code_of(&secret_of(&uri), bastion.now())).await;
     screen.expect("Press Enter to continue: ").await;

@@ -7,7 +7,9 @@ use sallyport::audit::Context;
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::ssh::{Client, digest, run};
 use crate::support::sshd::Sshd;
-use crate::support::{command, ended, eventually, free_port, listening, on_both_engines, tool};
+use crate::support::{
+    PATIENCE, command, ended, eventually, free_port, listening, on_both_engines, tool,
+};
 
 on_both_engines!(hops_and_is_written_down);
 
@@ -29,6 +31,10 @@ async fn hops_and_is_written_down(engine: Engine) {
     let ended = bastion.event("session-ended", &[("user", "alice")]).await;
     let closed = bastion.event("forward-closed", &[("user", "alice")]).await;
     assert_eq!(closed["address"], format!("127.0.0.1:{}", sshd.port).as_str(), "{closed}");
+    let opened = bastion.event("forward-opened", &[("user", "alice")]).await;
+    for field in ["forward", "destination", "target"] {
+        assert!(!closed[field].is_null() && closed[field] == opened[field], "{closed} {opened}");
+    }
     assert_eq!(ended["up"], closed["up"]);
     assert!(closed["up"].as_u64().unwrap() > 1000 && closed["down"].as_u64().unwrap() > 1000);
     let kinds: Vec<String> = bastion
@@ -209,6 +215,19 @@ async fn refusals_are_plain_and_audited() {
             bastion.event("forward-refused", &[("user", "alice"), ("reason", reason)]).await;
         }
     }
+    // The log tells whether there is such a target, which the user is not told.
+    let refused = bastion.kinds("forward-refused").await;
+    for (to, target) in [
+        ("unknown:22", None),
+        ("db1:443", None),
+        ("0:22", None),
+        ("secret:22", Some("secret")),
+        ("office:22", Some("office")),
+        ("rebound:22", Some("rebound")),
+    ] {
+        let event = refused.iter().find(|event| event["destination"] == to).unwrap();
+        assert_eq!(event["target"].as_str(), target, "{event}");
+    }
     let failed = bastion.kinds("forward-failed").await;
     assert_eq!(failed.len(), 2, "{failed:?}");
     client.ssh(&["-O", "exit", "bastion"]).await.ok();
@@ -257,7 +276,26 @@ async fn what_is_not_offered_is_refused_and_never_hangs() {
     bastion.event("request-refused", &[("request", "auth-agent-req")]).await;
     ssh_agent.kill().await.unwrap();
 
-    // Too many channels at once.
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let mut x11 = client.command("ssh", &["-Y", "bastion", "targets"]);
+    let ran = run(x11.env("DISPLAY", "127.0.0.1:77")).await.ok();
+    assert!(ran.err.contains("X11 forwarding request failed"), "{ran:?}");
+    bastion.event("request-refused", &[("request", "x11-req")]).await;
+
+    // A socket file of the bastion's own host.
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let local = free_port();
+    let forward = format!("{local}:/tmp/no.sock");
+    let mut ssh = client.command("ssh", &["-N", "-L", &forward, "bastion"]).spawn().unwrap();
+    listening(local).await;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", local)).await.unwrap();
+    let mut rest = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest);
+    let _closed_or_reset = tokio::time::timeout(PATIENCE, read).await.expect("it hangs");
+    assert!(rest.is_empty());
+    bastion.event("request-refused", &[("request", "direct-streamlocal")]).await;
+    ssh.kill().await.unwrap();
+
     let ran = login(&["bastion", "nonsense"]).await;
     assert_eq!(ran.code, Some(64), "{ran:?}");
     assert!(ran.err.contains("unrecognized subcommand"), "{ran:?}");

@@ -1,7 +1,8 @@
 //! Caps and penalties against who is not signed in, as they are met over the network.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -137,6 +138,7 @@ async fn failures_bring_a_penalty_on_a_source_that_is_not_exempt() {
     let penalized = bastion.event("source-penalized", &[("after", "too-many-attempts")]).await;
     assert!((15..=600).contains(&penalized["seconds"].as_u64().unwrap()), "{penalized}");
     assert!(penalized["source"].as_str().unwrap().starts_with("127.0.0.1:"), "{penalized}");
+    assert_eq!(penalized["user"], "alice", "{penalized}");
     bastion.event("sign-in-refused", &[("reason", "guarded")]).await;
     // A right login does not even get as far as its password.
     assert!(greeted("127.0.0.1", bastion.port).await.is_none());
@@ -168,6 +170,7 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
     waiting.start_interactive("alice", "").await;
     assert_eq!(waiting.reply().await, INFO_REQUEST);
     assert_eq!(waiting.receive().await, None);
+    bastion.event("sign-in-refused", &[("reason", "grace-expired"), ("user", "alice")]).await;
     // Who sends IGNORE all the time, encrypted.
     let stream = RawClient::socket_from("127.0.0.5", bastion.port).await;
     let mut dripping = RawClient::over(stream).await.unwrap();
@@ -192,6 +195,37 @@ async fn the_grace_time_ends_who_says_nothing_little_or_anything_but_who_they_ar
         .await;
     }
     assert!(bastion.kinds("signed-in").await.is_empty());
+}
+
+/// Whoever has a one-time password must not hold a place of those not signed in for hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn binding_outlives_the_login_grace_and_ends_in_its_own_whatever_is_typed() {
+    let grace = "[server]\nlogin_grace = \"2s\"\nbinding_grace = \"5s\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, grace).await;
+    let one_time = bastion.newcomer("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    client.start_interactive("alice", "").await;
+    let new = "an unusual teapot 7";
+    for answer in [one_time.expose_secret(), new, new] {
+        assert_eq!(client.reply().await, INFO_REQUEST);
+        client.answer(answer).await;
+    }
+    assert_eq!(client.reply().await, INFO_REQUEST);
+    let first_sight = Instant::now();
+    // As fast as somebody types.
+    let mut typing = tokio::time::interval(Duration::from_millis(400));
+    for answer in ["r", "i", "a", "000000"].iter().cycle() {
+        typing.tick().await;
+        client.answer(answer).await;
+        if client.reply().await != INFO_REQUEST {
+            break;
+        }
+    }
+    let held = first_sight.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&held), "{held:?}");
+    // The password was right, and what belongs behind it did not come.
+    bastion.event("sign-in-refused", &[("reason", "given-up"), ("user", "alice")]).await;
+    assert!(bastion.kinds("authenticator-bound").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,6 +285,24 @@ fn v2(source: [u8; 4]) -> Vec<u8> {
     header
 }
 
+/// One of a TCP connection over IPv6.
+fn v2_tcp6() -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+    for address in ["2001:db8::7", "2001:db8::1"] {
+        header.extend(address.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    }
+    header.extend_from_slice(&[0x30, 0x39, 0, 22]);
+    header
+}
+
+/// One with something behind the addresses.
+fn v2_with_tlv(source: [u8; 4]) -> Vec<u8> {
+    let mut header = v2(source);
+    header[15] += 7;
+    header.extend_from_slice(b"\x05\0\x04once");
+    header
+}
+
 async fn proxied(bastion: &TestBastion, header: &[u8]) -> Option<RawClient> {
     let mut stream = RawClient::socket_from("127.0.0.2", bastion.port).await;
     stream.write_all(header).await.unwrap();
@@ -264,9 +316,12 @@ const PROXY: &str = "[server]\nproxy_from = [\"127.0.0.2/32\"]\npenalty_exempt =
 async fn a_listed_proxy_names_the_source_that_is_audited_and_counted() {
     let bastion = TestBastion::start_with(Engine::Sqlite, PROXY).await;
     let alice = bastion.person("alice").await;
-    for (header, source) in
-        [(V1.to_vec(), "192.0.2.7:12345"), (v2([192, 0, 2, 8]), "192.0.2.8:12345")]
-    {
+    for (header, source) in [
+        (V1.to_vec(), "192.0.2.7:12345"),
+        (v2([192, 0, 2, 8]), "192.0.2.8:12345"),
+        (v2_tcp6(), "[2001:db8::7]:12345"),
+        (v2_with_tlv([192, 0, 2, 12]), "192.0.2.12:12345"),
+    ] {
         let mut client = proxied(&bastion, &header).await.unwrap();
         let code = bastion.code(&alice);
         assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
@@ -312,8 +367,61 @@ async fn a_proxy_header_is_taken_from_listed_networks_only_and_wanted_from_them(
     for wrong in [&b"SSH-2.0-x\r\n"[..], b"PROXY TCP4 192.0.2.7\r\n", b"PROXY SCTP 1 2 3 4\r\n"] {
         assert!(greeted_after("127.0.0.2", bastion.port, wrong).await.is_none());
     }
+    let refused = bastion.event("sign-in-refused", &[("reason", "proxy-header")]).await;
+    assert!(refused["source"].as_str().unwrap().starts_with("127.0.0.2:"), "{refused}");
     // An ordinary connection beside it is served.
     drop(logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await);
     let events = serde_json::to_string(&bastion.events().await).unwrap();
     assert!(events.contains("127.0.0.1:") && !events.contains("192.0.2.7"), "{events}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_proxy_headers_are_written_down_once_a_minute() {
+    let bastion = TestBastion::start_with(Engine::Sqlite, PROXY).await;
+    for _ in 0..5 {
+        assert!(greeted_after("127.0.0.2", bastion.port, b"SSH-2.0-x\r\n").await.is_none());
+    }
+    bastion.event("sign-in-refused", &[("reason", "proxy-header")]).await;
+    // A proxy that looks whether somebody listens is nothing to write down; others are told apart.
+    let other = bastion.person("alice").await;
+    drop(logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&other)).await);
+    assert_eq!(bastion.kinds("sign-in-refused").await.len(), 1);
+}
+
+/// They are nobody's as long as they say nothing, and take places of everybody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_a_proxy_count_before_their_header_came() {
+    let few = "[server]\nproxy_from = [\"127.0.0.2/32\"]\nmax_unauthenticated = 2\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, few).await;
+    let mut silent = Vec::new();
+    // Which of them come in before the one that looks is the machine's matter: more each time.
+    eventually("there is no place left", async || {
+        silent.push(RawClient::socket_from("127.0.0.2", bastion.port).await);
+        greeted("127.0.0.1", bastion.port).await.is_none().then_some(())
+    })
+    .await;
+    bastion.event("sign-in-refused", &[("reason", "guarded")]).await;
+    drop(silent);
+    eventually("there is room", async || greeted("127.0.0.1", bastion.port).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_tries_too_often_is_refused_and_no_other() {
+    let few =
+        "[server]\npenalty_exempt = []\n[login]\nattempts_per_minute = 1\nattempts_burst = 2\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, few).await;
+    let alice = bastion.person("alice").await;
+    let asks = async |from: &str| {
+        let stream = RawClient::socket_from(from, bastion.port).await;
+        let mut client = RawClient::over(stream).await.expect("refused");
+        client.start_interactive("alice", "").await;
+        client.reply().await
+    };
+    assert_eq!(asks("127.0.0.1").await, INFO_REQUEST);
+    assert_eq!(asks("127.0.0.1").await, INFO_REQUEST);
+    assert_eq!(asks("127.0.0.1").await, USERAUTH_FAILURE);
+    let limited = [("user", "alice"), ("reason", "rate-limited")];
+    let refused = bastion.event("sign-in-refused", &limited).await;
+    assert!(refused["source"].as_str().unwrap().starts_with("127.0.0.1:"), "{refused}");
+    drop(logged_in(&bastion, "127.0.0.2", "alice", &bastion.code(&alice)).await);
 }

@@ -182,6 +182,50 @@ async fn commands_change_list_and_explain() {
     assert!(ran.err.contains("sallyport.toml:2:10"), "{ran:?}");
 }
 
+#[tokio::test]
+async fn explain_answers_for_an_account_at_a_time_and_tells_its_rights() {
+    let dir = tempfile::tempdir().unwrap();
+    cli(dir.path(), &["init"]).await.ok();
+    let week = "Mon-Fri 08:00-18:00 Europe/Berlin";
+    let to = ["grant", "add", "--user", "alice", "--target", "db1", "--account"];
+    for args in [
+        &["user", "add", "alice"][..],
+        &["target", "add", "db1", "10.0.0.5"],
+        &["target", "account", "add", "db1", "root", "--auth", "ca"],
+        &[&to[..], &["root", "--allow", "shell,sftp-read", "--hours", week]].concat(),
+        &[&to[..], &["app", "--allow", "exec"]].concat(),
+    ] {
+        cli(dir.path(), args).await.ok();
+    }
+    let accounts = cli(dir.path(), &["target", "account", "list", "db1", "--json"]).await.ok().out;
+    let accounts: serde_json::Value = serde_json::from_str(&accounts).unwrap();
+    let root = &accounts[0];
+    assert_eq!(accounts.as_array().unwrap().len(), 1, "{accounts}");
+    assert_eq!((&root["account"], &root["auth"]), (&"root".into(), &"ca".into()));
+    assert_eq!(root["secret"], false, "{root}");
+
+    // A Tuesday and a Sunday.
+    let (open, closed) = ("2024-11-26T09:20+01:00", "2024-11-24T09:20+01:00");
+    for (account, at, permitted, says, rights) in [
+        ("root", open, true, "permitted: root on db1 at 10.0.0.5:22", &["shell", "sftp-read"][..]),
+        ("root", closed, false, "refused: outside granted hours", &[]),
+        ("app", closed, true, "permitted: app on db1 at 10.0.0.5:22, for exec", &["exec"]),
+        ("bin", open, false, "refused: bin on db1 is not granted to alice, but app, root", &[]),
+    ] {
+        let args = ["explain", "alice", "db1", "--account", account, "--at", at, "--json"];
+        let ran = cli(dir.path(), &args).await;
+        assert_eq!(ran.code, Some(i32::from(!permitted)), "{ran:?}");
+        let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!(told["permitted"], permitted, "{told}");
+        assert!(told["decision"].as_str().unwrap().starts_with(says), "{told}");
+        let none = vec![];
+        let found = told["rights"].as_array().unwrap_or(&none);
+        assert_eq!(found, rights, "{told}");
+    }
+    let args = ["explain", "alice", "db1", "--account", "root", "--at", "at noon"];
+    assert_eq!(cli(dir.path(), &args).await.code, Some(64));
+}
+
 /// A command on the host that does not see the service's credentials.
 #[tokio::test]
 async fn keys_of_another_store_are_refused_and_none_are_made_for_a_store_in_use() {

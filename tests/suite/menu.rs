@@ -1,12 +1,15 @@
 //! The menu, as people see it: `ssh alice@bastion` in a terminal.
 
 use sallyport::audit::Context;
-use sallyport::domain::Capability;
+use sallyport::domain::{AccountAuth, Capability, Mode, printable};
 use sallyport::store::SessionFilter;
 
-use crate::support::bastion::{PASSWORD, code_of, secret_of};
+use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_of, secret_of};
 use crate::support::hop::{Agent, Hop, NOTICE};
+use crate::support::played::{Asks, HOSTILE, Played};
 use crate::support::screen::Screen;
+use crate::support::sshd::Sshd;
+use crate::support::ways::{Program, Way};
 use crate::support::{command, eventually, present_user, tool};
 
 /// The menu in a terminal of alice's, with `options` to her `ssh`.
@@ -166,6 +169,71 @@ async fn the_authenticators_page_leads_to_a_dialog_and_back() {
     assert_eq!(screen.ended().await, Some(0));
 }
 
+/// A hop to a target that asks like that.
+async fn asking(asks: Asks) -> (Hop, Played) {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let played = Played::start(asks).await;
+    bastion.target_in(Mode::Record, "db1", &format!("127.0.0.1:{}", played.port)).await;
+    bastion.pin("db1", &played.host_key, false).await;
+    bastion.account("db1", &present_user(), AccountAuth::Ask, None).await;
+    (Hop::around(bastion, Sshd::start().await, |_| {}).await, played)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_target_asks_is_said_to_be_its_question() {
+    let who = format!("{}@db1 asks:", present_user());
+    let own = format!("{}@db1's password: ", present_user());
+    let hostile = printable(HOSTILE);
+    let cases = [(Asks::Password, own.as_str()), (Asks::Question, "Password: ")];
+    for (asks, prompt) in cases.into_iter().chain([(Asks::Hostile, hostile.as_str())]) {
+        let (hop, _played) = asking(asks).await;
+        for by_menu in [true, false] {
+            let mut screen = if by_menu {
+                let mut screen = menu(&hop, &[]).await;
+                screen.press(&format!("db1\r{}\r", present_user())).await;
+                screen
+            } else {
+                hop.reach(Program::OpenSsh, Way::Selector).screen(&["-t", "HOST"]).await
+            };
+            // The bastion's password is not for it, so it is said first who asks.
+            screen.expect(&who).await;
+            if asks != Asks::Password {
+                screen.expect("Say who you are.\\u{1b}[2J").await;
+            }
+            screen.expect(prompt).await;
+            assert!(!screen.alternate());
+            screen.type_line("tiger").await;
+            if by_menu {
+                screen.shows(&format!("{}@db1: exit status 3", present_user())).await;
+                assert!(!screen.text().contains("tiger"), "{}", screen.text());
+                screen.press("\u{3}\u{3}").await;
+                screen.ended().await;
+            } else {
+                let (code, text) = screen.end().await;
+                assert_eq!(code, Some(3), "{text}");
+                assert!(!text.contains("tiger"), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_that_the_bastion_is_stopping() {
+    let mut hop = Hop::start_with("[server]\ndrain = \"5s\"\n", "", |_| {}).await;
+    let mut screen = menu(&hop, &[]).await;
+    let seen = async {
+        screen.shows("the bastion is stopping: this ends within 5 s").await;
+        assert!(screen.alternate());
+        // It can be used until then.
+        screen.press("db").await;
+        screen.shows("Filter: db").await;
+        assert_ne!(screen.ended().await, Some(0));
+    };
+    tokio::join!(hop.bastion.stop(), seen);
+    assert!(!screen.alternate());
+    assert!(screen.text().contains("sallyport: the bastion is stopping"), "{}", screen.text());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_that_ends_leads_back() {
     let hop = Hop::start().await;
@@ -221,7 +289,7 @@ async fn an_agent_is_forwarded_where_it_is_granted() {
         screen.press("ssh-add -l | grep -c SHA256; echo code-$?\r").await;
         screen.shows(if granted { "code-0" } else { "code-1" }).await;
         if !granted {
-            hop.refused("auth-agent-req").await;
+            hop.bastion.event("request-refused", &[("request", "auth-agent-req")]).await;
         }
         agent.process.kill().await.unwrap();
     }

@@ -9,6 +9,8 @@ use tokio::process::Child;
 use crate::record_table::noise;
 use crate::support::bastion::PASSWORD;
 use crate::support::hop::{Hop, NOTICE, fed};
+use crate::support::server::BINARY;
+use crate::support::ssh::run;
 use crate::support::ways::{ENTRANCES, Program, Way};
 use crate::support::{PATIENCE, command, ended, eventually, eventually_or, tool};
 
@@ -79,6 +81,30 @@ async fn ten_sessions_share_one_connection() {
     assert_eq!(hop.bastion.kinds("signed-in").await.len(), 2);
     hop.bastion.event("forward-closed", &[("reason", "the client closed it")]).await;
     hop.bastion.event("session-ended", &[("user", "alice")]).await;
+}
+
+/// What an administrator looks for, in a form for other programs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_finds_what_was_shown_and_tells_it_as_json() {
+    let hop = Hop::start().await;
+    let line = "echo; echo a needle in hay";
+    hop.ssh(&["via", line]).await.ok();
+    let cast = hop.recorded(line).await;
+    let search = async |text: &str| {
+        let mut cli = command(BINARY);
+        cli.arg("--config").arg(hop.bastion.path("sallyport.toml"));
+        let ran = run(cli.args(["session", "search", text, "--json"])).await;
+        serde_json::from_str::<serde_json::Value>(&ran.out).unwrap_or_else(|_| panic!("{ran:?}"))
+    };
+    let found = search("needle in").await;
+    assert_eq!(found.as_array().unwrap().len(), 1, "{found}");
+    let fields = ["recording", "session", "line"].map(|key| found[0][key].as_str().unwrap());
+    assert_eq!(fields, [&cast.row.id, &cast.row.session_id, "a needle in hay"]);
+    assert_eq!(found[0]["started_at"], cast.row.started_at, "{found}");
+    assert!(found[0]["at"].as_f64().unwrap() >= 0.0, "{found}");
+    let read = hop.bastion.event("recording-read", &[("recording", &cast.row.id)]).await;
+    assert!(read["how"].as_str().unwrap().contains("search"), "{read}");
+    assert_eq!(search("no such straw").await, serde_json::json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

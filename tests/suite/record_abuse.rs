@@ -29,7 +29,12 @@ async fn chosen() -> (TestBastion, Sshd, RawClient) {
 
 /// Opens a session channel; gives the bastion's number of it.
 async fn open(client: &mut RawClient, ours: u32) -> u32 {
-    let open = Packet::new(90).text("session").number(ours).number(1 << 20).number(32768);
+    open_with(client, ours, 1 << 20).await
+}
+
+/// The same with a window of this size.
+async fn open_with(client: &mut RawClient, ours: u32, window: u32) -> u32 {
+    let open = Packet::new(90).text("session").number(ours).number(window).number(32768);
     client.send(&open.0).await;
     loop {
         let packet = client.receive().await.unwrap();
@@ -133,8 +138,12 @@ async fn the_name_of_a_subsystem_is_kept_short_and_harmless() {
 
 /// Asks for a connection from the target on; gives whether it was opened.
 async fn onward(client: &mut RawClient, ours: u32, port: u16) -> bool {
+    onward_to(client, ours, "127.0.0.1", port).await
+}
+
+async fn onward_to(client: &mut RawClient, ours: u32, host: &str, port: u16) -> bool {
     let open = Packet::new(90).text("direct-tcpip").number(ours).number(1 << 20).number(32768);
-    let open = open.text("127.0.0.1").number(port.into()).text("127.0.0.1").number(1);
+    let open = open.text(host).number(port.into()).text("127.0.0.1").number(1);
     client.send(&open.0).await;
     loop {
         let packet = client.receive().await.unwrap();
@@ -153,6 +162,29 @@ async fn a_recorded_server_on_the_same_host_is_not_reached_unseen() {
     assert!(!onward(&mut client, 1, other.port).await);
     let what = format!("direct-tcpip 127.0.0.1:{}", other.port);
     bastion.event("use-refused", &[("what", &what)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_server_is_not_reached_unseen_by_another_name() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let other = Sshd::start().await;
+    // Granted, in tunnel mode, under another name and address than the recorded one has.
+    let address = format!("127.0.0.1:{}", other.port);
+    bastion.target("plain", &address).await;
+    bastion.add_grant("alice", "plain", |_| {}).await;
+    assert!(onward_to(&mut client, 0, "plain", other.port).await, "it is not recorded yet");
+    bastion.target_in(Mode::Record, "db2", &format!("localhost:{}", other.port)).await;
+    let refused = ["plain", "127.0.0.1", "localhost", "db1"];
+    for (n, host) in (1..).zip(refused) {
+        assert!(!onward_to(&mut client, n, host, other.port).await, "{host}");
+        let what = format!("direct-tcpip {host}:{}", other.port);
+        bastion.event("use-refused", &[("what", &what)]).await;
+    }
+    // A name that leads back to the target itself is no way around, either.
+    bastion.target("back", &format!("localhost:{}", free_port())).await;
+    bastion.add_grant("alice", "back", |_| {}).await;
+    assert!(!onward_to(&mut client, 9, "back", 22).await);
+    bastion.event("use-refused", &[("what", "direct-tcpip back:22")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,4 +219,84 @@ async fn a_handshake_that_nobody_waits_for_ends_its_socket() {
     let gone = async { while matches!(socket.read(&mut [0; 4096]).await, Ok(1..)) {} };
     // Well before the handshake's own deadline.
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the socket lives on");
+}
+
+/// A packet of SFTP's (draft-ietf-secsh-filexfer-02 section 3), to send on `channel`.
+fn sftp(channel: u32, kind: u8, body: Packet) -> Vec<u8> {
+    let packet = Packet::default().text([&[kind], &body.0[..]].concat());
+    Packet::new(94).number(channel).text(packet.0).0
+}
+
+/// The next packet of SFTP's on our channel 0.
+async fn sftp_reply(client: &mut RawClient, got: &mut Vec<u8>) -> Vec<u8> {
+    loop {
+        if let Some(len) = got.first_chunk::<4>().map(|len| u32::from_be_bytes(*len) as usize)
+            && got.len() >= 4 + len
+        {
+            let rest = got.split_off(4 + len);
+            return std::mem::replace(got, rest).split_off(4);
+        }
+        let packet = client.receive().await.unwrap();
+        assert!(!matches!(packet[0], 96 | 97), "it ended");
+        if packet[0] == 94 && packet[1..5] == 0_u32.to_be_bytes() {
+            got.extend_from_slice(raw::take(&mut &packet[5..]));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_answers_still_writes_and_holds_up_nobody() {
+    let (bastion, _sshd, mut client) = chosen().await;
+    let (source, sink) = (bastion.path("source"), bastion.path("sink"));
+    std::fs::write(&source, vec![7; 64 * 1024]).unwrap();
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    // Enough of a window for the first answers, and never more.
+    let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
+    client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[0]).text("sftp").0).await;
+    client.send(&sftp(id, 1, Packet::default().number(3))).await;
+    assert_eq!(sftp_reply(&mut client, &mut got).await[0], 2);
+    let mut handles = Vec::new();
+    for (n, path, flags) in [(1, &source, 1), (2, &sink, 0x1a)] {
+        let open = Packet::default().number(n).text(name(path)).number(flags).number(0);
+        client.send(&sftp(id, 3, open)).await;
+        let reply = sftp_reply(&mut client, &mut got).await;
+        assert_eq!(reply[0], 102, "{reply:?}");
+        handles.push(raw::take(&mut &reply[5..]).to_vec());
+    }
+    let offset = |at: u64| at.to_be_bytes();
+    let read = Packet::default().number(3).text(&handles[0]).bytes(&offset(0)).number(32 * 1024);
+    client.send(&sftp(id, 5, read)).await;
+    // The answer does not fit, and nobody takes it. What is written from now on arrives.
+    let piece = vec![9; 30 * 1024];
+    for n in 0..4 {
+        let at = offset(u64::from(n) * piece.len() as u64);
+        let write = Packet::default().number(10 + n).text(&handles[1]).bytes(&at).text(&piece);
+        client.send(&sftp(id, 6, write)).await;
+    }
+    eventually_or("it is written", async || {
+        let len = std::fs::metadata(&sink).unwrap().len();
+        (len == 4 * 30 * 1024).then_some(()).ok_or(len)
+    })
+    .await;
+    // And another channel is served.
+    let other = open(&mut client, 1).await;
+    let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
+    client.send(&exec.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        assert!(packet[0] != 97, "it ended");
+        let mut rest = packet.get(5..).unwrap_or_default();
+        if packet[0] == 94 && packet[1..5] == 1_u32.to_be_bytes() {
+            assert_eq!(raw::take(&mut rest), b"served\n");
+            break;
+        }
+    }
+    // Cut off in the middle, it is written down what became of both files.
+    drop(client);
+    for (operation, path, size) in [("upload", &sink, 4 * 30 * 1024), ("download", &source, 0)] {
+        let fields = [("operation", operation), ("path", &*name(path))];
+        let event = bastion.event("file-accessed", &fields).await;
+        let field = if operation == "upload" { "written" } else { "read" };
+        assert!(event[field].as_u64().unwrap() >= size, "{event}");
+    }
 }

@@ -105,6 +105,38 @@ async fn without_room_for_a_recording_nothing_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_fills_the_disk_with_one_recording() {
+    let hop = Hop::start_with("[record]\nmax_bytes = \"256 KiB\"\n", "", |_| {}).await;
+    let mut other = hop.running(&["via", "echo up; cat"]).await;
+    let ran = hop.ssh(&["via", "yes"]).await;
+    assert_eq!(ran.code, Some(255));
+    let why = "this session ends, since its recording takes 262144 bytes, as much as one may";
+    assert_eq!(ran.err, format!("sallyport: {why}\r\n"));
+    let cast = hop.recorded("yes").await;
+    let outcome = cast.row.outcome.clone().unwrap();
+    assert!(outcome.starts_with(&format!("{why}; not whole: ")), "{outcome}");
+    let output = cast.output();
+    assert!(output.len() > 50_000 && output.len() < 256 << 10, "{}", output.len());
+    assert!(output.starts_with("y\ny\n") && ran.text().starts_with(&output), "it is the beginning");
+    let fields = [("recording", cast.row.id.as_str()), ("user", "alice")];
+    let full = hop.bastion.event("recording-full", &fields).await;
+    assert_eq!(full["max"], 256 << 10);
+    // Other sessions go on.
+    drop(other.stdin.take());
+    assert!(ended(&mut other).await.success());
+    hop.ssh(&["via", "true"]).await.ok();
+
+    // Where it was chosen, the session goes on, and that is told as well.
+    let config = "[record]\nmax_bytes = \"256 KiB\"\nstrict = false\n";
+    let hop = Hop::start_with(config, "", |_| {}).await;
+    let ran = hop.ssh(&["via", "yes | head -c 2000000"]).await.ok();
+    assert_eq!(ran.out.len(), 2_000_000);
+    let outcome = hop.recorded("yes | head -c 2000000").await.row.outcome.unwrap();
+    assert!(outcome.starts_with("exit status 0; not whole: "), "{outcome}");
+    assert_eq!(hop.bastion.event("recording-full", &[("user", "alice")]).await["max"], 256 << 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bastion_that_is_killed_leaves_a_readable_recording() {
     // Everything is set up by a bastion of the test's own; the real one takes it over.
     let mut hop = Hop::start().await;

@@ -1,6 +1,7 @@
 //! What goes beside the sessions on a target in record mode, through each entrance and with each
 //! client: forwards both ways, the agent, X11.
 
+use sallyport::audit::Context;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -108,6 +109,51 @@ async fn forwards_lead_to_socket_files_of_the_target() {
         let there = tokio::time::timeout(PATIENCE, socket.accept()).await.unwrap().unwrap().0;
         carries(here, there).await;
         client.kill().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forward_on_to_another_destination_ends_with_its_grant() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    hop.bastion.target("plain", &format!("127.0.0.1:{port}")).await;
+    let (store, context) = (hop.bastion.store(), Context::default());
+    let why = format!("plain:{port} is not granted to you");
+    for (before, way) in ENTRANCES.into_iter().enumerate() {
+        let grant = hop.bastion.add_grant("alice", "plain", |_| {}).await;
+        let (local, itself) = (free_port(), free_port());
+        let on = format!("{local}:plain:{port}");
+        let here = format!("{itself}:localhost:{port}");
+        let mut ssh =
+            hop.reach(Program::OpenSsh, way).start(&["-N", "-L", &on, "-L", &here, "HOST"]).await;
+        let connected = async |port| {
+            eventually("ssh listens", async || TcpStream::connect(("127.0.0.1", port)).await.ok())
+                .await
+        };
+        let mut stream = connected(local).await;
+        let mut there = accepted(&service).await;
+        let mut other = connected(itself).await;
+        let mut other_there = accepted(&service).await;
+        stream.write_all(b"question").await.unwrap();
+        assert_eq!(taken(&mut there, 8).await, b"question");
+
+        store.remove_grant(grant.as_str(), &context, hop.bastion.now()).await.unwrap();
+        for end in [&mut stream, &mut there] {
+            let read = tokio::time::timeout(PATIENCE, end.read(&mut [0])).await;
+            assert_eq!(read.expect("it outlives its grant").unwrap_or(0), 0, "{way:?}");
+        }
+        eventually_or("its end is written down", async || {
+            let closed = hop.bastion.kinds("onward-closed").await;
+            let lapsed = closed.iter().filter(|event| event["reason"] == why.as_str());
+            let ended = lapsed.filter(|event| event["up"] == 8).count();
+            (ended == before + 1).then_some(()).ok_or(closed)
+        })
+        .await;
+        // What leads to the target itself needs no other grant, and goes on.
+        other.write_all(b"question").await.unwrap();
+        assert_eq!(taken(&mut other_there, 8).await, b"question");
+        ssh.kill().await.unwrap();
     }
 }
 

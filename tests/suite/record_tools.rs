@@ -267,6 +267,44 @@ async fn ansible_pings_and_copies_to_three_targets() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ansible_pings_and_copies_by_selector() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let (file, copy) = file(&hop, "ansible");
+    let playbook = hop.client.path("play.yml");
+    let text = format!(
+        "- hosts: all\n  gather_facts: false\n  tasks:\n    - ping:\n    \
+         - copy: {{src: '{}', dest: '{}'}}\n    - command: cksum {}\n",
+        file.display(),
+        copy.display(),
+        copy.display(),
+    );
+    std::fs::write(&playbook, text).unwrap();
+    // One sign-in, and everything by it.
+    let (mut master, path) = hop.shared_on(Way::Selector, &[]).await;
+    let ssh = format!("-F {} -o ControlPath={path}", hop.client.path("config").display());
+    for (transfer, pipelining) in [("sftp", "0"), ("piped", "1")] {
+        let mut ansible = with_ssh(&hop, "ansible-playbook");
+        ansible
+            .args(["-i", "chosen,", "-e", "ansible_python_interpreter=/usr/bin/python3"])
+            .arg(&playbook)
+            .env("ANSIBLE_HOME", hop.client.path("ansible"))
+            .env("ANSIBLE_REMOTE_TEMP", hop.client.path("remote"))
+            .env("ANSIBLE_SSH_ARGS", &ssh)
+            .env("ANSIBLE_SSH_TRANSFER_METHOD", transfer)
+            .env("ANSIBLE_PIPELINING", pipelining);
+        let text = fed(&mut ansible, b"").await.ok().text();
+        let recap = recap(&text, "chosen");
+        assert!(recap.contains("ok=3") && recap.contains("failed=0"), "{text}");
+        copied(&file, &copy);
+    }
+    for what in ["exec", "sftp"] {
+        hop.bastion.event("recording-started", &[("target", "db1"), ("what", what)]).await;
+    }
+    hop.ssh(&["-O", "exit", "-S", &path, "chosen"]).await.ok();
+    ended(&mut master).await;
+}
+
 /// As VS Code does: a shell without a terminal, its script on standard input, one connection for
 /// the script's output and for the server that it starts.
 async fn an_editor(reach: &Reach<'_>) {

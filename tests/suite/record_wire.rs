@@ -166,6 +166,63 @@ async fn every_request_that_wants_a_reply_gets_one() {
     assert!(said.eof && exit_status(&said) == 0);
 }
 
+/// How a session ends on a way: `input` is sent before the end of input, which is not told if there is
+/// none. The notice, which comes before anything of the target's, is no part of it.
+async fn order(ways: &Ways, way: Way, line: &str, input: Option<&str>) -> Vec<String> {
+    let mut wire = ways.open(way).await;
+    assert!(wire.ask("exec", Packet::default().text(line)).await);
+    if let Some(input) = input {
+        wire.write(input).await;
+        wire.finish().await;
+    }
+    let (said, mut order) = wire.end_in_order().await;
+    if said.err.starts_with(NOTICE) {
+        assert_eq!(order.remove(0), "err");
+    }
+    order.dedup(); // Pieces of output that follow each other are one.
+    order
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_comes_in_the_order_of_the_targets() {
+    let ways = Ways::start().await;
+    for (line, input, expected) in [
+        ("exit 3", None, "status eof close"),
+        ("echo out; exit 3", None, "out status eof close"),
+        ("echo out", Some("unread"), "out status eof close"),
+        // The user has no more to say, and the target has.
+        ("cat; sleep 0.3; echo out; exit 4", Some("in\n"), "out status eof close"),
+        ("cat >/dev/null; sleep 0.3; echo err >&2", Some("in\n"), "err status eof close"),
+        // The target says that it ended, and something of it goes on.
+        ("(sleep 0.3; echo late) & echo early; exit 5", None, "out status out eof close"),
+        ("(sleep 0.3; echo late >&2) & echo early", Some(""), "out status err eof close"),
+        ("echo out; kill -TERM $$", None, "out signal eof close"),
+        ("echo out; kill -TERM $$", Some("in\n"), "out signal eof close"),
+    ] {
+        for way in [Way::Direct, Way::Jump, Way::Selector] {
+            // sshd tells status and end of output as it learns of them; where both come at once,
+            // either may be first.
+            let told = order(&ways, way, line, input).await.join(" ");
+            let told = told.replace("eof exit-status", "exit-status eof");
+            let told = told.replace("eof exit-signal", "exit-signal eof").replace("exit-", "");
+            assert_eq!(told, expected, "{line} by {way:?}");
+        }
+    }
+    // The target has no more to say, long before its end. russh answers a client's close at once, and
+    // a client that is done, too, closes as soon as it hears that: the bastion keeps that back until it
+    // has told the status, which would be lost.
+    let line = "echo out; exec >&- 2>&-; sleep 0.3; exit 6";
+    for input in [None, Some("in\n")] {
+        for (way, expected) in [
+            (Way::Direct, ["out", "eof", "exit-status", "close"]),
+            (Way::Jump, ["out", "exit-status", "eof", "close"]),
+            (Way::Selector, ["out", "exit-status", "eof", "close"]),
+        ] {
+            assert_eq!(order(&ways, way, line, input).await, expected, "{way:?} {input:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_break_is_answered_and_the_session_goes_on() {
     let ways = Ways::start().await;

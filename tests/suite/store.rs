@@ -3,11 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sallyport::audit::{Context, EndReason, Event, Refusal, Step};
+use sallyport::admin;
+use sallyport::audit::{Context, EndReason, Event, Note, Refusal, Step};
 use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
@@ -16,8 +20,8 @@ use sallyport::domain::{
     Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
-    Error, EventFilter, FailureNote, NewAuthenticator, NewUser, Opening, SessionFilter, SignIn,
-    Store, Throttled,
+    Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator, NewRecording, NewUser,
+    Opening, RecordingEnd, SessionFilter, SignIn, Store, Throttled,
 };
 
 use crate::support::bastion::{Engine, Person, TestBastion};
@@ -33,13 +37,75 @@ on_both_engines!(
     one_of_many_binds_and_one_of_many_adds,
     changes_of_the_same_thing_at_once_do_not_break_each_other,
     failures_add_up_lock_and_are_forgotten,
+    an_ipv6_site_is_locked_as_a_whole,
+    many_failures_from_everywhere_are_told_once_and_lock_nobody,
     a_login_stops_when_its_account_changed,
     sessions_and_forwards_are_kept_and_closed,
+    what_is_carried_is_written_down_while_it_is_open,
     what_is_dropped_in_the_middle_changed_all_or_nothing,
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
+    no_key_seals_that_a_node_does_not_hold,
     events_are_found_by_what_they_are_about,
+    what_was_not_committed_is_not_told,
+    events_are_written_in_groups_all_or_none,
 );
+
+/// What is logged while the test's thread has it.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// What was logged since the last time.
+    fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap()
+    }
+}
+
+/// The log for operators must not know of a sign-in that the audit log does not.
+async fn what_was_not_committed_is_not_told(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, journal) = (bastion.store(), bastion.now(), Journal::default());
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let event = |version: &str| Event::ServerStarted { version: version.into() };
+    store.record(now, &nobody(), event("good")).await.unwrap();
+    assert!(journal.take().contains("good"));
+
+    // Everything but the commit itself goes well.
+    bastion
+        .tamper(match engine {
+            Engine::Sqlite => {
+                "CREATE TABLE late_parents (id INTEGER PRIMARY KEY);
+                 CREATE TABLE late_children
+                   (id INTEGER REFERENCES late_parents (id) DEFERRABLE INITIALLY DEFERRED);
+                 CREATE TRIGGER late AFTER INSERT ON audit_events
+                   BEGIN INSERT INTO late_children VALUES (1); END"
+            }
+            Engine::Postgres => {
+                "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN RAISE EXCEPTION 'too late'; END $$;
+                 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON audit_events
+                   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()"
+            }
+        })
+        .await;
+    store.record(now, &nobody(), event("bad")).await.unwrap_err();
+    let said = journal.take();
+    assert!(!said.contains("bad"), "{said}");
+    let last = store.audit_end().await.unwrap();
+    assert_eq!(last.0.seq, last.1, "the log ends with what was committed");
+}
 
 /// A store that nothing but the test uses: the server that came with it has stopped.
 async fn quiet(engine: Engine) -> TestBastion {
@@ -55,6 +121,8 @@ fn source() -> Source {
 fn rules() -> ThrottleRules {
     ThrottleRules {
         lock_after: 3,
+        site_lock_after: 5,
+        attack_after: 7,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -219,8 +287,10 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
         ("hash 2", epoch, false)
     );
 
-    // An unbound account can be reset, too: it opens the window.
+    // An unbound account can be reset, too: it opens the window, and ends what is under way.
+    let epoch = changed.epoch;
     store.reset_otp(&alice, UnixTime(77), &context, now).await.unwrap();
+    assert_eq!(account(&bastion, &alice).await.epoch, epoch + 1);
     assert_eq!(account(&bastion, &alice).await.binding_until, Some(UnixTime(77)));
     assert!(bastion.kinds("authenticator-unbound").await.is_empty());
     assert_eq!(store.unlock(&alice, &context, now).await.unwrap(), 0);
@@ -354,6 +424,22 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
     store.add_target(&db1, &context, now).await.unwrap();
     let again = store.add_target(&target("db1", "10.0.0.6", &[]), &context, now).await;
     assert_eq!(conflict(again), "there is a target db1 already");
+    // A tunnel would pass the recording by, and a recording be passed by.
+    let other = Target { mode: Mode::Record, ..target("db2", "10.0.0.5:22", &[]) };
+    let refused = conflict(store.add_target(&other, &context, now).await);
+    let why = "10.0.0.5:22 is the target db1 already, which is not in record mode: ";
+    assert!(refused.starts_with(why), "{refused}");
+    let recorded = Target { mode: Mode::Record, ..target("db2", "10.0.0.5:23", &[]) };
+    store.add_target(&recorded, &context, now).await.unwrap();
+    let tunnel = target("db3", "10.0.0.5:23", &[]);
+    let refused = conflict(store.add_target(&tunnel, &context, now).await);
+    let why = "10.0.0.5:23 is the target db2 already, which is not in tunnel mode: ";
+    assert!(refused.starts_with(why), "{refused}");
+    store.remove_target(&recorded.name, &context, now).await.unwrap();
+    // Two names for one in the same mode are no matter.
+    let twin = target("twin", "10.0.0.5", &[]);
+    store.add_target(&twin, &context, now).await.unwrap();
+    store.remove_target(&twin.name, &context, now).await.unwrap();
     store.add_target(&target("web1", "web1.internal:8443", &[]), &context, now).await.unwrap();
     let targets = store.targets().await.unwrap();
     assert_eq!(targets.len(), 2);
@@ -527,6 +613,16 @@ async fn one_of_many_binds_and_one_of_many_adds(engine: Engine) {
     ] {
         assert_eq!(bastion.kinds(kind).await.len(), 1, "{kind}");
     }
+
+    // Of an address in both modes there is one mode, whichever was first.
+    for round in 0..5 {
+        let at = format!("10.0.1.{round}");
+        let tunnel = target(&format!("tunnel{round}"), &at, &[]);
+        let name = format!("record{round}");
+        let recorded = Target { mode: Mode::Record, ..target(&name, &at, &[]) };
+        let both = stores.iter().zip([&tunnel, &recorded]);
+        one_did(join_all(both.map(|(s, t)| s.add_target(t, &context, now))).await);
+    }
 }
 
 /// One of them succeeded, and the others were told of a conflict.
@@ -603,6 +699,99 @@ async fn verify(bastion: &TestBastion) {
     })
     .await;
     verified.unwrap();
+}
+
+/// Failures of `typed`, which is ours with `account`, from each of these addresses.
+async fn fail_from(bastion: &TestBastion, typed: &str, account: Option<&Id>, from: &[String]) {
+    for ip in from {
+        let whose = Throttled::new(typed, &Source(SocketAddr::new(ip.parse().unwrap(), 1)));
+        let (account, reason) = (account.cloned(), Refusal::WrongCode);
+        let note = FailureNote { account, reason, counts: true, drift: None };
+        let (rules, now) = (rules(), bastion.now());
+        let context = Context { user: Some(typed.to_owned()), ..nobody() };
+        bastion.store().fail(note, Vec::new(), &whose, &rules, &context, now).await.unwrap();
+    }
+}
+
+/// One IPv6 site is 65,536 networks, of which each would have its own guesses.
+async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let from = |n: u32| format!("2001:db8:1:{n:x}::7");
+    let locked = async |typed: &str, ip: &str| {
+        let whose = Throttled::new(typed, &Source(SocketAddr::new(ip.parse().unwrap(), 1)));
+        let rules = rules();
+        let found = bastion.store().account(None, &whose, &rules, bastion.now()).await;
+        found.unwrap().1.locked_until.is_some()
+    };
+    // A name that is nobody's is counted like one that is.
+    for (typed, id) in [("alice", Some(&alice.id)), ("nobody", None)] {
+        fail_from(&bastion, typed, id, &[1, 2, 3, 4].map(from)).await;
+        assert!(!locked(typed, &from(1)).await && !locked(typed, &from(9)).await);
+        fail_from(&bastion, typed, id, &[from(5)]).await;
+        assert!(locked(typed, &from(1)).await && locked(typed, &from(9)).await);
+        for elsewhere in ["2001:db8:2::7", "192.0.2.7"] {
+            assert!(!locked(typed, elsewhere).await, "{typed} {elsewhere}");
+        }
+    }
+    let told = bastion.kinds("source-locked").await;
+    let of_alice: Vec<_> = told.iter().filter(|event| event["user"] == "alice").collect();
+    assert_eq!(of_alice.len(), 1, "{told:?}");
+    assert_eq!(
+        (&of_alice[0]["network"], &of_alice[0]["failures"]),
+        (&"2001:db8:1::/48".into(), &5.into())
+    );
+
+    // Unlocking lifts it, and so does its time; a sign-in forgets the site's failures as well.
+    bastion.store().unlock(&alice.name, &nobody(), bastion.now()).await.unwrap();
+    assert!(!locked("alice", &from(9)).await);
+    bastion.clock.advance(rules().lock_for);
+    assert!(!locked("nobody", &from(9)).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[1, 2, 3, 4].map(from)).await;
+    let here = Source(SocketAddr::new(from(8).parse().unwrap(), 1));
+    let (session, whose) = (Id::random().unwrap(), Throttled::new("alice", &here));
+    let code = Claim::Code(bastion.now().step());
+    let attempt = attempt(&alice, epoch, code);
+    let sign_in = SignIn { session: &session, source: &here, client: "test" };
+    let (rules, now) = (rules(), bastion.now());
+    let context = nobody();
+    let claimed = bastion.store().claim(attempt, Some(&sign_in), &whose, &rules, &context, now);
+    claimed.await.unwrap().unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &[from(5)]).await;
+    assert!(!locked("alice", &from(9)).await);
+    bastion.clock.advance(rules.lock_for + Duration::from_secs(1));
+    assert!(bastion.store().forget_old_failures(bastion.now()).await.unwrap() > 5);
+    assert!(bastion.store().user(&alice.name).await.unwrap().locks.is_empty());
+}
+
+async fn many_failures_from_everywhere_are_told_once_and_lock_nobody(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let far = |n: usize| format!("198.51.100.{n}");
+    let began = bastion.now();
+    let from: Vec<String> = (1..=20).map(far).collect();
+    fail_from(&bastion, "alice", Some(&alice.id), &from[..6]).await;
+    assert!(bastion.kinds("account-under-attack").await.is_empty());
+    fail_from(&bastion, "alice", Some(&alice.id), &from[6..]).await;
+    let told = bastion.kinds("account-under-attack").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["user"], &told[0]["failures"]), (&"alice".into(), &7.into()));
+    assert_eq!(told[0]["since"], began.0, "{told:?}");
+    assert!(bastion.kinds("source-locked").await.is_empty());
+    // One source alone, which is locked soon, is no such attack.
+    bastion.clock.advance(rules().lock_for);
+    fail_from(&bastion, "alice", Some(&alice.id), &vec![far(1); 20]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 1);
+    // In the next such time it is told again; of names that are nobody's, never.
+    fail_from(&bastion, "nobody", None, &from).await;
+    fail_from(&bastion, "alice", Some(&alice.id), &from[1..]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 2);
+    // An old count is dropped, and the next failure begins a new one.
+    bastion.clock.advance(rules().lock_for + Duration::from_secs(1));
+    bastion.store().forget_old_failures(bastion.now()).await.unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &from[..6]).await;
+    assert_eq!(bastion.kinds("account-under-attack").await.len(), 2);
 }
 
 async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
@@ -789,6 +978,8 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     assert!(none.is_err());
     let event = Event::ForwardClosed {
         forward: first.clone(),
+        destination: Some(destination.clone()),
+        target: Some(name.clone()),
         address: None,
         up: 5,
         down: 6,
@@ -843,6 +1034,14 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
         let found = ended.iter().find(|event| event["session"] == id.as_str());
         found.unwrap_or_else(|| panic!("{ended:?}")).clone()
     };
+    // A forward that was open ended before its session, and one that had closed not again.
+    let closed = bastion.kinds("forward-closed").await;
+    let closed: Vec<_> = closed.iter().filter(|event| event["reason"] == "interrupted").collect();
+    assert_eq!(closed.len(), 1, "{closed:?}");
+    let fields = ["forward", "target", "session", "user"].map(|key| &closed[0][key]);
+    assert_eq!(fields, [second.as_str(), "db1", open[0].as_str(), "alice"]);
+    assert_eq!(closed[0]["destination"], serde_json::json!({ "host": "db1", "port": 22 }));
+    assert!(closed[0]["seq"].as_i64() < of(&open[0])["seq"].as_i64());
     // What its forwards had carried, as far as it was written down.
     let first = of(&open[0]);
     assert_eq!((first["up"].as_u64(), first["user"].as_str()), (Some(5), Some("alice")));
@@ -850,6 +1049,94 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
     let forwards = store.forwards_of(ids[0].as_str()).await.unwrap();
     assert_eq!(forwards[0].end_reason.as_deref(), Some("done"));
     assert_eq!(forwards[1].end_reason.as_deref(), Some("interrupted"));
+}
+
+async fn what_is_carried_is_written_down_while_it_is_open(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let mut sessions = Vec::new();
+    for n in 0..2 {
+        let at = UnixTime(now.0 + 30_000 * n);
+        let epoch = account(&bastion, &alice.name).await.epoch;
+        let (session, signed) = sign_in(store, &alice, epoch, Claim::Code(at.step()), at).await;
+        signed.unwrap();
+        sessions.push(session);
+    }
+    let within = |session: &Id| Context { session: Some(session.clone()), ..nobody() };
+    let context = within(&sessions[0]);
+    let (forward, recording) = (Id::random().unwrap(), Id::random().unwrap());
+    let destination = Destination::parse("db1", 22).unwrap();
+    let (name, rule) = ("db1".parse().unwrap(), Id::random().unwrap());
+    store.open_forward(&forward, (&destination, &name, &rule), &context, now).await.unwrap();
+    let new = NewRecording {
+        id: &recording,
+        target: &name,
+        account: &"root".parse().unwrap(),
+        kind: "shell",
+        command: None,
+        path: "x.cast",
+        grants: &[],
+    };
+    store.start_recording(&new, &context, now).await.unwrap();
+    let bytes = async || {
+        let of = async |id: &Id| {
+            let row = store.sessions_by_prefix(&prefix(id)).await.unwrap().remove(0);
+            (row.bytes_up, row.bytes_down)
+        };
+        let forwards = store.forwards_of(sessions[0].as_str()).await.unwrap();
+        let recordings = store.recordings_of(sessions[0].as_str()).await.unwrap();
+        let forward = (forwards[0].bytes_up, forwards[0].bytes_down);
+        let recording = (recordings[0].bytes_up, recordings[0].bytes_down);
+        [of(&sessions[0]).await, of(&sessions[1]).await, forward, recording]
+    };
+    let carried = |n: u64| {
+        let open = vec![
+            (Carrier::Forward(forward.clone()), (n, 2 * n)),
+            (Carrier::Recording(recording.clone()), (3 * n, 4 * n)),
+        ];
+        let first = Carried { session: sessions[0].clone(), bytes: (5 * n, 6 * n), open };
+        let bytes = (n, u64::MAX);
+        let second = Carried { session: sessions[1].clone(), bytes, open: Vec::new() };
+        [first, second]
+    };
+    let events = bastion.events().await.len();
+    store.write_carried(&[]).await.unwrap();
+    store.write_carried(&carried(10)).await.unwrap();
+    let first = [(50, 60), (10, i64::MAX), (10, 20), (30, 40)];
+    assert_eq!(bytes().await, first);
+    // It is no event: the end of each is one.
+    assert_eq!(bastion.events().await.len(), events);
+
+    // All of it or nothing.
+    bastion.tamper("ALTER TABLE recordings RENAME TO gone").await;
+    store.write_carried(&carried(20)).await.unwrap_err();
+    bastion.tamper("ALTER TABLE gone RENAME TO recordings").await;
+    assert_eq!(bytes().await, first);
+
+    // What has ended stays as it ended.
+    let event = Event::ForwardClosed {
+        forward: forward.clone(),
+        destination: None,
+        target: None,
+        address: None,
+        up: 5,
+        down: 6,
+        reason: "done".into(),
+    };
+    store.close_forward(&forward, (5, 6), (None, "done"), event, &context, now).await.unwrap();
+    let end = RecordingEnd { outcome: "done", bytes: (7, 8), file: None };
+    store.end_recording(&recording, &end, &context, now).await.unwrap();
+    store.write_carried(&carried(20)).await.unwrap();
+    assert_eq!(bytes().await, [(100, 120), (20, i64::MAX), (5, 6), (7, 8)]);
+
+    // A crash takes what was known last.
+    assert_eq!(store.close_interrupted(now).await.unwrap(), 2);
+    store.write_carried(&carried(30)).await.unwrap();
+    assert_eq!(bytes().await, [(100, 120), (20, i64::MAX), (5, 6), (7, 8)]);
+    let ended = bastion.kinds("session-ended").await;
+    let first = ended.iter().find(|event| event["session"] == sessions[0].as_str()).unwrap();
+    assert_eq!((first["up"].as_u64(), first["down"].as_u64()), (Some(100), Some(120)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -980,7 +1267,8 @@ async fn sealed_secrets_open_only_in_their_row(engine: Engine) {
     // Neither is a row with the secret of another taken for a login by the bastion.
     bastion.tamper("UPDATE users SET otp_secret = 's1.plain' WHERE name = 'alice'").await;
     assert!(secret(&alice).await.is_err());
-    assert!(store.reseal(&nobody(), now).await.is_err());
+    let key = store.keyring().add_key().unwrap();
+    assert!(store.rotate(&key, &nobody(), now).await.is_err());
 }
 
 async fn rotation_under_logins_loses_no_secret(engine: Engine) {
@@ -990,7 +1278,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     for n in 0..4 {
         people.push(bastion.person(&format!("person{n}")).await);
     }
-    let old = store.keyring().primary();
+    let old = store.keyring().first();
     // `key rotate` is another process: this one learns of the new key by itself.
     let rotating = bastion.other_store().await;
     let newcomers: Vec<UserName> = (0..6).map(|n| format!("new{n}").parse().unwrap()).collect();
@@ -1013,15 +1301,21 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
         }
     };
     let rotations = async {
+        let mut key = String::new();
         for _ in 0..3 {
-            rotating.keyring().add_key().unwrap();
-            rotating.reseal(&nobody(), now).await.unwrap();
+            key = rotating.keyring().add_key().unwrap();
+            rotating.rotate(&key, &nobody(), now).await.unwrap();
         }
+        key
     };
-    tokio::join!(logins, bindings, rotations);
-    rotating.reseal(&nobody(), now).await.unwrap();
-    assert_eq!(rotating.reseal(&nobody(), now).await.unwrap(), 0);
-    let key = rotating.keyring().primary();
+    let (_, (), key) = tokio::join!(logins, bindings, rotations);
+    // Nothing slipped through: whatever was bound meanwhile is under the newest.
+    let keys = store.sealing_keys().await.unwrap();
+    assert_eq!(
+        keys.iter().find(|of| of.secrets > 0).map(|of| (&of.id, of.secrets)),
+        Some((&key, 10))
+    );
+    assert_eq!(rotating.rotate(&key, &nobody(), now).await.unwrap(), 0);
     assert_ne!(key, old);
     bastion.event("key-rotated", &[("key", &key)]).await;
 
@@ -1032,7 +1326,7 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     store.bind(&new, Vec::new(), &nobody(), now).await.unwrap().unwrap();
     let file = bastion.path("data/sealing_key");
     let all = std::fs::read_to_string(&file).unwrap();
-    let newest = all.lines().next().unwrap();
+    let newest = all.lines().last().unwrap();
     sallyport::keys::replace_secret(&file, format!("{newest}\n").as_bytes()).unwrap();
     let restarted = bastion.other_store().await;
     let names = people.iter().map(|person| &person.name).chain(&newcomers).chain([&late]);
@@ -1044,11 +1338,99 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
         assert_eq!(otp.secret.expose(), expected.expose(), "{name}");
     }
     // Without it the loss is told by the key's name.
-    let others: Vec<&str> = all.lines().skip(1).collect();
-    let others = others.join("\n") + "\n";
+    let others = all.replace(newest, "");
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn no_key_seals_that_a_node_does_not_hold(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now) = (bastion.store(), bastion.now());
+    let alice = bastion.person("alice").await;
+    let (file, copy) = (bastion.path("data/sealing_key"), bastion.path("data/copy"));
+    let copy_over = || std::fs::copy(&file, &copy).unwrap();
+    copy_over();
+    let mut config = bastion.config.clone();
+    (config.node, config.keys.sealing_key) = ("b".to_owned(), copy.clone());
+    let other = sallyport::setup::open(&config).await.unwrap();
+    other.beat().await.unwrap();
+
+    let key = store.keyring().add_key().unwrap();
+    let said = format!("b does not hold the key {key}: copy the sealing key file to it");
+    assert!(conflict(store.rotate(&key, &nobody(), now).await).starts_with(&said));
+    copy_over();
+    assert!(conflict(store.rotate(&key, &nobody(), now).await).starts_with(&said));
+    let seals = async || {
+        let keys = store.sealing_keys().await.unwrap();
+        keys.into_iter().find(|of| of.seals).map(|of| (of.id, of.secrets)).unwrap()
+    };
+    assert_ne!(seals().await.0, key);
+    other.beat().await.unwrap();
+    assert_eq!(store.rotate(&key, &nobody(), now).await.unwrap(), 1);
+    assert_eq!(seals().await, (key.clone(), 1));
+
+    // Both read what is there; what the other writes is under the new key, too.
+    for store in [store, &other] {
+        let found = store.account(Some(&alice.name), &whose(&alice.name), &rules(), now).await;
+        let otp = found.unwrap().0.unwrap().otp.unwrap();
+        assert_eq!(otp.secret.expose(), alice.secret.expose());
+    }
+    let late: UserName = "late".parse().unwrap();
+    let id = store.add_user(&new_user(&late, &[]), &nobody(), now).await.unwrap();
+    let fresh = totp::Secret::from_bytes(&[9; 20]);
+    let new = NewAuthenticator { account: &id, epoch: 1, secret: &fresh, step: now.step() };
+    other.bind(&new, Vec::new(), &nobody(), now).await.unwrap().unwrap();
+    assert_eq!(seals().await, (key, 2));
+
+    let said = "there is no key nokey in ";
+    assert!(conflict(store.rotate("nokey", &nobody(), now).await).starts_with(said));
+    if engine == Engine::Postgres {
+        with_verbs(store, async |verbs, out| {
+            let rotate = sallyport::cli::KeyCommand::Rotate { to: None };
+            let error = admin::sealing(verbs, rotate, out).await.unwrap_err().to_string();
+            assert!(error.starts_with("other nodes may share this store"), "{error}");
+        })
+        .await;
+        assert_eq!(store.sealing_keys().await.unwrap().len(), 2);
+    }
+}
+
+async fn events_are_written_in_groups_all_or_none(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let store = bastion.store();
+    let before = store.audit_head().await.unwrap().seq;
+    let context = Context { user: Some("alice".to_owned()), ..nobody() };
+    let group = |from: i64| {
+        let event = |n| Note { at: UnixTime(100 - n), event: Event::ClockDrift { seconds: n } };
+        (from..from + 5).map(event).collect::<Vec<_>>()
+    };
+    let verify = async || {
+        let verified = with_verbs(store, async |verbs, out| {
+            admin::verify_store(verbs, Vec::new(), out).await.unwrap();
+        });
+        verified.await
+    };
+    store.record_all(&context, Vec::new()).await.unwrap();
+    store.record_all(&context, group(0)).await.unwrap();
+    store.record_all(&context, group(5)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    // In their order, whatever the clock says.
+    let drifts = bastion.kinds("clock-drift").await;
+    for (n, event) in (0..).zip(&drifts) {
+        let facts = [&event["seconds"], &event["seq"], &event["at"]].map(|fact| fact.as_i64());
+        assert_eq!(facts, [Some(n), Some(before + 1 + n), Some(100 - n)], "{event}");
+        assert_eq!(event["user"], "alice");
+    }
+    verify().await;
+
+    bastion.tamper("ALTER TABLE audit_events RENAME TO gone").await;
+    store.record_all(&context, group(10)).await.unwrap_err();
+    bastion.tamper("ALTER TABLE gone RENAME TO audit_events").await;
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 10);
+    store.record_all(&context, group(10)).await.unwrap();
+    assert_eq!(store.audit_head().await.unwrap().seq, before + 15);
+    verify().await;
 }
 
 async fn events_are_found_by_what_they_are_about(engine: Engine) {

@@ -51,19 +51,27 @@ impl Machine {
             BindInput::Renew => return Effect::MakeSecret,
             BindInput::Code(code) => code,
         };
-        let note = match totp::check(&secret, &code, now, never) {
+        let (note, drift) = match totp::check(&secret, &code, now, never) {
             totp::Check::Matches(step) => return self.bind(secret, step),
-            totp::Check::Drifted { seconds } => {
-                self.notes.push(Event::ClockDrift { seconds });
-                prompt::binding_drift(seconds)
+            totp::Check::Drifted { seconds } => (prompt::binding_drift(seconds), Some(seconds)),
+            totp::Check::Replayed(_) | totp::Check::Wrong => {
+                (prompt::BINDING_WRONG.to_owned(), None)
             }
-            totp::Check::Replayed(_) | totp::Check::Wrong => prompt::BINDING_WRONG.to_owned(),
         };
-        self.notes.push(Event::StepFailed { step: Step::Binding, reason: Refusal::WrongCode });
+        self.note(Event::StepFailed { step: Step::Binding, reason: Refusal::WrongCode });
         if tries + 1 >= MAX_BIND_TRIES {
-            return self.fail(Refusal::WrongCode, None);
+            return self.fail(Refusal::WrongCode, drift);
         }
-        self.ask_binding(secret, style, tries + 1, Some(&note))
+        match (
+            self.account().map(|account| account.id.clone()),
+            self.ask_binding(secret, style, tries + 1, Some(&note)),
+        ) {
+            // Told at once: somebody may sit before a screen whose codes never fit.
+            (Some(account), Effect::Reply(then)) => {
+                Effect::Note { drift, account, notes: self.take_notes(), then: Box::new(then) }
+            }
+            (_, other) => other,
+        }
     }
 
     fn bind(&mut self, secret: totp::Secret, step: TimeStep) -> Effect {

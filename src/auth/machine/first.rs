@@ -27,14 +27,14 @@ impl Machine {
 
     pub(super) fn key(&mut self, key: &str, now: UnixTime) -> Effect {
         if !self.has_key(key) {
-            self.notes.push(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
+            self.note(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
             return Effect::Reply(Reply::Refuse(self.rules.methods));
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::KEY);
         self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
         self.steps.push(Step::Key);
-        self.notes.push(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
+        self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
         self.go_on(now)
     }
 
@@ -47,7 +47,7 @@ impl Machine {
         let certified = match shown {
             Ok(certified) => certified,
             Err(why) => {
-                self.notes.push(*why);
+                self.note(*why);
                 return self.fail(Refusal::CertificateRefused, None);
             }
         };
@@ -57,7 +57,7 @@ impl Machine {
             Some(account) if certified.by_login_ca && !account.holds(&certified) => {
                 let Certified { id, serial, authority, .. } = certified;
                 let reason = CertificateFault::Revoked;
-                self.notes.push(Event::CertificateRefused { id, serial, authority, reason });
+                self.note(Event::CertificateRefused { id, serial, authority, reason });
                 return self.fail(Refusal::CertificateRefused, None);
             }
             Some(_) => {}
@@ -68,7 +68,7 @@ impl Machine {
         self.steps.push(Step::Certificate);
         let Certified { id, serial, authority, by_login_ca, .. } = certified;
         let key = Some(format!("{id} (serial {serial}) by {authority}"));
-        self.notes.push(Event::StepPassed { step: Step::Certificate, key });
+        self.note(Event::StepPassed { step: Step::Certificate, key });
         if by_login_ca { self.let_in_by_certificate(serial, now) } else { self.go_on(now) }
     }
 
@@ -129,13 +129,13 @@ impl Machine {
         } else if right {
             self.given = self.given.with(Factors::PASSWORD);
             self.steps.push(Step::Password);
-            self.notes.push(Event::StepPassed { step: Step::Password, key: None });
+            self.note(Event::StepPassed { step: Step::Password, key: None });
         } else {
             let reason = match self.account() {
                 Some(_) => Refusal::WrongPassword,
                 None => Refusal::UnknownUser,
             };
-            self.notes.push(Event::StepFailed { step: Step::Password, reason });
+            self.note(Event::StepFailed { step: Step::Password, reason });
         }
         if interactive { self.ask_second(now) } else { self.go_on(now) }
     }

@@ -6,7 +6,7 @@ use super::super::account::{Account, Throttle};
 use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
-use crate::audit::{Event, Refusal, Step};
+use crate::audit::{Event, Note, Refusal, Step};
 use crate::domain::{Factors, Id, TimeStep, UserName};
 
 /// What comes in: from the client, or back from an effect.
@@ -98,7 +98,7 @@ pub enum Effect {
         /// The password.
         password: SecretString,
         /// What happened on the way, to be written with it.
-        notes: Vec<Event>,
+        notes: Vec<Note>,
     },
     /// Store a new authenticator, and make its recovery codes.
     Bind {
@@ -111,12 +111,23 @@ pub enum Effect {
         /// The step whose code confirmed it, thereby used.
         step: TimeStep,
         /// What happened on the way, to be written with it.
-        notes: Vec<Event>,
+        notes: Vec<Note>,
     },
     /// Use a code up, without signing in yet.
     Claim(Attempt),
     /// Use a code up if there is one to use, and open the session.
     SignIn(Attempt),
+    /// Write down what happened so far, then answer.
+    Note {
+        /// By how many seconds the authenticator's clock seems to be off.
+        drift: Option<i64>,
+        /// The account.
+        account: Id,
+        /// What happened.
+        notes: Vec<Note>,
+        /// The answer.
+        then: Box<Reply>,
+    },
     /// Write a failure down, then hold the answer back.
     Fail {
         /// Why.
@@ -128,7 +139,7 @@ pub enum Effect {
         /// The account, if there is one.
         account: Option<Id>,
         /// What happened on the way, to be written with it.
-        notes: Vec<Event>,
+        notes: Vec<Note>,
     },
 }
 
@@ -146,7 +157,7 @@ pub struct Attempt {
     /// The steps that were passed.
     pub steps: Vec<Step>,
     /// What happened on the way, to be written with it.
-    pub notes: Vec<Event>,
+    pub notes: Vec<Note>,
 }
 
 /// Something that works once.

@@ -32,7 +32,7 @@ pub use radius::{Codes, RadiusAnswer, RadiusFault, RadiusRules};
 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
-use crate::audit::{Event, Refusal, Step};
+use crate::audit::{Event, Note, Refusal, Step};
 use crate::domain::{Factors, Id, Role, UnixTime, UserName};
 
 /// What a client may do before it is let in.
@@ -121,8 +121,10 @@ impl Authenticated {
 pub struct GivenUp {
     /// The account, if it is one of ours.
     pub account: Option<Id>,
+    /// Whether it counts towards the lock: a password does, which may have been a guess.
+    pub counts: bool,
     /// What happened until then.
-    pub notes: Vec<Event>,
+    pub notes: Vec<Note>,
 }
 
 /// How far the first factor got.
@@ -199,7 +201,9 @@ pub struct Machine {
     parting: Option<&'static str>,
     stage: Stage,
     steps: Vec<Step>,
-    notes: Vec<Event>,
+    notes: Vec<Note>,
+    /// When the input came that is worked on.
+    at: UnixTime,
     answers: u32,
     rounds: u32,
     offers: u32,
@@ -221,6 +225,7 @@ impl Machine {
             stage: Stage::Idle,
             steps: Vec::new(),
             notes: Vec::new(),
+            at: UnixTime(0),
             answers: 0,
             rounds: 0,
             offers: 0,
@@ -233,26 +238,31 @@ impl Machine {
     }
 
     /// What happened and was not yet handed out with an effect.
-    pub fn take_notes(&mut self) -> Vec<Event> {
+    pub fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
 
-    /// The failure that is left if the client goes now: of a password that was given, right or wrong,
-    /// and no second factor after it. Otherwise guessing would cost nothing up to the code.
+    fn note(&mut self, event: Event) {
+        self.notes.push(Note { at: self.at, event });
+    }
+
+    /// The failure that is left if the client goes now: of a first factor that was given, right or
+    /// wrong, and no second one after it. Otherwise guessing a password would cost nothing up to the
+    /// code, and nobody would hear of a key in the wrong hands.
     pub fn given_up(&self) -> Option<GivenUp> {
-        let waits = !matches!(
-            self.stage,
-            Stage::Over | Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_)
-        );
+        let waits = !matches!(self.stage, Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_));
         let password = matches!(self.first, First::Password { .. } | First::Held);
-        (waits && password).then(|| GivenUp {
+        let tried = password || self.first == First::Key || !self.notes.is_empty();
+        (waits && tried).then(|| GivenUp {
             account: self.account().map(|account| account.id.clone()),
+            counts: password,
             notes: self.notes.clone(),
         })
     }
 
     /// Takes one input in, at `now`.
     pub fn step(mut self, input: Input, now: UnixTime) -> (Self, Effect) {
+        self.at = now;
         let effect = match input {
             Input::Client(user, request) => self.client(user, request, now),
             Input::Found(account, throttle) => {
@@ -387,6 +397,7 @@ impl Machine {
 
     fn accept(&mut self, authenticated: Authenticated) -> Effect {
         self.stage = Stage::Over;
+        self.first = First::Missing;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         Effect::Reply(Reply::Accept(authenticated))

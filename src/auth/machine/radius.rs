@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use super::{Claim, Effect, First, Machine, Stage, ask, prompt};
-use crate::audit::{Event, RadiusVerdict, Refusal, Step};
+use crate::audit::{Event, Note, RadiusVerdict, Refusal, Step};
 use crate::domain::{Factor, Factors, RadiusMode, noted};
 
 /// The most challenges in one login.
@@ -98,7 +98,7 @@ pub(super) struct Dialog {
     typed: Option<SecretString>,
     codes: Codes,
     /// What is still to be written down if what a server accepted is refused all the same.
-    accepted: Vec<Event>,
+    accepted: Vec<Note>,
 }
 
 impl Machine {
@@ -190,16 +190,16 @@ impl Machine {
         let answer = match answered {
             Ok(answer) => answer,
             Err(RadiusFault::Unaskable(error)) => {
-                self.notes.push(Event::RadiusUnanswered { error });
+                self.note(Event::RadiusUnanswered { error });
                 return self.radius_failed(Refusal::RadiusRejected);
             }
             Err(RadiusFault::Unanswered(error)) => {
-                self.notes.push(Event::RadiusUnanswered { error });
+                self.note(Event::RadiusUnanswered { error });
                 return self.unanswered();
             }
         };
         let RadiusAnswer { server, verdict, message } = answer;
-        self.notes.push(Event::RadiusAnswered {
+        self.note(Event::RadiusAnswered {
             server: noted(&server),
             verdict,
             message: noted(message.trim()),
@@ -267,7 +267,7 @@ impl Machine {
     }
 
     fn radius_failed(&mut self, reason: Refusal) -> Effect {
-        self.notes.push(Event::StepFailed { step: Step::Radius, reason });
+        self.note(Event::StepFailed { step: Step::Radius, reason });
         self.fail(reason, None)
     }
 }

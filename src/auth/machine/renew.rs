@@ -34,7 +34,7 @@ impl Machine {
             }
             Err(broken) => {
                 let reason = Refusal::PasswordRejected;
-                self.notes.push(Event::StepFailed { step: Step::NewPassword, reason });
+                self.note(Event::StepFailed { step: Step::NewPassword, reason });
                 self.ask_new_password(Some(&broken.to_string()), tries + 1)
             }
         }

@@ -76,7 +76,7 @@ impl Machine {
     }
 
     pub(super) fn code_failed(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
-        self.notes.push(Event::StepFailed { step: Step::Code, reason });
+        self.note(Event::StepFailed { step: Step::Code, reason });
         self.fail(reason, drift)
     }
 

@@ -423,6 +423,10 @@ impl World {
                 conn.binding = Some(secret.clone());
                 Input::Secret(secret)
             }
+            Effect::Note { account, then, .. } => {
+                assert!(is_owner(&account));
+                return Err(*then);
+            }
             Effect::SetPassword { account, epoch, password, .. } => {
                 assert!(is_owner(&account));
                 let row = owner.unwrap();

@@ -63,6 +63,7 @@ fn mistakes_in_a_file_are_told_by_line_and_column() {
         ("[server]\nlogin_grace = \"0s\"", "c:2:15: server.login_grace must be longer than 0s"),
         // A rule about two keys is told where one of them was set.
         ("[login]\nbackoff_first = \"1m\"", "c:2:17: login.backoff_max and login.backoff_first"),
+        ("[login]\nsite_lock_after = 5", "c:2:19: login.site_lock_after and login.lock_after"),
         ("data_dir = \"\"", "c:1:12: data_dir must name a folder"),
     ] {
         let found = load_text(text, &[]).unwrap_err();

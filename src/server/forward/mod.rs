@@ -10,4 +10,5 @@ mod pump;
 mod queue;
 
 pub use flow::{Budget, ChannelFlow, ConnectionFlow, FlowLimits};
-pub use pump::{End, Outcome, PumpLimits, pump};
+pub(super) use pump::pump;
+pub use pump::{End, PumpLimits};

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::flow::ChannelFlow;
 use super::queue::Queue;
+use crate::server::traffic::Counts;
 
 /// The most bytes of one read from the target.
 const READ: usize = 64 * 1024;
@@ -33,17 +34,6 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct PumpLimits {
     /// How long the target may take none of what waits for it.
     pub stall: Duration,
-}
-
-/// How a forward ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Bytes written to the target.
-    pub up: u64,
-    /// Bytes sent to the client.
-    pub down: u64,
-    /// Why it ended.
-    pub end: End,
 }
 
 /// Why a forward ended.
@@ -69,26 +59,27 @@ pub enum End {
     Cancelled,
 }
 
-/// What the two directions tell each other.
-#[derive(Default)]
-struct Progress {
-    up: AtomicU64,
-    down: AtomicU64,
+/// What the two directions tell each other, and everybody else.
+struct Progress<'a> {
+    counts: &'a Counts,
     client_finished: AtomicBool,
     target_finished: AtomicBool,
 }
 
-/// Carries bytes between `channel` and `target` until one side ends it, or `cancel` does.
-pub async fn pump(
+/// Carries bytes between `channel` and `target` until one side ends it, or `cancel` does. What was
+/// written to the target counts as `up`, what was sent to the client as `down`.
+pub(in crate::server) async fn pump(
     channel: Channel<Msg>,
     mut target: TcpStream,
     flow: Arc<ChannelFlow>,
     limits: PumpLimits,
+    counts: &Counts,
     cancel: CancellationToken,
-) -> Outcome {
+) -> End {
     let (mut from_client, to_client) = channel.split();
     let (from_target, to_target) = target.split();
-    let progress = Progress::default();
+    let (client_finished, target_finished) = Default::default();
+    let progress = Progress { counts, client_finished, target_finished };
     let end = {
         let up =
             up(&mut from_client, to_target, Queue::new(flow.clone()), &flow, limits, &progress);
@@ -112,7 +103,7 @@ pub async fn pump(
     if !matches!(end, End::ClientClosed) && !matches!(close.await, Ok(Ok(()))) {
         tracing::debug!("the client left before the end of a forward");
     }
-    Outcome { up: progress.up.load(Relaxed), down: progress.down.load(Relaxed), end }
+    end
 }
 
 /// From the client to the target.
@@ -122,7 +113,7 @@ async fn up(
     mut queue: Queue,
     flow: &ChannelFlow,
     limits: PumpLimits,
-    progress: &Progress,
+    progress: &Progress<'_>,
 ) -> End {
     let mut last_write = Instant::now();
     loop {
@@ -177,7 +168,7 @@ async fn up(
 }
 
 /// Takes a message of the client's in; gives the end, if it is one.
-fn take_in(message: Option<ChannelMsg>, queue: &mut Queue, progress: &Progress) -> Option<End> {
+fn take_in(message: Option<ChannelMsg>, queue: &mut Queue, progress: &Progress<'_>) -> Option<End> {
     match message {
         Some(ChannelMsg::Data { data }) => queue.push(data),
         Some(ChannelMsg::Eof) => progress.client_finished.store(true, Relaxed),
@@ -192,13 +183,17 @@ fn take_in(message: Option<ChannelMsg>, queue: &mut Queue, progress: &Progress) 
 }
 
 /// Writes what the target takes right now; whether it took anything.
-fn write(to_target: &WriteHalf<'_>, queue: &mut Queue, progress: &Progress) -> io::Result<bool> {
+fn write(
+    to_target: &WriteHalf<'_>,
+    queue: &mut Queue,
+    progress: &Progress<'_>,
+) -> io::Result<bool> {
     if queue.is_empty() {
         return Ok(false);
     }
     match queue.write_with(|slices| to_target.try_write_vectored(slices)) {
         Ok(written) => {
-            progress.up.fetch_add(written as u64, Relaxed);
+            progress.counts.up.fetch_add(written as u64, Relaxed);
             Ok(written > 0)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
@@ -210,7 +205,7 @@ fn write(to_target: &WriteHalf<'_>, queue: &mut Queue, progress: &Progress) -> i
 async fn finish_if_done(
     to_target: &mut WriteHalf<'_>,
     queue: &Queue,
-    progress: &Progress,
+    progress: &Progress<'_>,
 ) -> Option<End> {
     if !progress.client_finished.load(Relaxed) || !queue.is_empty() {
         return None;
@@ -230,7 +225,7 @@ async fn finish_if_done(
 async fn down(
     from_target: ReadHalf<'_>,
     to_client: &ChannelWriteHalf<Msg>,
-    progress: &Progress,
+    progress: &Progress<'_>,
 ) -> Result<(), End> {
     let mut size = FIRST_READ;
     loop {
@@ -245,7 +240,7 @@ async fn down(
         // A target that filled the buffer has more; one that did not gets a small one next time.
         size = if read == size { READ } else { FIRST_READ.max(read.next_power_of_two()).min(READ) };
         to_client.data_bytes(buffer.freeze()).await.map_err(|_| End::ClientClosed)?;
-        progress.down.fetch_add(read as u64, Relaxed);
+        progress.counts.down.fetch_add(read as u64, Relaxed);
     }
     progress.target_finished.store(true, Relaxed);
     to_client.eof().await.map_err(|_| End::ClientClosed)?;

@@ -13,8 +13,8 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, serv
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::stream::Counts;
 use crate::server::forward::ChannelFlow;
+use crate::server::traffic::Counts;
 
 /// How long a target may take for what a user sent before they closed the channel.
 const LAST: Duration = Duration::from_secs(30);
@@ -98,23 +98,25 @@ impl Uplink {
     }
 }
 
-/// Carries bytes between `user` and `target` until one of them closes, or `cancel` says so.
+/// Carries bytes between `user` and `target`, and counts them, until one of them closes, or `cancel`
+/// says so.
 pub(super) async fn carry(
     user: Channel<server::Msg>,
     target: Channel<client::Msg>,
     flow: Arc<ChannelFlow>,
+    counts: &Counts,
     cancel: &CancellationToken,
-) -> (u64, u64) {
+) {
     let (mut from_user, to_user) = user.split();
     let (mut from_target, to_target) = target.split();
-    let (uplink, counts) = (Uplink::new(flow), Counts::default());
+    let uplink = Uplink::new(flow);
     {
-        let up = up(&uplink, &to_target, &counts);
+        let up = up(&uplink, &to_target, counts);
         tokio::pin!(up);
         let left = tokio::select! {
             left = intake(&mut from_user, &uplink) => left,
             () = &mut up => false,
-            () = down(&mut from_target, &to_user, &counts) => false,
+            () = down(&mut from_target, &to_user, counts) => false,
             () = cancel.cancelled() => false,
         };
         // A client closes as soon as both sides said that no more comes: what it sent before that
@@ -132,7 +134,6 @@ pub(super) async fn carry(
     if to_user.close().await.is_err() || to_target.close().await.is_err() {
         tracing::debug!("a side left before the end of a channel");
     }
-    counts.both()
 }
 
 /// Takes in what the user sends; true if they closed the channel, false if they broke the rules or

@@ -1,7 +1,8 @@
 //! What a target may cause: it shows its host key, and asks the user for channels.
 //!
 //! Always holds: a host key that is not trusted, or cannot be looked up, is refused, and that is
-//! audited; a channel is opened to the user only with the right for it, counted and written down.
+//! audited; a channel is opened to the user only if their client asked for it on that connection,
+//! with the right for it, counted and written down.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -10,12 +11,15 @@ use russh::client::{self, ChannelOpenHandle, Msg};
 use russh::keys::ssh_key::{HashAlg, certificate::CertType};
 use russh::keys::{PublicKey, PublicKeyOrCertificate};
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 use super::Relay;
+use super::asked::{Asked, Listen, Opening, Unasked};
 use super::target::STEP;
 use crate::audit::Event;
 use crate::domain::{Capability, Target, UnixTime, noted};
 use crate::keys;
+use crate::server::stream::StreamControl;
 use crate::store::{Store, TrustedKey};
 
 /// The keys that are trusted for a target.
@@ -81,6 +85,11 @@ pub(super) struct Handler {
     pub(super) host_keys: HostKeys,
     /// Why its host key was refused.
     pub(super) refused: Arc<Mutex<Option<String>>>,
+    /// What lets the target open channels.
+    pub(super) asked: Arc<Asked>,
+    /// Tells `asked` that the connection is over: russh drops this handler then.
+    pub(super) _over: DropGuard,
+    pub(super) control: StreamControl,
 }
 
 impl Handler {
@@ -119,11 +128,28 @@ impl Handler {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
     }
 
+    /// Takes note of a channel that nobody asked the target for: each kind is written down once, and
+    /// a target that goes on is cut off.
+    fn unasked(&self, kind: &'static str) {
+        let Some(relay) = self.relay.upgrade() else { return };
+        let (target, account) = (relay.target().name.clone(), relay.account().clone());
+        let Unasked { first, last } = self.asked.count(kind);
+        if first {
+            let (target, account) = (target.clone(), account.clone());
+            relay.conn.record(Event::UnaskedChannel { target, account, what: kind.to_owned() });
+        }
+        if last {
+            let error = "it opened channels that nobody asked for".to_owned();
+            relay.conn.record(Event::TargetFailed { target, account, error });
+            self.control.kill();
+        }
+    }
+
     /// Opens the channel to the user that a target asked for, and joins the two.
     fn join(&self, target: Channel<Msg>, reply: ChannelOpenHandle, wanted: Wanted) {
         let Some(relay) = self.relay.upgrade() else { return };
-        if !relay.permit.allows(wanted.right()) {
-            return;
+        if !relay.permit.allows(wanted.right()) || !self.asked.takes(wanted.opening()) {
+            return self.unasked(wanted.kind()); // Dropping the reply refuses it.
         }
         let tasks = relay.conn.tasks.clone();
         tasks.spawn(async move {
@@ -134,18 +160,16 @@ impl Handler {
             if !relay.opened_onward(&to).await {
                 return;
             }
-            let bytes = match timeout(STEP, wanted.open(user)).await {
+            let meter = relay.meter(None);
+            match timeout(STEP, wanted.open(user)).await {
                 Ok(Ok(channel)) => {
                     reply.accept().await;
-                    let flow = relay.flow.open(channel.id());
-                    super::bridge::carry(channel, target, flow, &relay.cancel).await
+                    let (flow, counts) = (relay.flow.open(channel.id()), meter.counts());
+                    super::bridge::carry(channel, target, flow, counts, &relay.cancel).await;
                 }
-                _ => {
-                    reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
-                    (0, 0)
-                }
-            };
-            relay.closed_onward(to, bytes);
+                _ => reply.reject(russh::ChannelOpenFailure::ConnectFailed).await,
+            }
+            relay.closed_onward(to, meter.counts().both(), relay.ended());
         });
     }
 }
@@ -154,14 +178,8 @@ impl Handler {
 enum Wanted {
     Agent,
     X11(String, u32),
-    Forwarded {
-        address: String,
-        port: u32,
-        originator: String,
-        originator_port: u32,
-    },
-    /// From a socket file.
-    ForwardedAt(String),
+    /// From where it listens for the user, and for whom if that is a port.
+    Forwarded(Listen, (String, u32)),
 }
 
 impl std::fmt::Display for Wanted {
@@ -169,11 +187,13 @@ impl std::fmt::Display for Wanted {
         match self {
             Self::Agent => f.write_str("the user's agent"),
             Self::X11(..) => f.write_str("the user's X11 display"),
-            Self::Forwarded { address, port, originator, originator_port } => {
+            Self::Forwarded(Listen::Port(address, port), (originator, from)) => {
                 let (address, originator) = (noted(address), noted(originator));
-                write!(f, "forwarded-tcpip {address}:{port} for {originator}:{originator_port}")
+                write!(f, "forwarded-tcpip {address}:{port} for {originator}:{from}")
             }
-            Self::ForwardedAt(path) => write!(f, "forwarded-streamlocal {}", noted(path)),
+            Self::Forwarded(Listen::Socket(path), _) => {
+                write!(f, "forwarded-streamlocal {}", noted(path))
+            }
         }
     }
 }
@@ -183,7 +203,25 @@ impl Wanted {
         match self {
             Self::Agent => Capability::Agent,
             Self::X11(..) => Capability::X11,
-            Self::Forwarded { .. } | Self::ForwardedAt(_) => Capability::RemoteForward,
+            Self::Forwarded(..) => Capability::RemoteForward,
+        }
+    }
+
+    fn opening(&self) -> Opening<'_> {
+        match self {
+            Self::Agent => Opening::Agent,
+            Self::X11(..) => Opening::X11,
+            Self::Forwarded(listen, _) => Opening::Listen(listen),
+        }
+    }
+
+    /// The channel's type on the wire.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Agent => "auth-agent@openssh.com",
+            Self::X11(..) => "x11",
+            Self::Forwarded(Listen::Port(..), _) => "forwarded-tcpip",
+            Self::Forwarded(Listen::Socket(_), _) => "forwarded-streamlocal@openssh.com",
         }
     }
 
@@ -194,10 +232,12 @@ impl Wanted {
         match self {
             Self::Agent => user.channel_open_agent().await,
             Self::X11(originator, port) => user.channel_open_x11(originator, port).await,
-            Self::Forwarded { address, port, originator, originator_port } => {
-                user.channel_open_forwarded_tcpip(address, port, originator, originator_port).await
+            Self::Forwarded(Listen::Port(address, port), (originator, from)) => {
+                user.channel_open_forwarded_tcpip(address, port, originator, from).await
             }
-            Self::ForwardedAt(path) => user.channel_open_forwarded_streamlocal(path).await,
+            Self::Forwarded(Listen::Socket(path), _) => {
+                user.channel_open_forwarded_streamlocal(path).await
+            }
         }
     }
 }
@@ -269,8 +309,9 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        let (address, originator) = (address.to_owned(), originator.to_owned());
-        self.join(channel, reply, Wanted::Forwarded { address, port, originator, originator_port });
+        let from = Listen::Port(address.to_owned(), port);
+        let originator = (originator.to_owned(), originator_port);
+        self.join(channel, reply, Wanted::Forwarded(from, originator));
         Ok(())
     }
 
@@ -281,7 +322,8 @@ impl client::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
-        self.join(channel, reply, Wanted::ForwardedAt(path.to_owned()));
+        let from = Listen::Socket(path.to_owned());
+        self.join(channel, reply, Wanted::Forwarded(from, (String::new(), 0)));
         Ok(())
     }
 
@@ -293,6 +335,7 @@ impl client::Handler for Handler {
         _reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
+        self.unasked("session");
         Ok(())
     }
 
@@ -306,6 +349,7 @@ impl client::Handler for Handler {
         _reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
+        self.unasked("direct-tcpip");
         Ok(())
     }
 
@@ -316,6 +360,7 @@ impl client::Handler for Handler {
         _reply: ChannelOpenHandle,
         _session: &mut client::Session,
     ) -> Result<(), russh::Error> {
+        self.unasked("direct-streamlocal@openssh.com");
         Ok(())
     }
 }

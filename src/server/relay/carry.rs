@@ -5,23 +5,29 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client};
+use tokio::time::timeout;
 
 use super::bridge::Piece;
+use super::files::Files;
 use super::recorder::Recording;
 use super::session::{Carried, Control, Controls, End};
-use super::stream::Counts;
 use crate::domain::noted;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
+
+/// How long a user may take for the answers before what ends a file transfer.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Both directions of a channel whose target is reached.
 pub(super) struct Both<'a> {
     pub(super) channel: &'a Carried<'a>,
     pub(super) recording: &'a Recording,
-    /// For the sftp subsystem. Held while what it lets through is sent, which keeps its order.
-    pub(super) files: Option<&'a tokio::sync::Mutex<sftp::Filter>>,
+    /// For the sftp subsystem.
+    pub(super) files: Option<&'a Files>,
     /// For a command that may be the old scp: it only looks.
     pub(super) scp: Option<&'a Mutex<scp::Observer>>,
     pub(super) counts: &'a Counts,
@@ -50,7 +56,9 @@ impl Both<'_> {
             let sent = match self.files {
                 None => to_target.data_bytes(data).await.map_err(|_| None),
                 Some(files) => {
-                    self.filter(files, to_target, |f, out| f.from_client(data, out)).await
+                    let look =
+                        |filter: &mut sftp::Filter, out: &mut _| filter.from_client(data, out);
+                    self.pass(files, look, Some(to_target)).await
                 }
             };
             uplink.done(len);
@@ -60,6 +68,19 @@ impl Both<'_> {
                 Err(Some(why)) => return End::Failed(why),
                 Err(None) => return std::future::pending().await, // `down` knows why.
             }
+        }
+    }
+
+    /// The answers to file requests, to the user.
+    pub(super) async fn tell(&self) -> End {
+        let Some(files) = self.files else { return std::future::pending().await };
+        loop {
+            let answer = files.next().await;
+            let len = answer.len();
+            if self.channel.user.out.data_bytes(answer).await.is_err() {
+                return End::User;
+            }
+            files.done(len);
         }
     }
 
@@ -86,17 +107,16 @@ impl Both<'_> {
     }
 
     /// From the target to the user.
-    pub(super) async fn down(
-        &self,
-        mut from_target: ChannelReadHalf,
-        to_target: &ChannelWriteHalf<client::Msg>,
-    ) -> End {
+    pub(super) async fn down(&self, mut from_target: ChannelReadHalf) -> End {
         let user = self.channel.user;
         let mut replies = Replies::new(self.channel.setup.terminal.is_some());
         let (mut outcome, mut finished) = (None, false);
         while let Some(message) = from_target.wait().await {
+            if let (Some(files), true) = (self.files, is_of_the_end(&message)) {
+                files.told().await;
+            }
             let sent = match message {
-                ChannelMsg::Data { data } => match self.data(data, to_target).await {
+                ChannelMsg::Data { data } => match self.data(data).await {
                     Ok(()) => Ok(()),
                     Err(Some(why)) => return End::Failed(why),
                     Err(None) => return End::User,
@@ -150,7 +170,7 @@ impl Both<'_> {
                     }
                     Reply::Other => Ok(()),
                 },
-                ChannelMsg::Close => return self.finish(outcome).await,
+                ChannelMsg::Close => return End::Target(outcome),
                 _ => Ok(()),
             };
             // The end of the output is told after the status: a client whose own input has ended
@@ -162,28 +182,17 @@ impl Both<'_> {
         }
         let name = &self.channel.relay.target().name;
         match outcome {
-            Some(_) => self.finish(outcome).await,
+            Some(_) => End::Target(outcome),
             None => End::Failed(format!("{name} closed the connection")),
         }
     }
 
-    /// The channel's end as the target sees it; files that were still open are told.
-    async fn finish(&self, outcome: Option<String>) -> End {
+    /// Tells what was still going on with files when the channel ended, whoever ended it.
+    pub(super) async fn finish(&self) -> Result<(), String> {
         if let Some(files) = self.files {
-            let mut actions = Vec::new();
-            files.lock().await.finish(&mut actions);
-            for action in actions {
-                if let sftp::Action::Event(event) = action
-                    && let Err(why) = self.recording.file(&event).await
-                {
-                    return End::Failed(why);
-                }
-            }
+            self.recording.files(&files.finish()).await?;
         }
-        if let Err(why) = self.look(|scp, seen| scp.finish(seen)).await {
-            return End::Failed(why);
-        }
-        End::Target(outcome)
+        self.look(|scp, seen| scp.finish(seen)).await
     }
 
     /// Lets the observer of scp look, and writes down what it saw.
@@ -194,20 +203,15 @@ impl Both<'_> {
         let Some(scp) = self.scp else { return Ok(()) };
         let mut seen = Vec::new();
         look(&mut scp.lock().unwrap_or_else(PoisonError::into_inner), &mut seen);
-        for seen in seen {
-            match seen {
-                scp::Seen::Event(event) => self.recording.file(&event).await?,
-                scp::Seen::NotScp => {}
-            }
-        }
-        Ok(())
+        let event = |seen| match seen {
+            scp::Seen::Event(event) => Some(event),
+            scp::Seen::NotScp => None,
+        };
+        let events: Vec<_> = seen.into_iter().filter_map(event).collect();
+        self.recording.files(&events).await
     }
 
-    async fn data(
-        &self,
-        data: Bytes,
-        to_target: &ChannelWriteHalf<client::Msg>,
-    ) -> Result<(), Option<String>> {
+    async fn data(&self, data: Bytes) -> Result<(), Option<String>> {
         self.counts.down.fetch_add(data.len() as u64, Relaxed);
         match self.files {
             None => {
@@ -215,35 +219,41 @@ impl Both<'_> {
                 self.recording.output(data.clone()).await.map_err(Some)?;
                 self.channel.user.out.data_bytes(data).await.map_err(|_| None)
             }
-            Some(files) => self.filter(files, to_target, |f, out| f.from_server(data, out)).await,
+            Some(files) => {
+                // Nothing of it goes back to the target.
+                let look = |filter: &mut sftp::Filter, out: &mut _| filter.from_server(data, out);
+                self.pass(files, look, None).await
+            }
         }
     }
 
-    /// Passes data through the filter of file requests and sends what comes out, in its order.
-    async fn filter(
+    /// Passes data through the filter of file requests, and on to the target what it lets through.
+    async fn pass(
         &self,
-        files: &tokio::sync::Mutex<sftp::Filter>,
-        to_target: &ChannelWriteHalf<client::Msg>,
-        pass: impl FnOnce(&mut sftp::Filter, &mut Vec<sftp::Action>) -> Result<(), sftp::Error>,
+        files: &Files,
+        look: impl FnOnce(&mut sftp::Filter, &mut Vec<sftp::Action>) -> Result<(), sftp::Error>,
+        to_target: Option<&ChannelWriteHalf<client::Msg>>,
     ) -> Result<(), Option<String>> {
-        let mut actions = Vec::new();
-        let mut filter = files.lock().await;
-        let passed = pass(&mut filter, &mut actions);
-        for action in actions {
-            match action {
-                sftp::Action::ToServer(data) => {
-                    to_target.data_bytes(data).await.map_err(|_| None)?;
-                }
-                sftp::Action::ToClient(data) => {
-                    self.channel.user.out.data_bytes(data).await.map_err(|_| None)?;
-                }
-                sftp::Action::Event(event) => self.recording.file(&event).await.map_err(Some)?,
+        let passed = files.pass(look, |events| self.recording.note_files(events));
+        self.recording.mark_files(&passed.events).await.map_err(Some)?;
+        if let Some(to_target) = to_target {
+            for request in passed.requests {
+                to_target.data_bytes(request).await.map_err(|_| None)?;
             }
         }
-        passed.map_err(|error| {
-            Some(format!("the file transfer is not SFTP as it should be: {error}"))
-        })
+        if passed.result.is_ok() {
+            files.room().await;
+        } else if timeout(LAST, files.told()).await.is_err() {
+            tracing::debug!("a user did not take the last answers to file requests");
+        }
+        passed.result.map_err(Some)
     }
+}
+
+/// Whether a target says with it how, or that, its output ended.
+fn is_of_the_end(message: &ChannelMsg) -> bool {
+    use ChannelMsg::{Close, Eof, ExitSignal, ExitStatus};
+    matches!(message, Eof | Close | ExitStatus { .. } | ExitSignal { .. })
 }
 
 /// Which request the target's next answer is to: they come in the order of the requests.

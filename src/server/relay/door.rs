@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::sign_in::{Asking, Questions, Stage};
-use super::stream::{ChannelStream, Counts};
+use super::stream::ChannelStream;
 use super::{Onward, Relay, host_key};
 use crate::domain::{Capability, Destination, Target};
 use crate::policy::Checked;
@@ -31,6 +31,7 @@ use crate::server::forward::ConnectionFlow;
 use crate::server::handler::{Ended, prohibited};
 use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
+use crate::server::traffic::Counts;
 
 /// How long the inner SSH may take to end once it was cut off.
 const LAST: Duration = Duration::from_secs(5);
@@ -38,22 +39,19 @@ const LAST: Duration = Duration::from_secs(5);
 /// waits for it.
 const TOLD: Duration = Duration::from_millis(1500);
 
-/// Serves the inner SSH on `channel` to its end; gives the bytes that it carried up and down, and
-/// why it ended.
+/// Serves the inner SSH on `channel` to its end, and counts what it carries; gives why it ended.
 pub(in crate::server) async fn serve(
     conn: &Arc<Connection>,
     channel: Channel<Msg>,
-    target: &Target,
-    destination: &Destination,
-    addresses: Checked,
-) -> ((u64, u64), String) {
-    let counts = Arc::new(Counts::default());
+    (target, destination, addresses): (&Target, &Destination, Checked),
+    counts: Arc<Counts>,
+) -> String {
     // Not the connection's own: what goes on inside ends after its client was told why.
     let cancel = CancellationToken::new();
     let _cut = cancel.clone().drop_guard();
     let _screen = conn.screens.token();
     let flow = conn.flow.open(channel.id());
-    let (stream, drain) = ChannelStream::new(channel, flow, Arc::clone(&counts));
+    let (stream, drain) = ChannelStream::new(channel, flow, counts);
     let (stream, control) = GuardedStream::new(stream, conn.settings.login_grace);
     let door = Door {
         conn: Arc::clone(conn),
@@ -79,7 +77,7 @@ pub(in crate::server) async fn serve(
         why = &mut inner => {
             cancel.cancel();
             control.kill();
-            return (counts.both(), why);
+            return why;
         }
         within = drain.run() => match within {
             true => "the client closed it".to_owned(),
@@ -94,8 +92,7 @@ pub(in crate::server) async fn serve(
         tracing::error!(session = %conn.id, "an inner connection outlives its channel");
     }
     // A client that is told why goes, too.
-    let why = door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut);
-    (counts.both(), why)
+    door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut)
 }
 
 /// What the inner connection's callbacks share.
@@ -352,7 +349,17 @@ impl Answering for Handler {
         self.door.relay.get()
     }
 
-    async fn make_way(&self, _user: russh::server::Handle) {} // Who is in, has come this way.
+    fn way(
+        &self,
+        _user: russh::server::Handle,
+    ) -> Option<impl Future<Output = Option<Arc<Relay>>> + Send + 'static> {
+        // Who is in, has come this way.
+        self.relay().map(|relay| std::future::ready(Some(Arc::clone(relay))))
+    }
+
+    fn conn(&self) -> &Arc<Connection> {
+        &self.door.conn
+    }
 
     fn allowed(&self, right: Capability, request: &str) -> bool {
         self.relay().is_some_and(|relay| relay.check(right, request).is_ok())

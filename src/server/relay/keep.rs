@@ -97,12 +97,16 @@ async fn close(bastion: &Bastion, row: &RecordingRow) -> anyhow::Result<()> {
     };
     let end = RecordingEnd {
         outcome: "interrupted: the bastion died",
-        bytes: (0, 0),
+        bytes: (carried(row.bytes_up), carried(row.bytes_down)), // As far as it was written down.
         file: file.as_ref().map(|(path, bytes, sha256)| (path.as_str(), *bytes, *sha256)),
     };
     let context = Context { session: Some(row.session_id.parse()?), ..by_server() };
     let id: Id = row.id.parse()?;
     Ok(bastion.store.end_recording(&id, &end, &context, bastion.clock.now()).await?)
+}
+
+fn carried(bytes: i64) -> u64 {
+    u64::try_from(bytes).unwrap_or(0)
 }
 
 fn by_server() -> Context {

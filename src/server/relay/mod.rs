@@ -8,14 +8,19 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `sign_in` and `callbacks`), `session`,
-//! `carry`, then `onward` and `bridge` for what is beside the sessions.
+//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `callbacks` and
+//! `asked`), `session`,
+//! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
+mod asked;
 mod bridge;
 mod callbacks;
 mod carry;
+mod destination;
 mod door;
+mod files;
 mod host_key;
+mod journal;
 pub(super) mod keep;
 pub(super) mod menu;
 mod onward;
@@ -29,27 +34,27 @@ mod target;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(super) use asked::Listen;
 pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
-pub(super) use onward::{Onward, listen, listen_at, serve_onward, unlisten, unlisten_at};
+pub(super) use onward::{Onward, listen, serve_onward, unlisten};
 pub(super) use session::serve as serve_session;
 pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_stopping};
 
 use super::connection::Connection;
-use super::direct::{NotOpened, refused};
+use super::direct::{NotOpened, refused, until_refused};
 use super::forward::ConnectionFlow;
+use super::traffic::Meter;
 use crate::audit::{Event, Refusal};
-use crate::domain::{
-    AccountName, Capability, Destination, Host, Mode, Target, TargetName, UnixTime, noted,
-};
+use crate::domain::{AccountName, Capability, Destination, Target, noted};
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
+use crate::store::Carrier;
 
 /// What all relays of a process share.
 pub struct Shared {
@@ -124,7 +129,8 @@ impl Relay {
         };
         let account: AccountName = account.parse().map_err(|_| {
             let message = format!("there can be no such account on {}", target.name);
-            refuse(Refused { reason: Refusal::NotGranted, message })
+            let target = Some(target.name.clone());
+            refuse(Refused { reason: Refusal::NotGranted, message, target })
         })?;
         let permit = match decide(conn, target, &account).await {
             Err(NotOpened::Refused(refused)) => return Err(refuse(refused)),
@@ -137,12 +143,15 @@ impl Relay {
         Ok(Arc::new(relay))
     }
 
-    /// Adds what a channel carried to the session's sums, unless the channel that the inner SSH
-    /// comes in counts it already.
-    fn count(&self, (up, down): (u64, u64)) {
-        if Arc::ptr_eq(&self.flow, &self.conn.flow) {
-            self.conn.count(up, down);
-        }
+    /// Begins to count what a channel carries. It adds to the session's sums, unless the channel that
+    /// the inner SSH comes in does already.
+    fn meter(&self, carrier: Option<Carrier>) -> Meter {
+        self.conn.traffic.meter(carrier, self.is_on_outer())
+    }
+
+    /// Whether the user's channels are on the connection that they signed in on, not on one in it.
+    fn is_on_outer(&self) -> bool {
+        Arc::ptr_eq(&self.flow, &self.conn.flow)
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -180,73 +189,6 @@ impl Relay {
         });
     }
 
-    /// Decides where a connection from the target on to `host` may lead: to the target itself with
-    /// the right to forward, elsewhere as any destination, at the address that is registered for
-    /// it. Never to an SSH server that is recorded: its sessions would pass unseen.
-    pub(super) async fn check_onward(
-        &self,
-        host: &str,
-        port: u32,
-    ) -> Result<(String, u32), String> {
-        let what = format!("direct-tcpip {host}:{port}");
-        self.check(Capability::Forward, &what)?;
-        let refuse = |message: String| {
-            self.refuse_use(&what);
-            message
-        };
-        let unseen = |name: &TargetName| {
-            format!("sessions on {name} are recorded: go there with ssh -J through the bastion")
-        };
-        let destination =
-            Destination::parse(host, port).map_err(|error| refuse(error.to_string()))?;
-        let target = self.target();
-        if is_itself(target, &destination.host) || self.is_its_address(&destination.host) {
-            if let Some(name) = self.recorded_here(destination.port).await? {
-                return Err(refuse(unseen(&name)));
-            }
-            return Ok((destination.host.to_string(), port));
-        }
-        let who = self.conn.who().ok_or_else(|| refuse("sign in first".to_owned()))?;
-        match super::direct::decide(&self.conn, who, &destination).await {
-            Ok(permit) if permit.target().mode == Mode::Record => {
-                Err(refuse(unseen(&permit.target().name)))
-            }
-            Ok(permit) => {
-                let address = &permit.target().address;
-                Ok((address.host.to_string(), address.port.into()))
-            }
-            Err(NotOpened::Refused(refused)) => Err(refuse(refused.message)),
-            Err(NotOpened::Failed(message)) => Err(message),
-        }
-    }
-
-    /// The recorded SSH server at `port` of the target's host, if one is registered.
-    async fn recorded_here(&self, port: u16) -> Result<Option<TargetName>, String> {
-        let target = self.target();
-        if port == target.address.port {
-            return Ok(Some(target.name.clone()));
-        }
-        let targets = self.conn.bastion.store.targets().await.map_err(|error| {
-            tracing::error!(%error, "failed to read targets");
-            "the bastion cannot read its targets: try again".to_owned()
-        })?;
-        let loopback = |host: &Host| host.ip().is_some_and(|ip| ip.is_loopback());
-        let here = |host: &Host| {
-            *host == target.address.host
-                || self.is_its_address(host)
-                || loopback(host) && loopback(&target.address.host)
-        };
-        let found = targets.into_iter().find(|other| {
-            other.mode == Mode::Record && other.address.port == port && here(&other.address.host)
-        });
-        Ok(found.map(|other| other.name))
-    }
-
-    /// Whether `host` is an address that the target is reached at.
-    fn is_its_address(&self, host: &Host) -> bool {
-        host.ip().is_some_and(|ip| self.addresses.addresses().iter().any(|own| own.ip() == ip))
-    }
-
     /// Writes down that a connection beside the sessions is opened; false if that failed, and it must
     /// not be.
     pub(super) async fn opened_onward(&self, to: &str) -> bool {
@@ -260,10 +202,10 @@ impl Relay {
         written.is_ok()
     }
 
-    /// Writes down that such a connection closed.
-    pub(super) fn closed_onward(&self, to: String, (up, down): (u64, u64)) {
+    /// Writes down that such a connection closed, and why, if neither side closed it.
+    pub(super) fn closed_onward(&self, to: String, (up, down): (u64, u64), reason: Option<String>) {
         let (target, account) = (self.target().name.clone(), self.account().clone());
-        self.conn.record(Event::OnwardClosed { target, account, to, up, down });
+        self.conn.record(Event::OnwardClosed { target, account, to, up, down, reason });
     }
 
     /// Waits until the permit no longer holds, or holds for less; gives why.
@@ -274,52 +216,25 @@ impl Relay {
 
     /// Why it ended, if that was not the user's doing.
     fn ended(&self) -> Option<String> {
-        let cut = || self.conn.cancel.is_cancelled().then(|| "it was ended".to_owned());
+        let cut = || self.conn.ended_by_us().map(|_| "it was ended".to_owned());
         self.lapsed.get().cloned().or_else(cut)
     }
 
     async fn lapse(&self) -> String {
-        let mut revisions = self.conn.bastion.revisions();
-        let mut until = self.permit.until();
-        let mut ends = until;
-        loop {
-            let now = self.conn.bastion.clock.now();
-            let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
-            tokio::select! {
-                () = tokio::time::sleep(left + Duration::from_millis(1)) => {}
-                changed = revisions.changed() => if changed.is_err() {
-                    std::future::pending::<()>().await; // The bastion is going, and so is this.
-                },
-                () = self.cancel.cancelled() => std::future::pending::<()>().await,
+        let ask = || async {
+            let permit = decide(&self.conn, self.target(), self.account()).await?;
+            if permit.target().address != self.target().address {
+                let message = format!("{} was moved", self.target().name);
+                return Err(refused(Refusal::NotGranted, &message));
             }
-            match decide(&self.conn, self.target(), self.account()).await {
-                Ok(permit) if permit.target().address != self.target().address => {
-                    return format!("{} was moved", self.target().name);
-                }
-                Ok(permit) if permit.covers(&self.permit) => {
-                    (until, ends) = (permit.until(), permit.until());
-                }
-                Ok(_) => return format!("less is granted to you on {} now", self.target().name),
-                Err(NotOpened::Refused(refused)) => return refused.message,
-                // Its own time is over, whatever the store would say.
-                Err(NotOpened::Failed(_))
-                    if ends.is_some_and(|ends| ends <= self.conn.bastion.clock.now()) =>
-                {
-                    return "the time that was granted is over".to_owned();
-                }
-                // The store cannot be read now: asked again soon.
-                Err(NotOpened::Failed(_)) => {
-                    until = Some(UnixTime(self.conn.bastion.clock.now().0 + 1000));
-                }
+            if !permit.covers(&self.permit) {
+                let message = format!("less is granted to you on {} now", self.target().name);
+                return Err(refused(Refusal::NotGranted, &message));
             }
-        }
+            Ok(permit.until())
+        };
+        until_refused(&self.conn, self.permit.until(), &self.cancel, ask).await
     }
-}
-
-/// Whether `host`, said to `target`, means the target itself.
-fn is_itself(target: &Target, host: &Host) -> bool {
-    let local = host.as_str() == "localhost" || host.ip().is_some_and(|ip| ip.is_loopback());
-    local || host.as_str() == target.name.as_str() || *host == target.address.host
 }
 
 /// Asks the policy, with what the store holds now.

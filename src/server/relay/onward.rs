@@ -7,15 +7,19 @@ use std::sync::Arc;
 
 use russh::server::ChannelOpenHandle;
 use russh::{Channel, ChannelOpenFailure, client, server};
+use tokio::sync::oneshot::Sender;
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Listen;
 use super::bridge;
+use super::destination::Cleared;
 use super::sign_in::Stage;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::domain::{Capability, noted, printable};
 use crate::server::handler::prohibited;
+use crate::server::traffic::Counts;
 
 /// Where a connection from the target on leads.
 pub(in crate::server) enum Onward {
@@ -35,14 +39,18 @@ impl std::fmt::Display for Onward {
 }
 
 impl Onward {
-    /// Where it may lead.
-    async fn check(self, relay: &Relay) -> Result<Self, String> {
+    /// Where it may lead, and what permits that if it is not the target itself.
+    async fn check(self, relay: &Relay) -> Result<(Self, Option<Cleared>), String> {
         match self {
             Self::Tcp { host, port, originator, originator_port } => {
-                let (host, port) = relay.check_onward(&host, port).await?;
-                Ok(Self::Tcp { host, port, originator, originator_port })
+                let cleared = relay.check_onward(&host, port).await?;
+                let (host, port) = (cleared.host.clone(), cleared.port);
+                Ok((Self::Tcp { host, port, originator, originator_port }, Some(cleared)))
             }
-            Self::Socket(_) => relay.check(Capability::Forward, &self.to_string()).map(|()| self),
+            Self::Socket(_) => {
+                relay.check(Capability::Forward, &self.to_string())?;
+                Ok((self, None))
+            }
         }
     }
 
@@ -72,8 +80,8 @@ pub(in crate::server) async fn serve_onward(
         relay.conn.record_refusal(Event::RequestRefused { request, reason });
         return reply.reject(prohibited("too many channels on this connection")).await;
     };
-    let onward = match onward.check(&relay).await {
-        Ok(onward) => onward,
+    let (onward, cleared) = match onward.check(&relay).await {
+        Ok(checked) => checked,
         Err(message) => return reply.reject(prohibited(&message)).await,
     };
     let failed = |reason: String| ChannelOpenFailure::Other { code: 2, reason };
@@ -91,22 +99,54 @@ pub(in crate::server) async fn serve_onward(
     }
     let opened = tokio::select! {
         opened = timeout(STEP, onward.open(&connection)) => opened,
-        () = relay.cancel.cancelled() => return relay.closed_onward(to, (0, 0)),
+        () = relay.cancel.cancelled() => return relay.closed_onward(to, (0, 0), relay.ended()),
     };
     let refusal = match opened {
         Ok(Ok(target)) => {
             reply.accept().await;
-            let flow = relay.flow.open(channel.id());
-            let (up, down) = bridge::carry(channel, target, flow, &relay.cancel).await;
-            relay.count((up, down));
-            return relay.closed_onward(to, (up, down));
+            let meter = relay.meter(None);
+            let why = carry(&relay, channel, target, meter.counts(), cleared.as_ref()).await;
+            return relay.closed_onward(to, meter.counts().both(), why);
         }
         Ok(Err(russh::Error::ChannelOpenFailure(why))) => shown(why),
         Ok(Err(error)) => failed(printable(&error.to_string())),
         Err(_) => failed(format!("no answer within {} s", STEP.as_secs())),
     };
-    relay.closed_onward(to, (0, 0));
+    let why = match &refusal {
+        ChannelOpenFailure::Other { reason, .. } => reason.clone(),
+        other => format!("{other:?}"),
+    };
+    relay.closed_onward(to, (0, 0), Some(why));
     reply.reject(refusal).await;
+}
+
+/// Carries an open connection to its end, which comes, too, once it may no longer lead where it
+/// does; gives why it was ended from here, if it was.
+async fn carry(
+    relay: &Relay,
+    channel: Channel<server::Msg>,
+    target: Channel<client::Msg>,
+    counts: &Counts,
+    cleared: Option<&Cleared>,
+) -> Option<String> {
+    let flow = relay.flow.open(channel.id());
+    let cancel = relay.cancel.child_token();
+    let carried = bridge::carry(channel, target, flow, counts, &cancel);
+    tokio::pin!(carried);
+    let lapsed = async {
+        match cleared {
+            Some(cleared) => cleared.watch(relay).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = &mut carried => relay.ended(),
+        why = lapsed => {
+            cancel.cancel();
+            carried.await;
+            Some(why)
+        }
+    }
 }
 
 /// A target's refusal, with nothing in it that a terminal would act on.
@@ -119,8 +159,8 @@ fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
     }
 }
 
-/// The connection that the target's listening is asked for on, once `what` is written down.
-async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnection>> {
+/// The connection that the target is to listen on, once that is written down.
+async fn listener(relay: &Arc<Relay>, listen: &Listen) -> Option<Arc<TargetConnection>> {
     let home = match relay.home().await {
         Some(home) => home,
         None => match relay.connection().await {
@@ -131,41 +171,69 @@ async fn listener(relay: &Arc<Relay>, what: String) -> Option<Arc<TargetConnecti
             Ok(Stage::Asking(_)) | Err(_) => return None,
         },
     };
-    relay.opened_onward(&noted(&what)).await.then_some(home)
+    relay.opened_onward(&noted(&listen.to_string())).await.then_some(home)
 }
 
-/// Asks the target to listen for the user (`-R`); gives the port it is bound to.
-pub(in crate::server) async fn listen(relay: &Arc<Relay>, address: &str, port: u32) -> Option<u32> {
-    let what = format!("tcpip-forward {address}:{port}");
-    let home = listener(relay, what.clone()).await?;
-    let bound = timeout(STEP, home.handle.tcpip_forward(address, port)).await;
-    let bound = bound.ok().and_then(Result::ok);
-    if bound.is_none() {
-        relay.closed_onward(noted(&what), (0, 0));
+/// Asks the target to listen for the user (`-R`), and sees to it until it no longer does; `told` is
+/// sent the port that it is bound to, 0 for a socket file, or dropped. Runs on the connection's task
+/// set. If nobody waits to be told any more, they were told that it failed, and it is taken back.
+pub(in crate::server) async fn listen(relay: Arc<Relay>, listen: Listen, told: Sender<u32>) {
+    let what = listen.to_string();
+    if relay.check(Capability::RemoteForward, &what).is_err() {
+        return;
     }
-    bound
+    let Some(home) = listener(&relay, &listen).await else { return };
+    let taken_back = home.asked.listen(listen.clone());
+    let answer = async {
+        match &listen {
+            Listen::Port(address, port) => home.handle.tcpip_forward(address, *port).await,
+            Listen::Socket(path) => home.handle.streamlocal_forward(path).await.map(|()| 0),
+        }
+    };
+    let answer = tokio::select! {
+        answer = timeout(STEP, answer) => answer,
+        () = relay.cancel.cancelled() => return relay.closed_onward(noted(&what), (0, 0), relay.ended()),
+    };
+    let (listen, why) = match answer {
+        Ok(Ok(bound)) => {
+            let listen = home.asked.bound(listen, bound);
+            let why = if told.send(bound).is_ok() {
+                tokio::select! {
+                    () = taken_back.cancelled() => None,
+                    () = home.asked.over.cancelled() => Some("the target closed it".to_owned()),
+                    () = relay.cancel.cancelled() => relay.ended(),
+                }
+            } else {
+                take_back(&home, &listen).await;
+                Some("the target answered too late".to_owned())
+            };
+            (listen, why)
+        }
+        Ok(Err(_)) => (listen, Some("the target refused it".to_owned())),
+        Err(_) => (listen, Some(format!("no answer within {} s", STEP.as_secs()))),
+    };
+    home.asked.unlisten(&listen);
+    relay.closed_onward(noted(&what), (0, 0), why);
 }
 
-/// Takes that back.
-pub(in crate::server) async fn unlisten(relay: &Arc<Relay>, address: &str, port: u32) -> bool {
-    let Some(home) = relay.home().await else { return false };
-    let done = timeout(STEP, home.handle.cancel_tcpip_forward(address, port)).await;
-    matches!(done, Ok(Ok(())))
-}
-
-/// Asks the target to listen at a socket file (OpenSSH's PROTOCOL section 2.4).
-pub(in crate::server) async fn listen_at(relay: &Arc<Relay>, path: &str) -> bool {
-    let what = format!("streamlocal-forward {path}");
-    let Some(home) = listener(relay, what.clone()).await else { return false };
-    let bound = matches!(timeout(STEP, home.handle.streamlocal_forward(path)).await, Ok(Ok(())));
-    if !bound {
-        relay.closed_onward(noted(&what), (0, 0));
+/// Takes that back; `told` is sent whether the target did.
+pub(in crate::server) async fn unlisten(relay: Arc<Relay>, listen: Listen, told: Sender<bool>) {
+    let done = match relay.home().await {
+        Some(home) => take_back(&home, &listen).await,
+        None => false,
+    };
+    if told.send(done).is_err() {
+        tracing::debug!("a target answered too late to a port that was taken back");
     }
-    bound
 }
 
-/// Takes that back.
-pub(in crate::server) async fn unlisten_at(relay: &Arc<Relay>, path: &str) -> bool {
-    let Some(home) = relay.home().await else { return false };
-    matches!(timeout(STEP, home.handle.cancel_streamlocal_forward(path)).await, Ok(Ok(())))
+async fn take_back(home: &TargetConnection, listen: &Listen) -> bool {
+    let answer = async {
+        match listen {
+            Listen::Port(address, port) => home.handle.cancel_tcpip_forward(address, *port).await,
+            Listen::Socket(path) => home.handle.cancel_streamlocal_forward(path).await,
+        }
+    };
+    let done = matches!(timeout(STEP, answer).await, Ok(Ok(())));
+    done && home.asked.unlisten(listen)
 }

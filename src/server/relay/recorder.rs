@@ -1,15 +1,19 @@
-//! One session channel's recording: its row and event in the store, its file, its end.
+//! One session channel's recording: its row and events in the store, its file, its end.
 //!
 //! Always holds: a [`Recording`] exists only with its file open and its start event written; its
-//! end is written once, with the file's digest if the file could be finished.
+//! end is written once, after what was done to files, with the file's digest if the file could be
+//! finished.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
+use tokio_util::task::TaskTracker;
 
 use super::Relay;
+use super::journal::Journal;
 use crate::audit::{Context, Event};
 use crate::domain::{Id, noted};
 use crate::recording::{Failure, Header, Recorder};
@@ -30,14 +34,24 @@ pub(super) struct Subject<'a> {
 pub(super) struct Recording {
     id: Id,
     recorder: Recorder,
+    journal: Journal,
     bastion: Arc<Bastion>,
     context: Context,
     strict: bool,
     input: bool,
+    /// Where events are written that nobody waits for.
+    tasks: TaskTracker,
+    /// Whether it was written down that it is full.
+    full: AtomicBool,
 }
 
 /// Why a channel cannot go on: a sentence for the user.
 fn unrecordable(failure: &Failure) -> String {
+    if let Failure::Full { max } = failure {
+        return format!(
+            "this session ends, since its recording takes {max} bytes, as much as one may"
+        );
+    }
     tracing::error!(%failure, "a recording failed");
     "this session ends, since it can no longer be recorded: tell your administrator".to_owned()
 }
@@ -77,8 +91,15 @@ impl Recording {
             }
             return Err(refuse(&error));
         }
-        let bastion = Arc::clone(&conn.bastion);
-        Ok(Self { id, recorder, bastion, context, strict: settings.strict, input: settings.input })
+        let (bastion, journal) = (Arc::clone(&conn.bastion), Journal::start(conn, id.clone()));
+        let (strict, input, tasks) = (settings.strict, settings.input, conn.tasks.clone());
+        let full = AtomicBool::new(false);
+        Ok(Self { id, recorder, journal, bastion, context, strict, input, tasks, full })
+    }
+
+    /// Its id.
+    pub(super) fn id(&self) -> &Id {
+        &self.id
     }
 
     /// Records what goes to the user's screen.
@@ -99,58 +120,82 @@ impl Recording {
         self.judge(self.recorder.resize(cells(columns, USUAL.0), cells(rows, USUAL.1)).await)
     }
 
-    /// What was done to a file: an event in the audit log, and a mark in the recording.
-    pub(super) async fn file(&self, event: &FileEvent) -> Result<(), String> {
-        let second = event.second.as_ref().map(ToString::to_string);
-        let line = match &second {
-            Some(second) => format!("{} {} {second}", event.operation, event.path),
-            None => format!("{} {}", event.operation, event.path),
-        };
-        self.judge(self.recorder.marker(format!("{line}: {}", event.outcome)).await)?;
-        let accessed = Event::FileAccessed {
-            recording: self.id.clone(),
-            operation: event.operation.to_string(),
-            path: event.path.to_string(),
-            to: second,
-            read: event.bytes_read,
-            written: event.bytes_written,
-            outcome: event.outcome.to_string(),
-        };
-        let now = self.bastion.clock.now();
-        self.bastion.store.record(now, &self.context, accessed).await.map_err(|error| {
-            tracing::error!(%error, "failed to write an audit event of a file");
-            "this session ends, since the audit log cannot be written".to_owned()
-        })
+    /// What was done to files: events in the audit log, and marks in the recording.
+    pub(super) async fn files(&self, events: &[FileEvent]) -> Result<(), String> {
+        self.note_files(events)?;
+        self.mark_files(events).await
+    }
+
+    /// Notes events for the audit log, without waiting: all of them before anything waits, so that
+    /// nobody's leaving makes one go unwritten. What follows is [`Recording::mark_files`].
+    pub(super) fn note_files(&self, events: &[FileEvent]) -> Result<(), String> {
+        events.iter().try_for_each(|event| self.journal.note(event.clone()))
+    }
+
+    /// Marks events in the recording.
+    pub(super) async fn mark_files(&self, events: &[FileEvent]) -> Result<(), String> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        for event in events {
+            self.judge(self.recorder.marker(mark(event)).await)?;
+        }
+        self.journal.room().await
     }
 
     /// Waits until the session must end because it cannot be recorded; for ever if it need not.
     pub(super) async fn failed(&self) -> String {
-        let failure = self.recorder.failed().await;
-        if self.strict { unrecordable(&failure) } else { std::future::pending().await }
-    }
-
-    fn judge(&self, result: Result<(), Failure>) -> Result<(), String> {
-        match result {
-            Err(failure) if self.strict => Err(unrecordable(&failure)),
-            _ => Ok(()),
+        let unrecorded = async {
+            let failure = self.recorder.failed().await;
+            self.note(&failure);
+            if self.strict { unrecordable(&failure) } else { std::future::pending().await }
+        };
+        tokio::select! {
+            why = unrecorded => why,
+            why = self.journal.failed() => why,
         }
     }
 
-    /// Ends it: the file is finished and the end written down in the background, which the
-    /// bastion waits for when it stops.
-    pub(super) fn end(self, outcome: String, bytes: (u64, u64)) {
-        let finishing = self.bastion.relay.finishing.clone();
-        finishing.spawn(async move {
-            let finished = self.recorder.finish().await;
-            let folder = &self.bastion.settings().record.folder;
+    fn judge(&self, result: Result<(), Failure>) -> Result<(), String> {
+        let Err(failure) = result else { return Ok(()) };
+        self.note(&failure);
+        if self.strict { Err(unrecordable(&failure)) } else { Ok(()) }
+    }
+
+    /// Writes down, once, that the recording is full, if that is why it failed: it may be what
+    /// somebody wanted.
+    fn note(&self, failure: &Failure) {
+        let Failure::Full { max } = *failure else { return };
+        if self.full.swap(true, Relaxed) {
+            return;
+        }
+        let (bastion, context) = (Arc::clone(&self.bastion), self.context.clone());
+        let recording = self.id.clone();
+        self.tasks.spawn(async move { write_full(&bastion, &context, recording, max).await });
+    }
+
+    /// Ends it, once what was done to files is in the store: the file is finished and the end written
+    /// down in the background, which the bastion waits for when it stops.
+    pub(super) async fn end(self, outcome: String, bytes: (u64, u64)) -> Result<(), String> {
+        let Self { id, recorder, journal, bastion, context, full, .. } = self;
+        let written = journal.close().await;
+        let outcome = written.clone().err().unwrap_or(outcome);
+        bastion.relay.finishing.clone().spawn(async move {
+            let finished = recorder.finish().await;
+            let folder = &bastion.settings().record.folder;
             let file = match &finished {
                 Ok(file) => Some((relative(&file.path, folder), file.bytes, file.sha256.clone())),
                 Err(failure) => {
-                    tracing::error!(%failure, recording = %self.id, "failed to finish a recording");
+                    tracing::error!(%failure, recording = %id, "failed to finish a recording");
                     None
                 }
             };
             let failure = finished.as_ref().ok().and_then(|file| file.failure.as_ref());
+            if let Some(Failure::Full { max }) = failure
+                && !full.swap(true, Relaxed)
+            {
+                write_full(&bastion, &context, id.clone(), *max).await;
+            }
             let outcome = match failure {
                 Some(failure) => format!("{outcome}; not whole: {failure}"),
                 None => outcome,
@@ -160,11 +205,29 @@ impl Recording {
                 bytes,
                 file: file.as_ref().map(|(path, size, sha)| (path.as_str(), *size, sha.as_str())),
             };
-            let (store, now) = (&self.bastion.store, self.bastion.clock.now());
-            if let Err(error) = store.end_recording(&self.id, &end, &self.context, now).await {
-                tracing::error!(%error, recording = %self.id, "failed to write a recording's end");
+            let (store, now) = (&bastion.store, bastion.clock.now());
+            if let Err(error) = store.end_recording(&id, &end, &context, now).await {
+                tracing::error!(%error, recording = %id, "failed to write a recording's end");
             }
         });
+        written
+    }
+}
+
+/// Writes down that a recording is full.
+async fn write_full(bastion: &Bastion, context: &Context, recording: Id, max: u64) {
+    let event = Event::RecordingFull { recording, max };
+    if let Err(error) = bastion.store.record(bastion.clock.now(), context, event).await {
+        tracing::error!(%error, "failed to write an audit event of a recording");
+    }
+}
+
+/// What is said of a file in a recording.
+fn mark(event: &FileEvent) -> String {
+    let FileEvent { operation, path, second, outcome, .. } = event;
+    match second {
+        Some(second) => format!("{operation} {path} {second}: {outcome}"),
+        None => format!("{operation} {path}: {outcome}"),
     }
 }
 

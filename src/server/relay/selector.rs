@@ -89,31 +89,33 @@ impl Selector {
         user: Arc<OnceLock<russh::server::Handle>>,
     ) -> Result<Arc<Relay>, NotOpened> {
         let name = &self.target;
-        let refuse = |reason, message: String| {
-            let destination = noted(name);
-            conn.record_refusal(Event::ForwardRefused { destination, reason });
-            NotOpened::Refused(policy::Refused { reason, message })
+        let refuse = |refused: policy::Refused| {
+            let (destination, target) = (noted(name), refused.target.clone());
+            let reason = refused.reason;
+            conn.record_refusal(Event::ForwardRefused { destination, target, reason });
+            NotOpened::Refused(refused)
         };
-        let not_granted =
-            || refuse(Refusal::NotGranted, format!("{} is not granted to you", noted(name)));
+        let not_granted = || {
+            let message = format!("{} is not granted to you", noted(name));
+            refuse(policy::Refused { reason: Refusal::NotGranted, message, target: None })
+        };
         let destination = Destination::parse(name, 22).map_err(|_| not_granted())?;
         let who = conn.who().ok_or_else(not_granted)?;
         let permit = match super::super::direct::decide(conn, who, &destination).await {
-            Err(NotOpened::Refused(refused)) => {
-                return Err(refuse(refused.reason, refused.message));
-            }
+            Err(NotOpened::Refused(refused)) => return Err(refuse(refused)),
             other => other?,
         };
         let target = permit.target();
         if target.mode != Mode::Record {
             let message = format!("{} is in tunnel mode: connect with ssh -J", target.name);
-            return Err(refuse(Refusal::NotOffered, message));
+            let target = Some(target.name.clone());
+            return Err(refuse(policy::Refused { reason: Refusal::NotOffered, message, target }));
         }
         let (address, timeout) = (&target.address, conn.settings.dial_timeout);
         let ips = dial::resolve(&address.host, address.port, timeout).await;
         let ips = ips.map_err(|e| NotOpened::Failed(e.for_target(target.name.as_str())))?;
         let checked = permit.check_addresses(&ips, &conn.bastion.own_addresses(&ips));
-        let checked = checked.map_err(|refused| refuse(refused.reason, refused.message))?;
+        let checked = checked.map_err(refuse)?;
         let account = match &self.account {
             Some(account) => account.clone(),
             None => the_account(conn, target).await?,

@@ -5,6 +5,7 @@
 //! side is drained all the time. Whatever ends the channel, its recording's end is written.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,11 +18,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Asked;
 use super::bridge::{Piece, Uplink};
 use super::carry::Both;
+use super::files::Files;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
-use super::stream::Counts;
 use super::target::{STEP, TargetConnection};
 use crate::audit::{Event, Refusal};
 use crate::console::dialog::{Line, Next};
@@ -29,7 +31,9 @@ use crate::console::menu::Menu;
 use crate::domain::{Capability, noted, printable};
 use crate::server::connection::Connection;
 use crate::server::handler::prohibited;
+use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
+use crate::store::Carrier;
 
 /// Environment variables that are passed on.
 const MAX_ENV: usize = 64;
@@ -41,6 +45,8 @@ const MAX_COMMAND: usize = 4096;
 const MAX_LINE: usize = 1024;
 /// Window changes and signals that may wait.
 const MAX_CONTROLS: usize = 64;
+/// How long a client may take for a channel's end; shorter than the connection's own goodbye.
+const LAST_WORD: Duration = Duration::from_millis(1500);
 /// The exit status of what could not even begin, or was cut off; as ssh's own.
 pub(super) const NOT_BEGUN: u32 = 255;
 
@@ -187,6 +193,8 @@ impl Controls {
 }
 
 async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, uplink: Uplink) {
+    // Whoever ends the connection waits until it was said here.
+    let _screen = relay.conn.screens.token();
     let mut setup = Setup::default();
     let start = tokio::select! {
         start = gather(&mut from_user, &mut setup, &uplink) => start,
@@ -200,16 +208,25 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
         end = channel.run(&controls, intake(&mut from_user, uplink, &controls)) => end,
         () = tell_of_stopping(&relay.conn, user, setup) => End::Cut,
     };
+    let why = match end {
+        End::Failed(why) => Some(why),
+        // The inner SSH has told its client, and with it this channel's.
+        End::Cut if relay.is_on_outer() => relay.conn.ended_by_us(),
+        End::Cut | End::Target(_) | End::User => None,
+    };
     let told = async {
-        if let End::Failed(why) = &end {
+        if let Some(why) = &why {
             user.say(why).await?;
             user.out.exit_status(NOT_BEGUN).await?;
             user.out.eof().await?;
         }
-        user.out.close().await
+        user.out.close().await?;
+        // A client that is sent away drops what it has not shown yet: wait until it has.
+        while why.is_some() && !matches!(from_user.wait().await, Some(ChannelMsg::Close) | None) {}
+        Ok::<(), russh::Error>(())
     };
     // A user who does not read is not waited for.
-    if !matches!(timeout(Duration::from_secs(2), told).await, Ok(Ok(()))) {
+    if !matches!(timeout(LAST_WORD, told).await, Ok(Ok(()))) {
         tracing::debug!("the user left before the end of a channel");
     }
 }
@@ -355,7 +372,6 @@ impl Carried<'_> {
         if self.setup.agent && relay.permit.allows(Capability::Agent) {
             relay.agent.store(true, Relaxed);
         }
-        let counts = Counts::default();
         let gone = async {
             tokio::select! {
                 end = left => end,
@@ -372,17 +388,14 @@ impl Carried<'_> {
                 end = &mut gone => (begin.await, Some(end)),
             }
         };
-        let (recording, end) = match (begun, early) {
-            (Ok((recording, _)), Some(end)) => (Some(recording), end),
-            (Err(_), Some(end)) => (None, end),
-            (Err(why), None) => (None, End::Failed(why)),
-            (Ok((recording, filter)), None) => {
-                let end = tokio::select! {
-                    end = self.carry(controls, &counts, &recording, filter) => end,
-                    end = &mut gone => end,
-                };
-                (Some(recording), end)
-            }
+        let (recording, filter) = match begun {
+            Ok(begun) => begun,
+            Err(why) => return early.unwrap_or(End::Failed(why)),
+        };
+        let meter = relay.meter(Some(Carrier::Recording(recording.id().clone())));
+        let end = match early {
+            Some(end) => end,
+            None => self.carry(controls, meter.counts(), &recording, filter, gone).await,
         };
         let outcome = match &end {
             End::Target(None) => "the target closed it".to_owned(),
@@ -391,11 +404,10 @@ impl Carried<'_> {
             End::Failed(why) => why.clone(),
             End::Cut => relay.ended().unwrap_or_else(|| "the user left".to_owned()),
         };
-        relay.count(counts.both());
-        if let Some(recording) = recording {
-            recording.end(outcome, counts.both());
+        match recording.end(outcome, meter.counts().both()).await {
+            Ok(()) => end,
+            Err(why) => End::Failed(why),
         }
-        end
     }
 
     /// Checks what the channel is for and begins its recording; gives the filter of files, too.
@@ -405,12 +417,14 @@ impl Carried<'_> {
         Ok((Recording::start(self.relay, &self.subject(&what)).await?, filter))
     }
 
+    /// Carries the channel until an end, or `gone`, and tells what was still going on with files.
     async fn carry(
         &self,
         controls: &Controls,
         counts: &Counts,
         recording: &Recording,
         filter: Option<sftp::Filter>,
+        mut gone: Pin<&mut impl Future<Output = End>>,
     ) -> End {
         let reached = async {
             self.tell().await?;
@@ -418,20 +432,36 @@ impl Carried<'_> {
             let target = self.open(&connection).await?;
             Ok((connection, target))
         };
-        let (_connection, target) = match reached.await {
+        let reached = tokio::select! {
+            reached = reached => reached,
+            end = &mut gone => return end,
+        };
+        let (connection, target) = match reached {
             Ok(reached) => reached,
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let files = filter.map(tokio::sync::Mutex::new);
-        let scp = self.scp().map(Mutex::new);
-        let both =
-            Both { channel: self, recording, files: files.as_ref(), scp: scp.as_ref(), counts };
-        tokio::select! {
-            end = both.down(from_target, &to_target) => end,
+        let (files, scp) = (filter.map(Files::new), self.scp().map(Mutex::new));
+        let (files, scp) = (files.as_ref(), scp.as_ref());
+        let both = Both { channel: self, recording, files, scp, counts };
+        let end = tokio::select! {
+            end = both.down(from_target) => end,
             end = both.up(&to_target) => end,
+            end = both.tell() => end,
             end = both.control(controls, &to_target) => end,
+            end = gone => end,
             why = recording.failed() => End::Failed(why),
+        };
+        let end = match end {
+            End::Failed(_) if connection.asked.is_cut() => {
+                let name = &self.relay.target().name;
+                End::Failed(format!("{name} was cut off: it opened channels that nobody asked for"))
+            }
+            end => end,
+        };
+        match both.finish().await {
+            Err(why) if !matches!(end, End::Failed(_)) => End::Failed(why),
+            _ => end,
         }
     }
 
@@ -477,8 +507,7 @@ impl Carried<'_> {
     /// terminal; without one on standard error, as a client shows a banner, and once.
     async fn tell(&self) -> Result<(), String> {
         let notice = &self.relay.conn.settings.record.notice;
-        let on_outer = Arc::ptr_eq(&self.relay.flow, &self.relay.conn.flow);
-        if notice.is_empty() || !on_outer {
+        if notice.is_empty() || !self.relay.is_on_outer() {
             return Ok(());
         }
         let (line, out) = (format!("{notice}\r\n"), &self.user.out);
@@ -523,14 +552,18 @@ impl Carried<'_> {
             }
             Err(_) => return Err(format!("{name} opened no session within {} s", STEP.as_secs())),
         };
-        let requested = timeout(STEP, self.request(&target)).await;
+        let requested = timeout(STEP, self.request(&target, &connection.asked)).await;
         match requested {
             Ok(Ok(())) => Ok(target),
             _ => Err(format!("{name} closed the connection")),
         }
     }
 
-    async fn request(&self, target: &Channel<client::Msg>) -> Result<(), russh::Error> {
+    async fn request(
+        &self,
+        target: &Channel<client::Msg>,
+        asked: &Asked,
+    ) -> Result<(), russh::Error> {
         let (setup, permit) = (self.setup, &self.relay.permit);
         if let Some(terminal) = &setup.terminal {
             let (columns, rows, width, height) = terminal.size;
@@ -541,11 +574,13 @@ impl Carried<'_> {
             target.set_env(false, name.as_str(), value.as_str()).await?;
         }
         if setup.agent && permit.allows(Capability::Agent) {
+            asked.agent();
             target.agent_forward(false).await?;
         }
         if let Some((single, protocol, cookie, screen)) = &setup.x11
             && permit.allows(Capability::X11)
         {
+            asked.x11(*single);
             target.request_x11(false, *single, protocol.as_str(), cookie.as_str(), *screen).await?;
         }
         match self.start {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -17,20 +17,7 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::server::forward::ChannelFlow;
-
-/// Bytes that passed.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) up: AtomicU64,
-    pub(super) down: AtomicU64,
-}
-
-impl Counts {
-    /// Up and down.
-    pub(super) fn both(&self) -> (u64, u64) {
-        (self.up.load(Relaxed), self.down.load(Relaxed))
-    }
-}
+use crate::server::traffic::Counts;
 
 /// What came from the client and was not read yet.
 struct Intake {

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Relay;
+use super::asked::Asked;
 use super::callbacks::{Handler, HostKeys};
 use super::sign_in::{Stage, sign_in};
 use crate::audit::Event;
@@ -34,6 +35,8 @@ pub(super) const ANSWER: Duration = Duration::from_secs(120);
 pub(super) struct TargetConnection {
     pub(super) handle: client::Handle<Handler>,
     pub(super) control: StreamControl,
+    /// What lets the target open channels on it.
+    pub(super) asked: Arc<Asked>,
 }
 
 impl Drop for TargetConnection {
@@ -136,10 +139,14 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
     let (stream, control) = GuardedStream::new(socket, STEP + ANSWER);
     let refused = Arc::new(Mutex::new(None));
     let config = config(&trusted, relay.conn.settings.flow.window);
+    let asked = Arc::new(Asked::default());
     let handler = Handler {
         relay: Arc::downgrade(relay),
         host_keys: HostKeys::parse(&trusted),
         refused: Arc::clone(&refused),
+        asked: Arc::clone(&asked),
+        _over: asked.over.clone().drop_guard(),
+        control: control.clone(),
     };
     // russh's task and its socket would outlive whoever stops waiting.
     let mut guard = Unfinished(Some(control.clone()));
@@ -150,7 +157,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
         (_, Some(why)) => Err(why),
         (Ok(Ok(handle)), None) => {
             guard.0 = None;
-            Ok(TargetConnection { handle, control })
+            Ok(TargetConnection { handle, control, asked })
         }
         (Ok(Err(error)), None) => {
             tracing::info!(target = %name, %error, "failed to speak SSH with a target");

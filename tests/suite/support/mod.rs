@@ -56,6 +56,9 @@ pub(crate) use on_both_engines;
 /// How long anything may take that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
+/// How long what ends by itself may take to end.
+pub const SOON: Duration = Duration::from_secs(5);
+
 /// Where a tool is.
 pub fn tool(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -138,4 +141,19 @@ pub async fn ended(child: &mut Child) -> std::process::ExitStatus {
 pub fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = i32::try_from(child.id().expect("it has ended")).unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Makes `name.key` and `name.pem`: an authority, or a certificate for `names` that `by` signed.
+pub async fn certificate(dir: &Path, name: &str, by: Option<&str>, names: &str) {
+    let mut openssl = command(tool("openssl"));
+    openssl.current_dir(dir).args("req -x509 -newkey ec -nodes -days 2".split(' '));
+    openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", &format!("/CN={name}")]);
+    openssl.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")]);
+    if let Some(by) = by {
+        openssl.args(["-CA", &format!("{by}.pem"), "-CAkey", &format!("{by}.key")]);
+        openssl.args(["-addext", "basicConstraints=CA:FALSE"]);
+        openssl.args(["-addext", &format!("subjectAltName={names}")]);
+    }
+    let out = openssl.output().await.unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }

@@ -1,13 +1,14 @@
-//! A target that asks for a password: an sshd of ours, since the system's asks for the passwords of
-//! the system's accounts.
+//! A target that asks for a password, and does what no sshd does: an sshd of ours, since the system's
+//! asks for the passwords of the system's accounts.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use russh::keys::PrivateKey;
-use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Response, Session};
+use russh::server::{Auth, ChannelOpenHandle, Config, Handle, Handler, Msg, Response, Session};
 use russh::{Channel, ChannelId, MethodKind, MethodSet};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// How it lets people in.
@@ -19,10 +20,30 @@ pub enum Asks {
     Question,
     /// With `tiger` and `000 111` as the answers to two questions, the second shown as it is typed.
     Questions,
+    /// With `tiger` as the answer to [`HOSTILE`], which a terminal would act on.
+    Hostile,
+}
+
+/// A question that sets the terminal's title, its colour, and where it writes next.
+pub const HOSTILE: &str = "\x1b]0;owned\x07Pass\u{9b}31mw\u{202e}ord\x08\r: ";
+
+/// Where it listens when it may choose the port.
+pub const ANY_PORT: u32 = 4000;
+
+/// What it answers about this one only when it is told to.
+pub const SLOW_PORT: u32 = 4001;
+
+#[derive(Default)]
+pub struct Slow {
+    /// Told to answer.
+    pub asked: Notify,
+    /// Tells that the port was given back.
+    pub taken_back: Notify,
 }
 
 pub struct Played {
     pub port: u16,
+    pub slow: Arc<Slow>,
     /// The public half of its host key.
     pub host_key: String,
     task: JoinHandle<()>,
@@ -42,7 +63,7 @@ impl Played {
         let host_key = key.public_key().to_openssh().unwrap();
         let method = match asks {
             Asks::Password => MethodKind::Password,
-            Asks::Question | Asks::Questions => MethodKind::KeyboardInteractive,
+            Asks::Question | Asks::Questions | Asks::Hostile => MethodKind::KeyboardInteractive,
         };
         let config = Arc::new(Config {
             methods: MethodSet::from(&[method][..]),
@@ -52,12 +73,14 @@ impl Played {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let slow = Arc::<Slow>::default();
+        let slow_too = Arc::clone(&slow);
         let serve = async move {
             let mut sessions = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let config = Arc::clone(&config);
+                let (config, slow) = (Arc::clone(&config), Arc::clone(&slow_too));
                 sessions.spawn(async move {
-                    let person = Person { asks, user: String::new() };
+                    let person = Person { asks, user: String::new(), slow };
                     if let Ok(session) = russh::server::run_stream(config, stream, person).await {
                         session.await.ok();
                     }
@@ -66,13 +89,14 @@ impl Played {
         };
         #[allow(clippy::disallowed_methods)] // Its owner is what is returned.
         let task = tokio::spawn(serve);
-        Self { port, host_key, task }
+        Self { port, slow, host_key, task }
     }
 }
 
 struct Person {
     asks: Asks,
     user: String,
+    slow: Arc<Slow>,
 }
 
 fn no() -> Auth {
@@ -99,6 +123,7 @@ impl Handler for Person {
         let (prompts, wanted) = match self.asks {
             Asks::Password => return Ok(no()),
             Asks::Question => (vec![password], vec!["tiger"]),
+            Asks::Hostile => (vec![(Cow::Borrowed(HOSTILE), false)], vec!["tiger"]),
             Asks::Questions => {
                 (vec![password, (Cow::Borrowed("Token: "), true)], vec!["tiger", "000 111"])
             }
@@ -126,17 +151,91 @@ impl Handler for Person {
         Ok(())
     }
 
+    async fn tcpip_forward(
+        &mut self,
+        _address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        match *port {
+            0 => *port = ANY_PORT,
+            SLOW_PORT => self.slow.asked.notified().await,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        _address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        if port == SLOW_PORT {
+            self.slow.taken_back.notify_one();
+        }
+        Ok(true)
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        _path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        session.channel_success(channel)?;
+        session.exit_status_request(channel, 3)?;
+        session.eof(channel)?;
+        session.close(channel)
+    }
+
     async fn exec_request(
         &mut self,
         channel: ChannelId,
         command: &[u8],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let said = format!("{} runs {}\n", self.user, String::from_utf8_lossy(command));
+        let command = String::from_utf8_lossy(command).into_owned();
         session.channel_success(channel)?;
+        if let Some(kinds) = command.strip_prefix("open ") {
+            let (handle, kinds) = (session.handle(), kinds.to_owned());
+            #[allow(clippy::disallowed_methods)] // It ends with the connection.
+            tokio::spawn(async move { open(&handle, channel, &kinds).await });
+            return Ok(());
+        }
+        let said = format!("{} runs {command}\n", self.user);
         session.data(channel, said.into_bytes())?;
         session.exit_status_request(channel, 0)?;
         session.eof(channel)?;
         session.close(channel)
     }
+}
+
+/// Opens channels of these kinds to whoever is connected, one after the other, and says on `channel`
+/// what became of each.
+async fn open(handle: &Handle, channel: ChannelId, kinds: &str) {
+    for kind in kinds.split(' ') {
+        let opened = match kind.split_once(':') {
+            Some(("port", port)) => {
+                let port = port.parse().unwrap();
+                handle.channel_open_forwarded_tcpip("localhost", port, "192.0.2.1", 7).await
+            }
+            Some((_, path)) => handle.channel_open_forwarded_streamlocal(path).await,
+            None if kind == "agent" => handle.channel_open_agent().await,
+            None if kind == "x11" => handle.channel_open_x11("192.0.2.1", 7).await,
+            None => handle.channel_open_session().await,
+        };
+        let what = if opened.is_ok() { "opened" } else { "refused" };
+        handle.data(channel, format!("{kind} {what}\n").into_bytes()).await.ok();
+    }
+    handle.exit_status_request(channel, 0).await.ok();
+    handle.eof(channel).await.ok();
+    handle.close(channel).await.ok();
 }

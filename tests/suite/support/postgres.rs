@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use super::{command, ended, eventually, free_port};
+use super::{certificate, command, ended, eventually, free_port};
 
 pub struct Postgres {
     dir: tempfile::TempDir,
@@ -20,10 +20,40 @@ pub const PASSWORD: &str = "a-password-of-tests";
 
 impl Postgres {
     pub async fn start() -> Self {
+        Self::launch(false).await
+    }
+
+    /// Starts one that speaks TLS, with a certificate for `localhost` by an authority of its own.
+    pub async fn with_tls() -> Self {
+        Self::launch(true).await
+    }
+
+    /// The authority of its certificate, and one that it has nothing to do with.
+    pub fn authorities(&self) -> [PathBuf; 2] {
+        ["authority.pem", "stranger.pem"].map(|name| self.dir.path().join(name))
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    async fn launch(tls: bool) -> Self {
         let bin = bin();
         let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
         let template = template(&bin).await;
         run(command("/bin/cp").arg("-a").arg(&template).arg(dir.path().join("data"))).await;
+        let mut settings = Vec::new();
+        if tls {
+            for (name, by) in
+                [("authority", None), ("stranger", None), ("server", Some("authority"))]
+            {
+                certificate(dir.path(), name, by, "DNS:localhost").await;
+            }
+            let at = |name: &str| dir.path().join(name).display().to_string();
+            let (cert, key) = (at("server.pem"), at("server.key"));
+            let set = [("ssl", "on"), ("ssl_cert_file", &cert), ("ssl_key_file", &key)];
+            settings.extend(set.map(|(name, value)| format!("--{name}={value}")));
+        }
         own(dir.path()).await;
         let port = free_port();
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
@@ -32,6 +62,7 @@ impl Postgres {
             .arg(dir.path().join("data"))
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"])
             .args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=60"])
+            .args(settings)
             .stdout(Stdio::null())
             .stderr(Stdio::from(log))
             .spawn()

@@ -29,6 +29,12 @@ pub const INFO_REQUEST: u8 = 60;
 const INFO_RESPONSE: u8 = 61;
 pub const CHANNEL_OPEN: u8 = 90;
 pub const CHANNEL_OPEN_CONFIRMATION: u8 = 91;
+pub const CHANNEL_OPEN_FAILURE: u8 = 92;
+const WINDOW_ADJUST: u8 = 93;
+pub const DATA: u8 = 94;
+pub const CLOSE: u8 = 97;
+pub const GLOBAL_REQUEST: u8 = 80;
+pub const REQUEST_FAILURE: u8 = 82;
 
 const VERSION: &str = "SSH-2.0-Raw";
 
@@ -91,6 +97,8 @@ pub struct RawClient {
     keys: Option<(Cipher, Cipher)>,
     /// The session's identifier (RFC 4253 section 7.2).
     id: Vec<u8>,
+    /// What the server offered.
+    offer: Vec<u8>,
 }
 
 impl RawClient {
@@ -110,7 +118,7 @@ impl RawClient {
     /// Agrees on keys over a connection; `None` if the server closes it.
     pub async fn over(stream: TcpStream) -> Option<Self> {
         stream.set_nodelay(true).unwrap();
-        let mut client = Self { stream, keys: None, id: Vec::new() };
+        let mut client = Self { stream, keys: None, id: Vec::new(), offer: Vec::new() };
         client.write(format!("{VERSION}\r\n").as_bytes()).await;
         let server_version = client.line().await?;
         let lists = [
@@ -158,6 +166,7 @@ impl RawClient {
             Cipher { key: aead::LessSafeKey::new(key), iv }
         };
         client.id = session.as_ref().to_vec();
+        client.offer = theirs;
         client.send(&[NEWKEYS]).await;
         client.expect(NEWKEYS).await?;
         client.keys = Some((cipher(b'A', b'C'), cipher(b'B', b'D')));
@@ -247,23 +256,43 @@ impl RawClient {
         self.send(&packet.0).await;
     }
 
+    /// Asks whether an Ed25519 key that nobody has would do (RFC 4252 section 7).
+    pub async fn offer_key(&mut self, user: &str) {
+        let blob = Packet::default().text("ssh-ed25519").text([7; 32]).0;
+        let offer = Self::request(user, "publickey").bytes(&[0]).text("ssh-ed25519").text(blob);
+        self.send(&offer.0).await;
+    }
+
     /// Signs in without anything to show; the last reply.
     pub async fn sign_in_by_none(&mut self, user: &str) -> u8 {
         self.send(&Self::request(user, "none").0).await;
         self.reply().await
     }
 
-    /// Signs in with an Ed25519 key (RFC 4252 section 7); the last reply.
+    /// Signs in with an Ed25519 key; the last reply.
     pub async fn sign_in_by_key(&mut self, user: &str, key: &Path) -> u8 {
         let key = PrivateKey::read_openssh_file(key).unwrap();
         let seed = &key.key_data().ed25519().unwrap().private;
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).unwrap();
         let blob = key.public_key().to_bytes().unwrap();
-        let request = Self::request(user, "publickey").bytes(&[1]).text("ssh-ed25519").text(blob);
-        let signed = Packet::default().text(&self.id).bytes(&request.0).0;
-        let signature = Packet::default().text("ssh-ed25519").text(pair.sign(&signed)).0;
-        self.send(&request.text(signature).0).await;
+        let sign = async |signed: &[u8]| Packet::default().text(pair.sign(signed)).0;
+        self.send_key(user, "ssh-ed25519", &blob, sign).await;
         self.reply().await
+    }
+
+    /// Proves to have a key (RFC 4252 section 7); `sign` gives what follows the algorithm's name in the
+    /// signature.
+    pub async fn send_key(
+        &mut self,
+        user: &str,
+        algorithm: &str,
+        blob: &[u8],
+        sign: impl AsyncFnOnce(&[u8]) -> Vec<u8>,
+    ) {
+        let request = Self::request(user, "publickey").bytes(&[1]).text(algorithm).text(blob);
+        let signed = Packet::default().text(&self.id).bytes(&request.0).0;
+        let signature = Packet::default().text(algorithm).bytes(&sign(&signed).await).0;
+        self.send(&request.text(signature).0).await;
     }
 
     pub async fn answer(&mut self, answer: &str) {
@@ -291,5 +320,53 @@ impl RawClient {
             self.answer(answer).await;
         }
         self.reply().await
+    }
+
+    /// The ten lists of the server's KEXINIT, in their order (RFC 4253 section 7.1).
+    pub fn offered(&self) -> Vec<Vec<String>> {
+        let mut rest = &self.offer[17..];
+        let mut list = || String::from_utf8(take(&mut rest).to_vec()).unwrap();
+        let names = |list: String| list.split(',').map(str::to_owned).collect();
+        (0..10).map(|_| names(list())).collect()
+    }
+
+    /// Asks for a channel, which is number `ours` here; `content` is what the kind has beyond that.
+    pub async fn ask_channel(&mut self, kind: &str, ours: u32, content: Packet) {
+        let open = Packet::new(CHANNEL_OPEN).text(kind).number(ours).number(1 << 20);
+        self.send(&open.number(32_768).bytes(&content.0).0).await;
+    }
+
+    /// Asks for a `direct-tcpip` channel.
+    pub async fn ask_direct(&mut self, ours: u32, host: &str, port: u16) {
+        let to = Packet::default().text(host).number(port.into()).text("127.0.0.1").number(1);
+        self.ask_channel("direct-tcpip", ours, to).await;
+    }
+
+    /// The next packet that is neither a request of the server's own nor a change of a window.
+    pub async fn next(&mut self) -> Vec<u8> {
+        loop {
+            let packet = self.receive().await.expect("the connection ended");
+            if ![GLOBAL_REQUEST, WINDOW_ADJUST].contains(&packet[0]) {
+                return packet;
+            }
+        }
+    }
+
+    /// The server's number for a channel that it opened; or the reason's code and text. russh 0.65
+    /// answers a channel of an unknown kind twice: what is about others is passed over.
+    pub async fn opened(&mut self, ours: u32) -> Result<u32, (u32, String)> {
+        loop {
+            let packet = self.next().await;
+            let number = |at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
+            match packet[0] {
+                CHANNEL_OPEN_CONFIRMATION if number(1) == ours => return Ok(number(5)),
+                CHANNEL_OPEN_FAILURE if number(1) == ours => {
+                    let text = take(&mut &packet[9..]).to_vec();
+                    return Err((number(5), String::from_utf8(text).unwrap()));
+                }
+                CHANNEL_OPEN_FAILURE => {}
+                other => panic!("a channel was answered by message {other}"),
+            }
+        }
     }
 }

@@ -9,10 +9,11 @@ use sallyport::setup;
 use sallyport::store::{EventFilter, SessionRow, Store};
 use tokio::process::{Child, Command};
 
-use super::bastion::test_config;
+use super::bastion::{Engine, test_config};
 use super::people::Registry;
+use super::postgres::{self, Postgres};
 use super::ssh::{Run, run};
-use super::{command, ended, eventually, signal};
+use super::{command, ended, eventually, signal, tool};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sallyport");
 
@@ -22,12 +23,58 @@ pub struct Server {
     pub child: Child,
     pub port: u16,
     starts: u32,
+    /// Its store's URL; empty for SQLite.
+    url: String,
+    /// What the first node on PostgreSQL stops after itself.
+    _postgres: Option<Postgres>,
 }
 
 impl Server {
     /// Starts one with `extra` TOML in its configuration.
     pub async fn start(extra: &str) -> Self {
-        Self::prepared(extra, async |_| {}, |_| {}).await
+        Self::on(Engine::Sqlite, extra).await
+    }
+
+    /// The same, with its store on `engine`.
+    pub async fn on(engine: Engine, extra: &str) -> Self {
+        Self::launched(engine, extra, async |_| {}, |_| {}).await
+    }
+
+    /// Starts one in a network of its own, which [`Self::inside`] reaches, and among mounts of its own;
+    /// `first` is done there before.
+    pub async fn alone(extra: &str, first: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configure(dir.path(), "", extra);
+        let (store, _) = setup::init(&config, &Clock::System).await.unwrap();
+        let apart = if postgres::is_root() { "-mn" } else { "-rmn" };
+        let script = format!("ip link set lo up && {first} && exec \"$@\"");
+        let mut unshare = command(tool("unshare"));
+        unshare.args([apart, "/bin/sh", "-c", &script, "sh"]);
+        let child = launch_by(unshare.arg(BINARY), dir.path(), 1).spawn().unwrap();
+        Self::served(dir, store, child, String::new(), None).await
+    }
+
+    /// A command in the network of a server that is [`Self::alone`].
+    pub fn inside(&self, program: &str) -> Command {
+        let mut nsenter = command(tool("nsenter"));
+        nsenter.args(["-t", &self.child.id().unwrap().to_string(), "-n"]);
+        if !postgres::is_root() {
+            nsenter.args(["-U", "--preserve-credentials"]);
+        }
+        nsenter.arg(tool(program));
+        nsenter
+    }
+
+    /// Starts another node on the same PostgreSQL, with the same keys.
+    pub async fn beside(&self, extra: &str) -> Self {
+        assert!(!self.url.is_empty(), "SQLite's store has one node");
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (self.dir.path().join("data"), dir.path().join("data"));
+        run(command("/bin/cp").arg("-a").arg(from).arg(to)).await.ok();
+        let config = configure(dir.path(), &self.url, extra);
+        let store = setup::open(&config).await.unwrap();
+        let child = launch(dir.path(), 1).spawn().unwrap();
+        Self::served(dir, store, child, self.url.clone(), None).await
     }
 
     /// The same, after `prepare` saw the store, and with `change` made to the command.
@@ -36,14 +83,40 @@ impl Server {
         prepare: impl AsyncFnOnce(Registry<'_>),
         change: impl FnOnce(&mut Command),
     ) -> Self {
+        Self::launched(Engine::Sqlite, extra, prepare, change).await
+    }
+
+    async fn launched(
+        engine: Engine,
+        extra: &str,
+        prepare: impl AsyncFnOnce(Registry<'_>),
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = configure(dir.path(), extra);
+        let postgres = match engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(Postgres::start().await),
+        };
+        let url = postgres.as_ref().map_or_else(String::new, Postgres::url);
+        let config = configure(dir.path(), &url, extra);
         let (store, _) = setup::init(&config, &Clock::System).await.unwrap();
         prepare(Registry { store: &store, now: Clock::System.now() }).await;
         let mut command = launch(dir.path(), 1);
         change(&mut command);
         let child = command.spawn().unwrap();
-        let mut server = Self { dir, store: Some(store), child, port: 0, starts: 1 };
+        Self::served(dir, store, child, url, postgres).await
+    }
+
+    /// Waits until it serves.
+    async fn served(
+        dir: tempfile::TempDir,
+        store: Store,
+        child: Child,
+        url: String,
+        postgres: Option<Postgres>,
+    ) -> Self {
+        let store = Some(store);
+        let mut server = Self { dir, store, child, port: 0, starts: 1, url, _postgres: postgres };
         server.port = server.listens().await;
         server
     }
@@ -123,7 +196,7 @@ impl Server {
 
     /// Replaces its configuration; it reads it at the next start or SIGHUP.
     pub fn configure(&self, extra: &str) {
-        configure(self.dir.path(), extra);
+        configure(self.dir.path(), &self.url, extra);
     }
 
     /// The events of a kind, oldest first.
@@ -160,8 +233,8 @@ impl Server {
     }
 }
 
-fn configure(dir: &Path, extra: &str) -> Config {
-    let config = test_config(dir, "", extra);
+fn configure(dir: &Path, url: &str, extra: &str) -> Config {
+    let config = test_config(dir, url, extra);
     let path = config_path(dir);
     let mut table: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
     let log = table.entry("log").or_insert_with(|| toml::Table::new().into());
@@ -179,13 +252,18 @@ fn log_path(dir: &Path, start: u32) -> PathBuf {
 }
 
 fn launch(dir: &Path, start: u32) -> Command {
-    let log = std::fs::File::create(log_path(dir, start)).unwrap();
     let mut serve = command(BINARY);
+    launch_by(&mut serve, dir, start);
+    serve
+}
+
+/// Lets a command that ends with the binary serve.
+fn launch_by<'a>(serve: &'a mut Command, dir: &Path, start: u32) -> &'a mut Command {
+    let log = std::fs::File::create(log_path(dir, start)).unwrap();
     serve
         .arg("--config")
         .arg(config_path(dir))
         .arg("serve")
         .stdout(Stdio::from(log.try_clone().unwrap()))
-        .stderr(Stdio::from(log));
-    serve
+        .stderr(Stdio::from(log))
 }

@@ -100,9 +100,7 @@ impl Client {
 
     /// Starts `ssh` with something at its other end that sends lines back.
     pub fn echo(&self, args: &[&str]) -> Echo {
-        let mut child = self.command("ssh", args).stdin(Stdio::piped()).spawn().unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Echo { child, input: Some(input), output: BufReader::new(output) }
+        Echo::by(&mut self.command("ssh", args))
     }
 
     /// Runs `ssh` to its end.
@@ -123,6 +121,13 @@ pub struct Echo {
 }
 
 impl Echo {
+    /// By a command whose output is piped.
+    pub fn by(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, input: Some(input), output: BufReader::new(output) }
+    }
+
     /// Sends a line; whether it came back.
     pub async fn try_say(&mut self, text: &str) -> bool {
         let sent = self.input.as_mut().unwrap().write_all(format!("{text}\n").as_bytes()).await;

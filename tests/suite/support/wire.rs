@@ -21,6 +21,8 @@ pub struct Wire {
     /// The channel's number on the other side.
     channel: u32,
     pub said: Said,
+    /// What came, in its order: output, requests by their names, the end of the output, the end.
+    order: Vec<String>,
 }
 
 /// What the other side said, apart from window changes.
@@ -46,7 +48,8 @@ impl Wire {
                 GLOBAL_REQUEST => {}
                 CHANNEL_OPEN_CONFIRMATION => {
                     let channel = u32::from_be_bytes(packet[5..9].try_into().unwrap());
-                    return Self { client, channel, said: Said::default() };
+                    let (said, order) = Default::default();
+                    return Self { client, channel, said, order };
                 }
                 other => panic!("a session was answered by message {other}"),
             }
@@ -130,29 +133,47 @@ impl Wire {
     }
 
     /// Waits until the other side closed the channel; everything that it said.
-    pub async fn end(mut self) -> Said {
+    pub async fn end(self) -> Said {
+        self.end_in_order().await.0
+    }
+
+    /// The same, and the order in which it came.
+    pub async fn end_in_order(mut self) -> (Said, Vec<String>) {
         while !self.said.closed {
             assert!(self.take_in().await.is_some(), "the channel was not closed: {:?}", self.said);
         }
         let close = self.on_channel(CLOSE);
         self.client.send(&close.0).await;
-        self.said
+        (self.said, self.order)
     }
 
     /// Takes one message in; `None` at the connection's end.
     async fn take_in(&mut self) -> Option<u8> {
         let packet = self.client.receive().await?;
         let message = packet[0];
-        let said = &mut self.said;
+        let (said, order) = (&mut self.said, &mut self.order);
         let mut rest = &packet[packet.len().min(5)..];
         match message {
-            DATA => said.out += &String::from_utf8_lossy(take(&mut rest)),
-            EXTENDED_DATA => said.err += &String::from_utf8_lossy(take(&mut &rest[4..])),
-            EOF => said.eof = true,
-            CLOSE => said.closed = true,
+            DATA => {
+                said.out += &String::from_utf8_lossy(take(&mut rest));
+                order.push("out".to_owned());
+            }
+            EXTENDED_DATA => {
+                said.err += &String::from_utf8_lossy(take(&mut &rest[4..]));
+                order.push("err".to_owned());
+            }
+            EOF => {
+                said.eof = true;
+                order.push("eof".to_owned());
+            }
+            CLOSE => {
+                said.closed = true;
+                order.push("close".to_owned());
+            }
             REQUEST => {
                 let kind = String::from_utf8_lossy(take(&mut rest)).into_owned();
                 assert_eq!(rest[0], 0, "{kind} wants a reply");
+                order.push(kind.clone());
                 said.requests.push((kind, rest[1..].to_vec()));
             }
             SUCCESS | FAILURE | WINDOW_ADJUST | GLOBAL_REQUEST | REQUEST_SUCCESS

@@ -1,0 +1,162 @@
+//! Where a connection from a target on may lead (`-L`, `-D`; RFC 4254 section 7.2).
+//!
+//! Always holds: to the target itself it takes the right to forward; elsewhere it is decided as any
+//! destination is, and asked again as long as it is open; never does one lead to an SSH server that
+//! is recorded, since its sessions would pass unseen: the addresses are compared, whatever the names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+
+use futures_util::StreamExt as _;
+
+use super::Relay;
+use crate::audit::Refusal;
+use crate::domain::{Capability, Destination, Host, Mode, Target, TargetName};
+use crate::policy::Permit;
+use crate::server::direct::{self, NotOpened, refused, until_refused};
+use crate::server::forward::dial;
+
+/// Names that are looked up at a time.
+const LOOKUPS: usize = 8;
+
+/// Where a connection from the target on may lead.
+pub(super) struct Cleared {
+    pub(super) host: String,
+    pub(super) port: u32,
+    /// What permits it, if it leads elsewhere than to the target itself.
+    permit: Option<(Destination, Permit)>,
+}
+
+impl Cleared {
+    /// Waits until it may no longer lead there; gives why. To the target itself it may as long as
+    /// there is the relay.
+    pub(super) async fn watch(&self, relay: &Relay) -> String {
+        let Some((destination, permit)) = &self.permit else {
+            return std::future::pending().await;
+        };
+        let ask = || async {
+            let now = relay.elsewhere(destination).await?;
+            if now.target().address != permit.target().address {
+                let message = format!("{} was moved", permit.target().name);
+                return Err(refused(Refusal::NotGranted, &message));
+            }
+            Ok(now.until())
+        };
+        until_refused(&relay.conn, permit.until(), &relay.cancel, ask).await
+    }
+}
+
+fn unseen(name: &TargetName) -> String {
+    format!("sessions on {name} are recorded: go there with ssh -J through the bastion")
+}
+
+impl Relay {
+    /// Decides where a connection from the target on to `host` may lead: to the target itself with
+    /// the right to forward, elsewhere as any destination, at the address that is registered for
+    /// it.
+    pub(super) async fn check_onward(&self, host: &str, port: u32) -> Result<Cleared, String> {
+        let what = format!("direct-tcpip {host}:{port}");
+        self.check(Capability::Forward, &what)?;
+        let cleared = match Destination::parse(host, port) {
+            Ok(destination) => self.clear(destination).await,
+            Err(error) => Err(refused(Refusal::NotGranted, &error.to_string())),
+        };
+        cleared.map_err(|error| match error {
+            NotOpened::Refused(refused) => {
+                self.refuse_use(&what);
+                refused.message
+            }
+            NotOpened::Failed(message) => message,
+        })
+    }
+
+    async fn clear(&self, destination: Destination) -> Result<Cleared, NotOpened> {
+        let target = self.target();
+        if is_itself(target, &destination.host) || self.is_its_address(&destination.host) {
+            if destination.port == target.address.port {
+                return Err(refused(Refusal::NotGranted, &unseen(&target.name)));
+            }
+            self.check_unrecorded(&self.own(), destination.port).await?;
+            let (host, port) = (destination.host.to_string(), destination.port.into());
+            return Ok(Cleared { host, port, permit: None });
+        }
+        let permit = self.elsewhere(&destination).await?;
+        let address = permit.target().address.clone();
+        let found = dial::resolve(&address.host, address.port, self.conn.settings.dial_timeout);
+        let found = found
+            .await
+            .map_err(|error| NotOpened::Failed(error.for_target(permit.target().name.as_str())))?;
+        permit.check_addresses(&found, &self.conn.bastion.own_addresses(&found))?;
+        self.check_unrecorded(&self.seen_from_there(found), address.port).await?;
+        let (host, port) = (address.host.to_string(), address.port.into());
+        Ok(Cleared { host, port, permit: Some((destination, permit)) })
+    }
+
+    /// Asks the policy about a destination that is not the target itself.
+    async fn elsewhere(&self, destination: &Destination) -> Result<Permit, NotOpened> {
+        let who = self.conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
+        let permit = direct::decide(&self.conn, who, destination).await?;
+        match permit.target().mode {
+            Mode::Record => Err(refused(Refusal::NotGranted, &unseen(&permit.target().name))),
+            Mode::Tunnel => Ok(permit),
+        }
+    }
+
+    /// Refuses what leads to a recorded SSH server at `port` of one of these addresses, by whatever
+    /// name it is registered.
+    async fn check_unrecorded(&self, addresses: &[IpAddr], port: u16) -> Result<(), NotOpened> {
+        let targets = self.conn.bastion.store.targets().await.map_err(|error| {
+            tracing::error!(%error, "failed to read targets");
+            NotOpened::Failed("the bastion cannot read its targets: try again".to_owned())
+        })?;
+        let recorded = targets
+            .into_iter()
+            .filter(|other| other.mode == Mode::Record && other.address.port == port);
+        let timeout = self.conn.settings.dial_timeout;
+        let found = recorded.map(|other| async move {
+            // What does not resolve is reached by nobody, under that name.
+            let found = dial::resolve(&other.address.host, port, timeout).await;
+            let here = |ip: &IpAddr| addresses.iter().any(|address| same_host(*ip, *address));
+            found.unwrap_or_default().iter().any(here).then_some(other.name)
+        });
+        let found = futures_util::stream::iter(found).buffer_unordered(LOOKUPS);
+        match pin!(found.filter_map(std::future::ready)).next().await {
+            Some(name) => Err(refused(Refusal::NotGranted, &unseen(&name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses that the target is reached at.
+    fn own(&self) -> Vec<IpAddr> {
+        self.addresses.addresses().iter().map(SocketAddr::ip).collect()
+    }
+
+    /// Where these addresses lead from the target: its own loopback is the target itself, as any
+    /// address of its own is.
+    fn seen_from_there(&self, found: Vec<IpAddr>) -> Vec<IpAddr> {
+        let own = self.own();
+        let itself = |ip: &IpAddr| ip.is_loopback() || own.contains(ip);
+        let (itself, mut seen): (Vec<_>, Vec<_>) = found.into_iter().partition(itself);
+        if !itself.is_empty() {
+            seen.extend(own);
+        }
+        seen
+    }
+
+    /// Whether `host` is an address that the target is reached at.
+    fn is_its_address(&self, host: &Host) -> bool {
+        host.ip().is_some_and(|ip| self.addresses.addresses().iter().any(|own| own.ip() == ip))
+    }
+}
+
+/// Whether two addresses are of one host, both as the bastion sees them.
+fn same_host(a: IpAddr, b: IpAddr) -> bool {
+    let (a, b) = (a.to_canonical(), b.to_canonical());
+    a == b || (a.is_loopback() && b.is_loopback())
+}
+
+/// Whether `host`, said to `target`, means the target itself.
+fn is_itself(target: &Target, host: &Host) -> bool {
+    let local = host.as_str() == "localhost" || host.ip().is_some_and(|ip| ip.is_loopback());
+    local || host.as_str() == target.name.as_str() || *host == target.address.host
+}
