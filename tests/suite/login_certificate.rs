@@ -115,7 +115,8 @@ async fn a_certificate_stands_for_a_code_until_it_expires(engine: Engine) {
     bare.ssh(&[&BATCH[..], &["bastion"]].concat()).await.failed();
 
     // It leads to no other, and is listed.
-    let mut command = holder.client(&bastion).command("ssh", &["bastion", "certificate"]);
+    let client = holder.client(&bastion);
+    let mut command = client.command("ssh", &["bastion", "certificate"]);
     let ran = fed(&mut command, holder.line()).await.failed();
     assert!(ran.err.contains("only to who has just signed in with a code"), "{}", ran.err);
     let refused = [("command", "certificate"), ("reason", "sign-in-rule")];

@@ -74,6 +74,9 @@ impl Machine {
 
     /// Lets somebody in by a certificate that was given for a code, and stands for one.
     fn let_in_by_certificate(&mut self, serial: u64, now: UnixTime) -> Effect {
+        if self.must_change_password() {
+            self.given = self.given.without(Factors::PASSWORD); // It stays to be changed.
+        }
         self.given = self.given.with(Factors::OTP);
         match (self.standing(now), i64::try_from(serial)) {
             (Standing::Closed(reason), _) => self.fail(reason, None),

@@ -558,7 +558,7 @@ impl World {
         let row = &self.rows[user];
         let mut given = conn.shown.factors(row);
         assert_ne!(given, Factors::NONE, "no first factor");
-        if given.has(Factors::PASSWORD) {
+        if attempt.given.has(Factors::PASSWORD) {
             assert!(!row.account.one_time, "let in with a one-time password");
         }
         if let Some(used) = conn.used.take() {
