@@ -35,6 +35,8 @@ use crate::setup::{
 };
 use crate::store::Store;
 
+pub use reload::reload;
+
 /// What one recording may hold in memory for a slow disk.
 const RECORD_QUEUE: usize = 1 << 20;
 

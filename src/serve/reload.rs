@@ -22,7 +22,7 @@ pub(super) async fn watch(
     while hangup.recv().await.is_some() {
         systemd::reloading();
         let loaded = load_again();
-        match loaded.and_then(|loaded| reload(&bastion, &log, &config, loaded.config)) {
+        match loaded.and_then(|loaded| reload(&bastion, Some(&log), &config, loaded.config)) {
             Ok(new) => config = new,
             Err(error) => {
                 let error = logging::whole(&error);
@@ -33,16 +33,23 @@ pub(super) async fn watch(
     }
 }
 
-fn reload(
+/// Puts a configuration in force for new connections, with the files that it names as they are now;
+/// gives what is in force then. Without `log`, its level stays.
+///
+/// # Errors
+/// When a file cannot be used, or a value is out of range; nothing changed then.
+pub fn reload(
     bastion: &Bastion,
-    log: &logging::Filter,
+    log: Option<&logging::Filter>,
     old: &Config,
     new: Config,
 ) -> anyhow::Result<Config> {
     let next = Next::of(old, new, &bastion.front())?;
     let Reloaded { config, in_force, restart } = next.reloaded;
     // The last that can fail.
-    log.set(&config.log.level)?;
+    if let Some(log) = log {
+        log.set(&config.log.level)?;
+    }
     bastion.guard.set_limits(next.limits);
     bastion.reload(next.settings, next.front);
     for key in restart {

@@ -4,14 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::Signal;
-use sallyport::audit::Context;
-use sallyport::clock::Clock;
-
 use crate::support::bastion::{Engine, Person, TestBastion};
 use crate::support::keypair::KeyPair;
 use crate::support::on_both_engines;
-use crate::support::server::Server;
 use crate::support::ssh::{Client, Run};
 
 on_both_engines!(a_certificate_of_a_listed_authority_and_a_code_sign_in);
@@ -161,36 +156,24 @@ async fn weak_keys_and_signatures_are_refused() {
     assert_eq!(bastion.kinds("signed-in").await.len(), 1);
 }
 
-/// By a rule that takes a certificate alone, so that no code has to be waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn authorities_are_read_again_on_a_reload_and_weak_ones_refused() {
-    let (authority, next, key) = (KeyPair::new().await, KeyPair::new().await, KeyPair::new().await);
-    let mut server = Server::start(&listing(&authority)).await;
-    let alice = server.registry().person("alice").await;
-    let (rule, now) = ("certificate from 127.0.0.0/8".parse().unwrap(), Clock::System.now());
-    let context = Context::default();
-    server.store().set_user_sign_in(&alice.name, Some(&rule), &context, now).await.unwrap();
+    let setting = Setting::start(Engine::Sqlite).await;
+    let Setting { bastion, authority, key, .. } = &setting;
     let options = [&["-I", "x", "-n", "alice"][..], &NOW].concat();
-    let enters = async |certificate: &Path| {
-        let lines = format!("{}\nCertificateFile {}", key.identity(), certificate.display());
-        let client = Client::on_port(server.port, "alice").host("bastion", &lines);
-        client.ssh(&["-o", "BatchMode=yes", "bastion", "targets"]).await.code == Some(0)
-    };
-    let by_old = authority.sign(&key, &options).await;
-    assert!(enters(&by_old).await);
+    let certificate = authority.sign(key, &options).await;
+    setting.show(key, &certificate, &[]).await.ok();
+    let next = KeyPair::new().await;
     std::fs::copy(next.public(), authority.public()).unwrap();
-    server.signal(Signal::HUP);
-    server.logged("message", "the configuration is in force").await;
-    assert!(!enters(&by_old).await);
-    let by_new = next.sign(&key, &options).await;
-    assert!(enters(&by_new).await);
+    let config = &bastion.config;
+    sallyport::serve::reload(&bastion.bastion, None, config, config.clone()).unwrap();
+    setting.show(key, &certificate, &[]).await.failed();
+    let certificate = next.sign(key, &options).await;
+    setting.show(key, &certificate, &[]).await.ok();
     let small = KeyPair::of(&["-t", "rsa", "-b", "1024"]).await;
     std::fs::copy(small.public(), authority.public()).unwrap();
-    server.signal(Signal::HUP);
-    let said = server.logged("message", "failed to reload").await;
-    let error = said["error"].as_str().unwrap();
+    let refused = sallyport::serve::reload(&bastion.bastion, None, config, config.clone());
+    let error = format!("{:#}", refused.unwrap_err());
+    setting.show(key, &certificate, &[]).await.ok();
     assert!(error.contains("user_ca_files") && error.contains("too weak"), "{error}");
-    assert!(enters(&by_new).await);
-    server.signal(Signal::TERM);
-    server.ends_well().await;
 }
