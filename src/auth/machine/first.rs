@@ -74,10 +74,9 @@ impl Machine {
 
     /// Lets somebody in by a certificate that was given for a code, and stands for one.
     fn let_in_by_certificate(&mut self, serial: u64, now: UnixTime) -> Effect {
-        if self.must_change_password() {
-            self.given = self.given.without(Factors::PASSWORD); // It stays to be changed.
-        }
-        self.given = self.given.with(Factors::OTP);
+        // It stands for itself: what came before it may be a password that stays to be changed.
+        self.given = Factors::CERTIFICATE.with(Factors::OTP);
+        self.steps = vec![Step::Certificate];
         match (self.standing(now), i64::try_from(serial)) {
             (Standing::Closed(reason), _) => self.fail(reason, None),
             _ if !self.allows(self.given) => self.fail(Refusal::SignInRule, None),

@@ -195,6 +195,8 @@ struct Shown {
     password: Option<String>,
     key: Option<String>,
     certificate: bool,
+    /// Whether a wrong password came after them.
+    wrong: bool,
     /// One of the login CA's, which stands for a code as well.
     login_certificate: bool,
 }
@@ -332,9 +334,11 @@ impl World {
             && row.account.keys.contains(key)
         {
             conn.shown.key = Some(key.clone());
+            conn.shown.wrong = false;
         }
         if let (Request::Certificate(Ok(shown)), true) = (&request, user == first && !conn.over) {
             conn.shown.certificate |= !shown.by_login_ca;
+            conn.shown.wrong = false;
             conn.shown.login_certificate |= shown.by_login_ca && shown.serial == HELD as u64;
         }
         let mut input = Input::Client(user.to_owned(), request);
@@ -406,10 +410,7 @@ impl World {
                 conn.evaluated += 1;
                 let typed = password.expose_secret().to_owned();
                 let right = hashed == Some(hash(&typed));
-                if owner.as_ref().is_none_or(|row| row.password != typed) {
-                    // They are to be shown again after a wrong password.
-                    (conn.shown.key, conn.shown.certificate) = (None, false);
-                }
+                conn.shown.wrong = owner.as_ref().is_none_or(|row| row.password != typed);
                 conn.shown.password = Some(typed);
                 Input::PasswordChecked(right)
             }
@@ -558,6 +559,7 @@ impl World {
         let row = &self.rows[user];
         let mut given = conn.shown.factors(row);
         assert_ne!(given, Factors::NONE, "no first factor");
+        assert!(!conn.shown.wrong, "let in after a wrong password");
         if attempt.given.has(Factors::PASSWORD) {
             assert!(!row.account.one_time, "let in with a one-time password");
         }
