@@ -20,7 +20,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::audit::chain::Anchor;
 use crate::audit::kinds;
 use crate::domain::{
-    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Role,
+    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Remember, Role,
     RuleOrDefault, SecondFactor, TargetAddress, TargetName, UnknownWord, UserName, When, network,
     printable,
 };
@@ -68,10 +68,10 @@ pub enum Command {
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, sign-in, key
     #[command(subcommand)]
     User(UserCommand),
-    /// Groups of users: add, remove, list, factor, sign-in, join, leave
+    /// Groups of users: add, remove, list, factor, sign-in, remember, join, leave
     #[command(subcommand)]
     Group(GroupCommand),
-    /// Authenticators: show, reset
+    /// Authenticators: show, reset; logins that are remembered: remembered, forget
     #[command(subcommand)]
     Otp(OtpCommand),
     /// Certificates that users signed in with a code got: list, revoke
@@ -314,6 +314,16 @@ pub enum GroupCommand {
         #[command(flatten)]
         second: FactorArgs,
     },
+    /// Say for how long no code is asked for from the same address with the same key
+    #[command(
+        after_help = "Of several groups of a user, the one that says least holds. Nobody is remembered who signed in\nwithout a public key.\n\nExamples:\n  sallyport group remember staff 8h\n  sallyport group remember dba off"
+    )]
+    Remember {
+        /// The group
+        group: GroupName,
+        /// Such as 8h, counted from the code; off: never; none: what other groups say
+        remember: Remember,
+    },
     /// Say which factors members without a rule of their own have to sign in with
     #[command(after_help = SIGN_IN)]
     SignIn {
@@ -350,6 +360,18 @@ pub enum OtpCommand {
     Reset {
         /// Whose
         name: UserName,
+    },
+    /// List logins that are remembered: from there, with that key, no code is asked for
+    Remembered {
+        /// Whose; everybody's, if not said
+        name: Option<UserName>,
+    },
+    /// Forget remembered logins: a code is asked for at the next one
+    Forget {
+        /// Whose
+        name: UserName,
+        /// One of them, by its id or the beginning of it; all, if not said
+        login: Option<IdPrefix>,
     },
 }
 
@@ -710,6 +732,11 @@ mod tests {
             "user passwd alice",
             "group join dba alice",
             "otp reset alice",
+            "otp remembered",
+            "otp remembered alice --json",
+            "otp forget alice 0123",
+            "group remember dba 8h",
+            "group remember dba off",
             "certificate list --user alice --json",
             "certificate revoke 4711",
             "target add db1 10.0.0.5:2222 --mode tunnel --label env=prod --label tier=1",

@@ -36,10 +36,23 @@ pub struct Account {
     pub keys: Vec<String>,
     /// The login CA's certificates that hold for it: serial numbers, and the keys' fingerprints.
     pub certificates: Vec<(i64, String)>,
+    /// Logins that are remembered.
+    pub remembered: Vec<Remembered>,
     /// How many recovery codes are unused.
     pub recovery_left: u32,
     /// By how many seconds the authenticator's clock was off when a code last failed for it.
     pub drift: Option<i64>,
+}
+
+/// A login with a key and a code that is remembered: no code is asked for meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its id.
+    pub id: Id,
+    /// The fingerprint of the key.
+    pub key: String,
+    /// The address that it came from.
+    pub source: std::net::IpAddr,
 }
 
 /// A bound authenticator.

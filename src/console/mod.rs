@@ -223,6 +223,14 @@ async fn dispatch(
             let list = cli::UserCommand::Key(cli::UserKeyCommand::List { name });
             admin::users(verbs, list, admin::NewPassword::OneTime, Vec::new(), out).await
         }
+        ConsoleCommand::Otp { what: Some(cli::OwnOtp::Remembered) } => {
+            let name = Some(caller.who.user().clone());
+            admin::otp(verbs, cli::OtpCommand::Remembered { name }, out).await
+        }
+        ConsoleCommand::Otp { what: Some(cli::OwnOtp::Forget { login }) } => {
+            let name = caller.who.user().clone();
+            admin::otp(verbs, cli::OtpCommand::Forget { name, login }, out).await
+        }
         ConsoleCommand::Certificate { what: Some(OwnCertificate::List) } => {
             let user = Some(caller.who.user().clone());
             admin::certificates(verbs, CertificateCommand::List { user }, out).await

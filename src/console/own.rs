@@ -255,12 +255,13 @@ impl Own<'_> {
             | Claim::Radius { .. }
             | Claim::Nothing
             | Claim::NoCode
-            | Claim::Certificate(_) => Step::Code,
+            | Claim::Certificate(_)
+            | Claim::Remembered(_) => Step::Code,
         };
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, notes) = (Vec::new(), Vec::new());
-        let attempt = Attempt { account, epoch, claim, given, steps, notes };
+        let attempt = Attempt { account, epoch, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),

@@ -349,6 +349,10 @@ async fn housekeep(bastion: Arc<Bastion>) {
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");
         }
+        let week = crate::domain::UnixTime(bastion.clock.now().0 - 7 * 24 * 3600 * 1000);
+        if let Err(error) = bastion.store.forget_old_logins(week).await {
+            tracing::warn!(%error, "failed to forget logins that were remembered");
+        }
         if let Err(error) = bastion.store.forget_old_certificates(before).await {
             tracing::warn!(%error, "failed to forget certificates whose time is over");
         }

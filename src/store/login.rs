@@ -154,6 +154,11 @@ impl Store {
         let mut tx = self.begin().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
+            if let Claim::Remembered(remembered) = &attempt.claim
+                && remembered.source != sign_in.source.ip()
+            {
+                used = Err(Refusal::AccountChanged);
+            }
             let policy = tx.sign_in_policy(&attempt.account).await?;
             if !policy.allows(attempt.given, sign_in.source.ip()) {
                 used = Err(Refusal::SignInRule);
@@ -174,9 +179,15 @@ impl Store {
                 tx.opened_by_certificate(sign_in.session, serial).await?;
             }
         }
+        let (account, epoch, key) = (attempt.account.clone(), attempt.epoch, attempt.key.clone());
+        let by_code = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
         tx.append_claim(attempt, recovery_left, context, now).await?;
-        if open_session.is_some() {
+        if let Some(sign_in) = open_session {
             tx.append(now, context, Event::SignedIn { steps }).await?;
+            if let (Some(key), true) = (key, by_code) {
+                let source = sign_in.source.ip().to_string();
+                tx.remember_login((&account, epoch), (&key, &source), context, now).await?;
+            }
         }
         tx.commit().await?;
         Ok(Ok(Claimed { recovery_left }))
@@ -402,6 +413,7 @@ impl Tx<'_> {
         let set = self.factor_set(&id).await?;
         let sign_in = self.sign_in_policy(&id).await?;
         let certificates = self.certificates_of(&id, now).await?;
+        let remembered = self.remembered_of(&id, now).await?;
         let otp = self.open_otp(&id, row.as_ref())?;
         let Some(row) = row else { return Ok(None) };
         let factor = match set {
@@ -422,6 +434,7 @@ impl Tx<'_> {
             otp,
             keys,
             certificates,
+            remembered,
             recovery_left,
             drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
@@ -503,8 +516,8 @@ impl Tx<'_> {
             (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
             (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
             (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
-            (Claim::Certificate(_), Factor::Totp) => bound,
-            (Claim::Certificate(_), Factor::Radius) => true,
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Totp) => bound,
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Radius) => true,
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
         };
@@ -513,6 +526,11 @@ impl Tx<'_> {
         }
         match &attempt.claim {
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Remembered(remembered) => {
+                if !self.use_remembered(&attempt.account, remembered, now).await? {
+                    return Ok(Err(Refusal::AccountChanged));
+                }
+            }
             Claim::Certificate(serial) => {
                 let account = (&attempt.account, attempt.epoch);
                 if !self.use_certificate(account, *serial, now).await? {
@@ -569,7 +587,9 @@ impl Tx<'_> {
         use crate::audit::Step;
         self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
-            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) => return Ok(()),
+            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) | Claim::Remembered(_) => {
+                return Ok(());
+            }
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
             Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },

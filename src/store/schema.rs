@@ -91,6 +91,25 @@ table! {
 }
 
 table! {
+    group_remember (group_name) {
+        group_name -> Text,
+        millis -> BigInt,
+    }
+}
+
+table! {
+    remembered_logins (id) {
+        id -> Text,
+        user_id -> Text,
+        key -> Text,
+        source -> Text,
+        epoch -> BigInt,
+        code_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
     used_codes (user_id, hash) {
         user_id -> Text,
         hash -> Text,
@@ -318,6 +337,8 @@ allow_tables_to_appear_in_same_query!(
     target_sign_in,
     login_certificates,
     session_certificates,
+    group_remember,
+    remembered_logins,
     used_codes,
     user_keys,
     user_groups,

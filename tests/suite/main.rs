@@ -43,6 +43,7 @@ mod record_target;
 mod record_tools;
 mod record_wire;
 mod reload;
+mod remembered;
 mod secrets;
 mod shipped_files;
 mod sign_in;

@@ -2,7 +2,7 @@
 
 use secrecy::SecretString;
 
-use super::super::account::Standing;
+use super::super::account::{Remembered, Standing};
 use super::{Certified, Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
 use crate::audit::{CertificateFault, Event, Refusal, Step};
 use crate::domain::{Factors, UnixTime};
@@ -32,6 +32,7 @@ impl Machine {
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::KEY);
+        self.key = Some(key.to_owned());
         self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
         self.steps.push(Step::Key);
         self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
@@ -146,6 +147,8 @@ impl Machine {
     fn go_on(&mut self, now: UnixTime) -> Effect {
         if self.needs_no_code(now) && !self.must_change_password() {
             self.let_in()
+        } else if let Some(remembered) = self.remembered(now) {
+            self.let_in_again(remembered)
         } else {
             Effect::Reply(Reply::Continue)
         }
@@ -162,6 +165,25 @@ impl Machine {
         open && matches!(self.first, First::Password { right: true } | First::Key)
             && !self.given.has(Factors::OTP)
             && self.allows(self.given)
+    }
+
+    /// The login that stands for a code, if one is remembered of this key from here, and a code is all
+    /// that is missing.
+    pub(super) fn remembered(&self, now: UnixTime) -> Option<Remembered> {
+        let open = matches!(self.standing(now), Standing::Bound | Standing::Radius)
+            && matches!(self.first, First::Password { right: true } | First::Key)
+            && !self.must_change_password()
+            && self.allows(self.given.with(Factors::OTP));
+        let (account, key) = (self.account().filter(|_| open)?, self.key.as_ref()?);
+        let here = |login: &&Remembered| login.key == *key && login.source == self.source;
+        account.remembered.iter().find(here).cloned()
+    }
+
+    /// Lets somebody in whose login is remembered.
+    pub(super) fn let_in_again(&mut self, remembered: Remembered) -> Effect {
+        self.given = self.given.with(Factors::OTP);
+        self.steps.push(Step::Remembered);
+        self.sign_in(Claim::Remembered(remembered))
     }
 
     /// Lets somebody in of whom no code is asked.

@@ -2,7 +2,7 @@
 
 use secrecy::SecretString;
 
-use super::super::account::{Account, Throttle};
+use super::super::account::{Account, Remembered, Throttle};
 use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
@@ -152,6 +152,8 @@ pub struct Attempt {
     pub epoch: i64,
     /// What to use up.
     pub claim: Claim,
+    /// The key that was proven, if one was: what a login is remembered by.
+    pub key: Option<String>,
     /// The factors that were given, with what is to be used up.
     pub given: Factors,
     /// The steps that were passed.
@@ -169,6 +171,8 @@ pub enum Claim {
     NoCode,
     /// The login CA's certificate with this serial number, as often as it is shown.
     Certificate(i64),
+    /// No code: a login with one is remembered.
+    Remembered(Remembered),
     /// The code of a step, if no code of it or of a later one was used.
     Code(TimeStep),
     /// The recovery code with this hash.

@@ -196,6 +196,8 @@ pub struct Machine {
     first: First,
     /// What was proven so far.
     given: Factors,
+    /// The fingerprint of the key among it.
+    key: Option<String>,
     radius: radius::Dialog,
     /// What to tell before the next refusal.
     parting: Option<&'static str>,
@@ -220,6 +222,7 @@ impl Machine {
             old_password: None,
             first: First::Missing,
             given: Factors::NONE,
+            key: None,
             radius: radius::Dialog::default(),
             parting: None,
             stage: Stage::Idle,
@@ -363,6 +366,7 @@ impl Machine {
             account: id,
             epoch,
             claim,
+            key: self.key.clone(),
             given: self.given,
             steps: self.steps.clone(),
             notes: self.take_notes(),
@@ -413,6 +417,7 @@ impl Machine {
     fn refused(&mut self) -> Effect {
         self.first = First::Missing;
         self.given = Factors::NONE;
+        self.key = None;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         self.steps.clear();

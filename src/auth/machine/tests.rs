@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use secrecy::ExposeSecret as _;
 
-use super::super::account::Otp;
+use super::super::account::{Otp, Remembered};
 use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
@@ -22,6 +22,8 @@ const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
 const NEVER: TimeStep = TimeStep(i64::MIN);
 const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+/// A key with which a login is remembered.
+const LAPTOP: &str = "SHA256:laptop";
 /// The serial number of the login CA's certificate that holds.
 const HELD: i64 = 11;
 const KEY: &str = "SHA256:alice";
@@ -134,7 +136,8 @@ impl Row {
                 _ => None,
             },
             otp: kind.is_bound().then_some(Otp { secret, last_step }),
-            keys: vec![KEY.into()],
+            keys: vec![KEY.into(), LAPTOP.into()],
+            remembered: vec![laptop(SOURCE), laptop("203.0.113.1".parse().unwrap())],
             certificates: vec![(HELD, "SHA256:held".into())],
             recovery_left: 10,
             drift: None,
@@ -170,6 +173,7 @@ impl Row {
             }
             (Claim::Nothing | Claim::NoCode, _) => {}
             (Claim::Certificate(serial), _) => assert_eq!(*serial, HELD),
+            (Claim::Remembered(login), _) => assert_eq!(*login, laptop(SOURCE)),
             (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
             (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
             (Claim::Code(_), None) => panic!("a code without an authenticator"),
@@ -178,6 +182,10 @@ impl Row {
         }
         Ok(Claimed { recovery_left: u32::try_from(self.unused.len()).unwrap() })
     }
+}
+
+fn laptop(source: IpAddr) -> Remembered {
+    Remembered { id: Id::from_random([7; Id::LEN]), key: LAPTOP.into(), source }
 }
 
 fn hash(password: &str) -> String {
@@ -210,6 +218,9 @@ impl Shown {
         }
         if self.key.as_ref().is_some_and(|key| row.account.keys.contains(key)) {
             given = given.with(Factors::KEY);
+        }
+        if self.key.as_deref() == Some(LAPTOP) {
+            given = given.with(Factors::OTP);
         }
         if self.certificate {
             given = given.with(Factors::CERTIFICATE);
@@ -539,6 +550,7 @@ impl World {
             }
             Claim::Nothing | Claim::NoCode => {}
             Claim::Certificate(_) => assert!(conn.shown.login_certificate),
+            Claim::Remembered(_) => assert_eq!(conn.shown.key.as_deref(), Some(LAPTOP)),
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
         }
@@ -720,7 +732,7 @@ fn act() -> impl Strategy<Value = Act> {
         24 => Just(Act::Proceed),
         1 => Just(Act::None),
         1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
-        2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
+        2 => select(&[KEY, KEY, LAPTOP, "SHA256:other"][..]).prop_map(Act::Key),
         2 => any::<bool>().prop_map(Act::Certificate),
         1 => select(&[HELD as u64, 12][..]).prop_map(Act::LoginCertificate),
         2 => Just(Act::Interactive),
@@ -1030,6 +1042,42 @@ fn a_certificate_of_the_login_ca_stands_for_a_code_while_the_account_holds_it() 
             }
             Reply::Refuse(_) => assert!(!accepted, "{what}"),
             other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_remembered_login_stands_for_a_code_and_for_nothing_else() {
+    let bound = Kind::Bound { one_time: false };
+    for (kind, rule, asked, accepted) in [
+        (bound, "key+otp", &[][..], true),
+        (radius(RadiusMode::Code), "key+otp", &[], true),
+        (bound, "password+key+otp", &["Password: "], true),
+        (bound, "password+otp", &["Password: "], true),
+        (Kind::Locked, "key+otp", &["6-digit"], false),
+        (Kind::Closed, "key+otp", &["6-digit"], false),
+        (Kind::Disabled, "key+otp", &["Password: ", "6-digit"], false),
+    ] {
+        for (key, remembered) in [(LAPTOP, true), (KEY, false)] {
+            let rule: crate::domain::SignInRule = rule.parse().unwrap();
+            let policy = SignInPolicy::new(Some(rule), Vec::new());
+            let mut world = World::new(kind).ruled_by(&policy);
+            let mut conn = Conn::new();
+            world.send(&mut conn, "alice", Request::Key(key.into()));
+            let mut prompts = Vec::new();
+            while !conn.over && prompts.len() < 3 {
+                let request = world.proceed(&conn, "alice");
+                world.send(&mut conn, "alice", request);
+                let Some(question) = &conn.asked else { break };
+                prompts.push(prompt_of(Some(question)).to_owned());
+            }
+            let what = format!("{kind:?} {policy} {key}: {prompts:?}");
+            assert_eq!(world.accepted == 1, accepted, "{what}");
+            let code_asked = prompts.iter().any(|prompt| prompt.starts_with("6-digit"));
+            assert_eq!(code_asked, !accepted || !remembered, "{what}");
+            if remembered {
+                assert_eq!(prompts.len(), asked.len(), "{what}");
+            }
         }
     }
 }
