@@ -282,10 +282,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
 
 /// Writes down, once a minute for each source, that a connection was not let in.
 async fn turn_away(bastion: &Bastion, source: Source, reason: Refusal, why: &str) {
+    tracing::debug!(%source, why, "a connection was refused");
     if !bastion.guard.should_report(&source, std::time::Instant::now()) {
-        return tracing::debug!(%source, why, "a connection was refused");
+        return;
     }
-    tracing::warn!(%source, why, "a connection was refused");
     let context = Context { source: Some(source), ..Context::default() };
     let event = Event::SignInRefused { reason };
     if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
