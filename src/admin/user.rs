@@ -11,10 +11,10 @@ use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{self, OtpCommand, UserCommand, UserKeyCommand};
 use crate::domain::{
-    Factor, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
+    Factor, IdPrefix, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
 };
 use crate::keys::public_key;
-use crate::store::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
+use crate::store::{KeyRow, LockRow, NewUser, RememberedRow, UserDetail, UserRow};
 
 /// Where a new password comes from.
 #[derive(Debug)]
@@ -177,6 +177,16 @@ pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> a
         OtpCommand::Show { name } => {
             let detail = verbs.store.user(&name).await?;
             show(out, verbs.format, &OtpStatus::new(verbs, &detail))?;
+        }
+        OtpCommand::Remembered { name } => {
+            let rows = verbs.store.remembered(name.as_ref(), verbs.now).await?;
+            list(out, verbs.format, &rows)?;
+        }
+        OtpCommand::Forget { name, login } => {
+            let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+            let login = login.as_ref().map(IdPrefix::as_str);
+            let logins = store.forget_logins(&name, login, context, now).await?;
+            writeln!(out, "forgotten: {logins}; a code is asked for at the next login from there")?;
         }
         OtpCommand::Reset { name } => {
             let until = verbs.now.plus(verbs.binding_window);
@@ -419,6 +429,22 @@ impl Row for Shown {
             failures.join("; "),
         ]);
         cells
+    }
+}
+
+impl Row for RememberedRow {
+    const HEADINGS: &'static [&'static str] =
+        &["LOGIN", "USER", "KEY", "FROM", "CODE GIVEN", "UNTIL", "LAST USED"];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.user.clone(),
+            self.key.clone(),
+            self.source.clone(),
+            UnixTime(self.code_at).to_string(),
+            UnixTime(self.until).to_string(),
+            time(self.last_used_at.map(UnixTime)),
+        ]
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::machine::Certified;
 use super::totp::Secret;
 use crate::audit::Refusal;
 use crate::domain::{Factor, Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName};
@@ -33,10 +34,25 @@ pub struct Account {
     pub otp: Option<Otp>,
     /// SHA-256 fingerprints of the account's public keys.
     pub keys: Vec<String>,
+    /// The login CA's certificates that hold for it: serial numbers, and the keys' fingerprints.
+    pub certificates: Vec<(i64, String)>,
+    /// Logins that are remembered.
+    pub remembered: Vec<Remembered>,
     /// How many recovery codes are unused.
     pub recovery_left: u32,
     /// By how many seconds the authenticator's clock was off when a code last failed for it.
     pub drift: Option<i64>,
+}
+
+/// A login with a key and a code that is remembered: no code is asked for meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its id.
+    pub id: Id,
+    /// The fingerprint of the key.
+    pub key: String,
+    /// The address that it came from.
+    pub source: std::net::IpAddr,
 }
 
 /// A bound authenticator.
@@ -99,6 +115,12 @@ pub enum Standing {
 }
 
 impl Account {
+    /// Whether a certificate of the login CA is one that holds for the account.
+    pub fn holds(&self, certified: &Certified) -> bool {
+        let Certified { serial, key, .. } = certified;
+        self.certificates.iter().any(|(s, k)| u64::try_from(*s) == Ok(*serial) && k == key)
+    }
+
     /// What the account may do at `now`.
     pub fn standing(&self, throttle: &Throttle, now: UnixTime) -> Standing {
         if self.disabled {

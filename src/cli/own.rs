@@ -2,6 +2,8 @@
 
 use clap::Subcommand;
 
+use crate::domain::IdPrefix;
+
 /// `ssh USER@bastion otp ...`
 #[derive(Debug, Subcommand)]
 pub enum OwnOtp {
@@ -20,6 +22,25 @@ pub enum OwnOtp {
         after_help = "Asks for a code of the authenticator first.\nExamples: ssh -t alice@bastion otp codes\n          echo 492039 | ssh alice@bastion otp codes > codes"
     )]
     Codes,
+    /// List your logins that are remembered: from there, with that key, no code is asked for
+    Remembered,
+    /// Forget remembered logins: a code is asked for at the next one
+    Forget {
+        /// One of them, by its id or the beginning of it; all, if not said
+        login: Option<IdPrefix>,
+    },
+}
+
+/// `ssh USER@bastion certificate ...`
+#[derive(Debug, Subcommand)]
+pub enum OwnCertificate {
+    /// List your certificates that hold
+    List,
+    /// Revoke one before its time is over; sessions that it opened end
+    Revoke {
+        /// Its serial number, as the list shows it
+        serial: i64,
+    },
 }
 
 /// `ssh USER@bastion keys ...`

@@ -8,7 +8,7 @@ use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::dialog::{Dialog, NoAnswer};
-use super::{Caller, Channel, authenticator, own_keys, passwd};
+use super::{Caller, Channel, authenticator, certificate, own_keys, passwd};
 use crate::audit::{Context, Event, Note, Refusal, Step};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
@@ -35,6 +35,8 @@ pub enum OwnVerb {
     AddKeys,
     /// Remove the public key with this fingerprint.
     RemoveKey(String),
+    /// Get a certificate for a public key.
+    Certificate,
 }
 
 impl OwnVerb {
@@ -49,6 +51,7 @@ impl OwnVerb {
             ConsoleCommand::Keys { what: Some(OwnKeys::Remove { fingerprint }) } => {
                 Self::RemoveKey(fingerprint.clone())
             }
+            ConsoleCommand::Certificate { what: None } => Self::Certificate,
             _ => return None,
         })
     }
@@ -61,6 +64,7 @@ impl OwnVerb {
             Self::Unbind => "otp unbind".to_owned(),
             Self::Passwd => "passwd".to_owned(),
             Self::AddKeys => "keys add".to_owned(),
+            Self::Certificate => "certificate".to_owned(),
             Self::RemoveKey(fingerprint) => format!("keys remove {}", printable(fingerprint)),
         }
     }
@@ -135,6 +139,7 @@ impl Own<'_> {
             OwnVerb::Codes => authenticator::codes(self, dialog).await,
             OwnVerb::Unbind => authenticator::unbind(self, dialog).await,
             OwnVerb::Passwd => passwd::change(self, dialog).await,
+            OwnVerb::Certificate => certificate::issue(self, dialog).await,
             OwnVerb::AddKeys => own_keys::add(self, dialog).await,
             OwnVerb::RemoveKey(fingerprint) => own_keys::remove(self, dialog, &fingerprint).await,
         }
@@ -246,12 +251,17 @@ impl Own<'_> {
         };
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Code(_) | Claim::Radius { .. } | Claim::Nothing | Claim::NoCode => Step::Code,
+            Claim::Code(_)
+            | Claim::Radius { .. }
+            | Claim::Nothing
+            | Claim::NoCode
+            | Claim::Certificate(_)
+            | Claim::Remembered(_) => Step::Code,
         };
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, notes) = (Vec::new(), Vec::new());
-        let attempt = Attempt { account, epoch, claim, given, steps, notes };
+        let attempt = Attempt { account, epoch, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),

@@ -349,6 +349,13 @@ async fn housekeep(bastion: Arc<Bastion>) {
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");
         }
+        let week = crate::domain::UnixTime(bastion.clock.now().0 - 7 * 24 * 3600 * 1000);
+        if let Err(error) = bastion.store.forget_old_logins(week).await {
+            tracing::warn!(%error, "failed to forget logins that were remembered");
+        }
+        if let Err(error) = bastion.store.forget_old_certificates(before).await {
+            tracing::warn!(%error, "failed to forget certificates whose time is over");
+        }
         bastion.guard.prune(std::time::Instant::now());
         if let Err(error) = relay::keep::apply_retention(&bastion).await {
             tracing::error!(%error, "failed to remove old recordings");

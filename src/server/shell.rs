@@ -123,6 +123,7 @@ pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> consol
         recordings: conn.settings.record.folder.clone(),
         names: conn.bastion.front().names_at(conn.local),
         host_ca: conn.bastion.relay.host_ca_line(),
+        certificates: conn.settings.certificates.clone(),
         service,
     }
 }

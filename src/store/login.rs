@@ -131,7 +131,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
         let mut tx = self.read().await?;
-        let account = tx.account(name).await?;
+        let account = tx.account(name, now).await?;
         let throttle = tx.throttle(whose, rules, now).await?;
         tx.commit().await?;
         Ok((account.map(Box::new), throttle))
@@ -154,6 +154,11 @@ impl Store {
         let mut tx = self.begin().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
+            if let Claim::Remembered(remembered) = &attempt.claim
+                && remembered.source != sign_in.source.ip()
+            {
+                used = Err(Refusal::AccountChanged);
+            }
             let policy = tx.sign_in_policy(&attempt.account).await?;
             if !policy.allows(attempt.given, sign_in.source.ip()) {
                 used = Err(Refusal::SignInRule);
@@ -170,10 +175,19 @@ impl Store {
         if let Some(sign_in) = open_session {
             tx.forget_failures(whose).await?;
             tx.open_session(&attempt.account, sign_in, now).await?;
+            if let Claim::Certificate(serial) = attempt.claim {
+                tx.opened_by_certificate(sign_in.session, serial).await?;
+            }
         }
+        let (account, epoch, key) = (attempt.account.clone(), attempt.epoch, attempt.key.clone());
+        let by_code = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
         tx.append_claim(attempt, recovery_left, context, now).await?;
-        if open_session.is_some() {
+        if let Some(sign_in) = open_session {
             tx.append(now, context, Event::SignedIn { steps }).await?;
+            if let (Some(key), true) = (key, by_code) {
+                let source = sign_in.source.ip().to_string();
+                tx.remember_login((&account, epoch), (&key, &source), context, now).await?;
+            }
         }
         tx.commit().await?;
         Ok(Ok(Claimed { recovery_left }))
@@ -370,7 +384,11 @@ impl Store {
 impl Tx<'_> {
     /// The account `name`. Nobody's is looked for to the end like anybody's: this comes before the
     /// first prompt, and how long it takes must not tell which names there are.
-    async fn account(&mut self, name: Option<&UserName>) -> Result<Option<Account>, Error> {
+    async fn account(
+        &mut self,
+        name: Option<&UserName>,
+        now: UnixTime,
+    ) -> Result<Option<Account>, Error> {
         let name = name.map_or("", UserName::as_str); // No user's name is empty.
         let row: Option<LoginRow> = on!(self.engine(), conn => {
             users::table
@@ -394,6 +412,8 @@ impl Tx<'_> {
         let recovery_left = self.recovery_left(&id).await?;
         let set = self.factor_set(&id).await?;
         let sign_in = self.sign_in_policy(&id).await?;
+        let certificates = self.certificates_of(&id, now).await?;
+        let remembered = self.remembered_of(&id, now).await?;
         let otp = self.open_otp(&id, row.as_ref())?;
         let Some(row) = row else { return Ok(None) };
         let factor = match set {
@@ -413,6 +433,8 @@ impl Tx<'_> {
             binding_until: row.binding_until.map(UnixTime),
             otp,
             keys,
+            certificates,
+            remembered,
             recovery_left,
             drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
@@ -494,6 +516,8 @@ impl Tx<'_> {
             (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
             (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
             (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Totp) => bound,
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Radius) => true,
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
         };
@@ -502,6 +526,17 @@ impl Tx<'_> {
         }
         match &attempt.claim {
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Remembered(remembered) => {
+                if !self.use_remembered(&attempt.account, remembered, now).await? {
+                    return Ok(Err(Refusal::AccountChanged));
+                }
+            }
+            Claim::Certificate(serial) => {
+                let account = (&attempt.account, attempt.epoch);
+                if !self.use_certificate(account, *serial, now).await? {
+                    return Ok(Err(Refusal::CertificateRefused));
+                }
+            }
             Claim::Radius { codes, life } => {
                 let until = now.plus(*life);
                 if !self.use_codes(&attempt.account, codes, now, until).await? {
@@ -552,7 +587,9 @@ impl Tx<'_> {
         use crate::audit::Step;
         self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
-            Claim::Nothing | Claim::NoCode => return Ok(()),
+            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) | Claim::Remembered(_) => {
+                return Ok(());
+            }
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
             Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },

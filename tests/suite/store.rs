@@ -148,7 +148,7 @@ fn conflict<T: Debug>(result: Result<T, Error>) -> String {
 fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
     let steps = vec![Step::Password, Step::Code];
     let given = Factors::PASSWORD.with(Factors::OTP);
-    Attempt { account: person.id.clone(), epoch, claim, given, steps, notes: Vec::new() }
+    Attempt { account: person.id.clone(), epoch, claim, key: None, given, steps, notes: Vec::new() }
 }
 
 /// Signs in with `claim` in a session of its own.

@@ -80,6 +80,7 @@ pub struct Authenticated {
     role: Role,
     epoch: i64,
     given: Factors,
+    code_given: bool,
 }
 
 impl Authenticated {
@@ -106,6 +107,12 @@ impl Authenticated {
     /// The factors that were given.
     pub fn given(&self) -> Factors {
         self.given
+    }
+
+    /// Whether a code was among them that was used up for this very session, and not one that a
+    /// certificate stands for.
+    pub fn code_given(&self) -> bool {
+        self.code_given
     }
 }
 
@@ -189,6 +196,8 @@ pub struct Machine {
     first: First,
     /// What was proven so far.
     given: Factors,
+    /// The fingerprint of the key among it.
+    key: Option<String>,
     radius: radius::Dialog,
     /// What to tell before the next refusal.
     parting: Option<&'static str>,
@@ -213,6 +222,7 @@ impl Machine {
             old_password: None,
             first: First::Missing,
             given: Factors::NONE,
+            key: None,
             radius: radius::Dialog::default(),
             parting: None,
             stage: Stage::Idle,
@@ -356,6 +366,7 @@ impl Machine {
             account: id,
             epoch,
             claim,
+            key: self.key.clone(),
             given: self.given,
             steps: self.steps.clone(),
             notes: self.take_notes(),
@@ -372,6 +383,7 @@ impl Machine {
             role: account.role,
             epoch: account.epoch,
             given: self.given,
+            code_given: self.steps.iter().any(|step| step.is_code()),
         };
         let mut notices = Vec::new();
         if used_recovery {
@@ -405,6 +417,7 @@ impl Machine {
     fn refused(&mut self) -> Effect {
         self.first = First::Missing;
         self.given = Factors::NONE;
+        self.key = None;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         self.steps.clear();
