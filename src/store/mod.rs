@@ -39,7 +39,7 @@ pub use radius::FactorRow;
 pub use recording::{NewRecording, RecordingEnd, RecordingRow};
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
 pub use target::{AccountRow, AccountSecret, TrustedKey};
-pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
+pub use user::{BindingPassword, KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 use crate::audit::Record;
 use crate::keys::AuditKey;

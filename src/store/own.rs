@@ -40,14 +40,16 @@ impl Store {
         Ok(Ok(codes))
     }
 
-    /// Unbinds an account's authenticator and lets another be bound `until` then; gives the new epoch.
+    /// Unbinds an account's authenticator and lets another be bound `until` then, with the one-time
+    /// password of this hash; gives the new epoch.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn unbind(
         &self,
         (account, epoch): (&Id, i64),
-        until: UnixTime,
+        name: &UserName,
+        (until, one_time): (UnixTime, &str),
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
@@ -69,7 +71,10 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        tx.put_one_time(account, one_time, now).await?;
         tx.append(now, context, Event::AuthenticatorUnbound).await?;
+        let password = Event::PasswordSet { name: name.clone(), one_time: true };
+        tx.append(now, context, password).await?;
         tx.append(now, context, Event::BindingWindowOpened { until }).await?;
         tx.bump_revision().await?;
         tx.commit().await?;
