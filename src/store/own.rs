@@ -123,6 +123,30 @@ impl Store {
         Ok(Ok((new.epoch + 1, codes)))
     }
 
+    /// Adds keys, each with its fingerprint, to the user's own: all of them or none.
+    ///
+    /// # Errors
+    /// When they have one of them, or the store fails.
+    pub async fn add_own_keys(
+        &self,
+        (account, epoch): (&Id, i64),
+        name: &UserName,
+        keys: &[(String, String)],
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let mut tx = self.begin().await?;
+        if !tx.hold_bound(account, epoch).await? {
+            tx.roll_back().await?;
+            return Ok(Err(Refusal::AccountChanged));
+        }
+        for (fingerprint, key) in keys {
+            tx.add_key(account, name, fingerprint, key, context, now).await?;
+        }
+        tx.commit().await?;
+        Ok(Ok(()))
+    }
+
     /// Removes one of the user's own keys; gives the new epoch, since whoever signed in with it has to
     /// sign in again.
     ///

@@ -492,7 +492,7 @@ impl Tx<'_> {
         self.let_password_bind(id, false).await
     }
 
-    async fn add_key(
+    pub(super) async fn add_key(
         &mut self,
         id: &Id,
         name: &UserName,

@@ -32,6 +32,7 @@ on_both_engines!(
     a_session_opens_only_by_the_rule_that_holds_then,
     users_change_and_conflicts_are_told,
     only_a_password_that_was_made_for_it_binds,
+    own_keys_are_added_by_the_session_that_asked_or_not_at_all,
     what_must_end_sessions_moves_the_revision_and_the_epoch,
     groups_targets_and_grants_change_and_conflicts_are_told,
     a_second_factor_works_once_however_many_try,
@@ -286,6 +287,34 @@ async fn only_a_password_that_was_made_for_it_binds(engine: Engine) {
     let new = NewUser { one_time: false, ..new_user(&bob, &[]) };
     store.add_user(&new, &context, now).await.unwrap();
     assert!(account(&bastion, &bob).await.password_binds);
+}
+
+async fn own_keys_are_added_by_the_session_that_asked_or_not_at_all(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let name = &alice.name;
+    let key = |n: &str| (format!("SHA256:{n}"), format!("ssh-ed25519 {n}"));
+    let add = async |epoch: i64, keys: &[(String, String)]| {
+        store.add_own_keys((&alice.id, epoch), name, keys, &context, now).await
+    };
+    let epoch = account(&bastion, name).await.epoch;
+    add(epoch, &[key("a")]).await.unwrap().unwrap();
+    // What an administrator does between two keys ends the session, and with it this.
+    store.set_password(name, "another", false, &context, now).await.unwrap();
+    assert_eq!(add(epoch, &[key("b")]).await.unwrap(), Err(Refusal::AccountChanged));
+    store.set_disabled(name, true, &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    assert_eq!(add(epoch, &[key("b")]).await.unwrap(), Err(Refusal::AccountChanged));
+    store.set_disabled(name, false, &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    // All or none.
+    let twice = add(epoch, &[key("b"), key("a")]).await;
+    assert_eq!(conflict(twice), "alice has that key already");
+    assert_eq!(account(&bastion, name).await.keys, ["SHA256:a"]);
+    assert_eq!(bastion.kinds("key-added").await.len(), 1);
+    add(epoch, &[key("b"), key("c")]).await.unwrap().unwrap();
+    assert_eq!(account(&bastion, name).await.keys.len(), 3);
 }
 
 async fn users_change_and_conflicts_are_told(engine: Engine) {
