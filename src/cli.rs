@@ -123,7 +123,7 @@ pub enum UserCommand {
         /// user, auditor or admin
         #[arg(long, default_value_t = Role::User)]
         role: Role,
-        /// Read a permanent password from standard input
+        /// Read a permanent password from standard input; it binds the authenticator as well
         #[arg(long)]
         password_stdin: bool,
         /// totp or radius; if not said, what their groups say, or totp
@@ -356,10 +356,18 @@ pub enum OtpCommand {
         /// Whose
         name: UserName,
     },
-    /// Unbind an authenticator and let another be bound; sessions end
+    /// Unbind an authenticator and let another be bound with a one-time password, which is printed;
+    /// sessions end
+    #[command(after_help = "\
+The one-time password takes the place of the old password: hand it on as after 'user add'. A password
+alone, which somebody else may know by now, must not bind an authenticator.
+Example: sallyport otp reset alice")]
     Reset {
         /// Whose
         name: UserName,
+        /// Keep the password, and let it bind: whoever knows it, a phisher too, can bind first
+        #[arg(long)]
+        keep_password: bool,
     },
     /// List logins that are remembered: from there, with that key, no code is asked for
     Remembered {

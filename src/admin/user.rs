@@ -14,7 +14,7 @@ use crate::domain::{
     Factor, IdPrefix, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
 };
 use crate::keys::public_key;
-use crate::store::{KeyRow, LockRow, NewUser, RememberedRow, UserDetail, UserRow};
+use crate::store::{BindingPassword, KeyRow, LockRow, NewUser, RememberedRow, UserDetail, UserRow};
 
 /// Where a new password comes from.
 #[derive(Debug)]
@@ -188,23 +188,38 @@ pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> a
             let logins = store.forget_logins(&name, login, context, now).await?;
             writeln!(out, "forgotten: {logins}; a code is asked for at the next login from there")?;
         }
-        OtpCommand::Reset { name } => {
-            let until = verbs.now.plus(verbs.binding_window);
-            verbs.store.reset_otp(&name, until, verbs.context, verbs.now).await?;
-            match verbs.format {
-                Format::Json => {
-                    json_line(out, &serde_json::json!({ "name": name, "binding_until": until }))?;
-                }
-                Format::Table { .. } => {
-                    writeln!(
-                        out,
-                        "{name} may bind an authenticator at the next login, until {until}"
-                    )?;
-                }
-            }
+        OtpCommand::Reset { name, keep_password } => {
+            reset(verbs, &name, keep_password, out).await?
         }
     }
     Ok(())
+}
+
+/// Lets another authenticator be bound: by a one-time password, unless the old one is to do.
+async fn reset(
+    verbs: &Verbs<'_>,
+    name: &UserName,
+    keep: bool,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (context, now) = (verbs.context, verbs.now);
+    let until = now.plus(verbs.binding_window);
+    if keep {
+        verbs.store.reset_otp(name, until, BindingPassword::Kept, context, now).await?;
+        if verbs.format == Format::Json {
+            return Ok(added(verbs, name, None, Some(until), out)?);
+        }
+        writeln!(
+            out,
+            "{name} may bind an authenticator at the next login with the password they have, until \
+             {until}"
+        )?;
+        return Ok(());
+    }
+    let (hash, shown) = hash(verbs, name, NewPassword::OneTime)?;
+    let password = BindingPassword::OneTime(&hash);
+    verbs.store.reset_otp(name, until, password, context, now).await?;
+    Ok(added(verbs, name, shown, Some(until), out)?)
 }
 
 /// The hash of a new password, and the password itself if it is to be shown.
@@ -249,7 +264,7 @@ fn added(
         None => writeln!(out, "the password of {name} is set")?,
     }
     if let Some(until) = until {
-        writeln!(out, "they bind their authenticator at the first login, until {until}")?;
+        writeln!(out, "they bind an authenticator at the next login, until {until}")?;
     }
     Ok(())
 }

@@ -462,6 +462,8 @@ pub enum Event {
     UserUnlocked { name: UserName, sources: u64 },
     /// A user's password was set; `one_time` if it must be changed at the next login.
     PasswordSet { name: UserName, one_time: bool },
+    /// An administrator let the password that a user has bind an authenticator.
+    PasswordMayBind { name: UserName },
     /// A public key was added to a user.
     KeyAdded { name: UserName, key: String },
     /// A public key was removed from a user.

@@ -28,6 +28,8 @@ pub struct Account {
     pub password: String,
     /// Whether the password has to be changed at this login.
     pub one_time: bool,
+    /// Whether its password may bind an authenticator though it is no one-time one: it was set for that.
+    pub password_binds: bool,
     /// Until when an authenticator may be bound.
     pub binding_until: Option<UnixTime>,
     /// The bound authenticator.
@@ -106,7 +108,7 @@ impl ThrottleRules {
 pub enum Standing {
     /// It has an authenticator: a code decides.
     Bound,
-    /// It has none yet and may bind one.
+    /// It has none yet and may bind one with its password.
     MayBind,
     /// A RADIUS server decides.
     Radius,
@@ -131,11 +133,18 @@ impl Account {
             Standing::Radius
         } else if self.otp.is_some() {
             Standing::Bound
-        } else if self.binding_until.is_some_and(|until| now < until) {
+        } else if self.may_bind(now) {
             Standing::MayBind
         } else {
             Standing::Closed(Refusal::BindingClosed)
         }
+    }
+
+    /// Whether the window is open and the password is one to bind with: one that somebody else may have
+    /// learned while it was in use is not (a phisher could bind before its owner).
+    fn may_bind(&self, now: UnixTime) -> bool {
+        (self.one_time || self.password_binds)
+            && self.binding_until.is_some_and(|until| now < until)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::domain::IdPrefix;
 pub enum OwnOtp {
     /// Unbind your authenticator; another is bound at the next login. Your other sessions end
     #[command(
-        after_help = "Asks for a code of the authenticator, or a recovery code, first.\nExample: ssh -t alice@bastion otp unbind"
+        after_help = "Asks for a code of the authenticator, or a recovery code, first. Prints a one-time password,\nwhich the next login takes in place of the one you have.\nExample: ssh -t alice@bastion otp unbind"
     )]
     Unbind,
     /// Bind another authenticator in the place of this one. Your other sessions end

@@ -33,9 +33,10 @@ pub(super) async fn add(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Resul
     };
     let keys = admin::read_keys(&text)?;
     own.prove(dialog, Proof::Code).await?;
-    let name = own.caller.who.user();
-    for (fingerprint, key) in &keys {
-        own.store.add_key(name, fingerprint, key, &own.context, own.now()).await?;
+    let (account, name) = (own.account_and_epoch(), own.caller.who.user());
+    let added = own.store.add_own_keys(account, name, &keys, &own.context, own.now()).await?;
+    own.made(added).await?;
+    for (fingerprint, _) in &keys {
         dialog.say(&format!("You may sign in with {fingerprint} and a code.")).await?;
     }
     Ok(())

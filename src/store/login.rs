@@ -13,7 +13,9 @@ use diesel_async::RunQueryDsl;
 use secrecy::SecretString;
 
 use super::pool::on;
-use super::schema::{attacks, recovery_codes, sessions, throttle, user_keys, users};
+use super::schema::{
+    attacks, binding_passwords, recovery_codes, sessions, throttle, user_keys, users,
+};
 use super::{Error, Store, Tx, parse, seal};
 use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
@@ -269,7 +271,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch.
+    /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch. Where
+    /// no authenticator is bound, it may bind one as the one-time password could.
     ///
     /// # Errors
     /// When the store fails.
@@ -284,7 +287,7 @@ impl Store {
     ) -> Result<Result<i64, Refusal>, Error> {
         use users::dsl;
         let mut tx = self.begin().await?;
-        let changed: Option<(i64, String)> = on!(tx.engine(), conn => {
+        let changed: Option<(i64, String, Option<String>)> = on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
                 .filter(dsl::epoch.eq(epoch))
@@ -295,15 +298,16 @@ impl Store {
                     dsl::password_one_time.eq(0),
                     dsl::password_set_at.eq(now.0),
                 ))
-                .returning((dsl::epoch, dsl::name))
+                .returning((dsl::epoch, dsl::name, dsl::otp_secret))
                 .get_result(conn)
                 .await
                 .optional()
         })?;
-        let Some((epoch, name)) = changed else {
+        let Some((epoch, name, otp)) = changed else {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         };
+        tx.let_password_bind(account, otp.is_none()).await?;
         tx.append_notes(context, notes).await?;
         let name = parse("users", &name)?;
         tx.append(now, context, Event::PasswordSet { name, one_time: false }).await?;
@@ -330,8 +334,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Binds an authenticator to an account that has none, while its window is open; gives the
-    /// account's new epoch and its recovery codes.
+    /// Binds an authenticator to an account that has none, while its window is open and its password is
+    /// one to bind with; gives the account's new epoch and its recovery codes.
     ///
     /// # Errors
     /// When the store fails.
@@ -409,6 +413,9 @@ impl Tx<'_> {
                 .load(conn)
                 .await
         })?;
+        let password_binds: i64 = on!(self.engine(), conn => {
+            binding_passwords::table.find(id.as_str()).count().get_result(conn).await
+        })?;
         let recovery_left = self.recovery_left(&id).await?;
         let set = self.factor_set(&id).await?;
         let sign_in = self.sign_in_policy(&id).await?;
@@ -430,6 +437,7 @@ impl Tx<'_> {
             disabled: row.disabled_at.is_some(),
             password: row.password_hash,
             one_time: row.password_one_time != 0,
+            password_binds: password_binds > 0,
             binding_until: row.binding_until.map(UnixTime),
             otp,
             keys,
@@ -765,6 +773,7 @@ impl Tx<'_> {
         use users::dsl;
         let id = new.account.as_str();
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
+        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))
@@ -772,6 +781,7 @@ impl Tx<'_> {
                 .filter(dsl::disabled_at.is_null())
                 .filter(dsl::otp_secret.is_null())
                 .filter(dsl::binding_until.gt(now.0))
+                .filter(dsl::password_one_time.ne(0).or(dsl::id.eq_any(may_bind)))
                 .set((
                     dsl::epoch.eq(dsl::epoch + 1),
                     dsl::otp_secret.eq(sealed),
@@ -786,7 +796,28 @@ impl Tx<'_> {
                 .await
                 .optional()
         })?;
+        if epoch.is_some() {
+            self.let_password_bind(new.account, false).await?;
+        }
         Ok(epoch)
+    }
+
+    /// Says whether the account's own password may bind an authenticator. Its row is held already.
+    pub(super) async fn let_password_bind(&mut self, account: &Id, may: bool) -> Result<(), Error> {
+        use binding_passwords::dsl;
+        let id = account.as_str();
+        on!(self.engine(), conn => {
+            if may {
+                diesel::insert_into(dsl::binding_passwords)
+                    .values(dsl::user_id.eq(id))
+                    .on_conflict_do_nothing()
+                    .execute(conn)
+                    .await
+            } else {
+                diesel::delete(dsl::binding_passwords.find(id)).execute(conn).await
+            }
+        })?;
+        Ok(())
     }
 
     pub(super) async fn replace_recovery_codes(

@@ -43,7 +43,7 @@ pub use recording::{NewRecording, RecordingEnd, RecordingRow};
 pub use remember::RememberedRow;
 pub use session::{ForwardRow, Live, SessionFilter, SessionRow};
 pub use target::{AccountRow, AccountSecret, TrustedKey};
-pub use user::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
+pub use user::{BindingPassword, KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 use crate::audit::Record;
 use crate::keys::AuditKey;

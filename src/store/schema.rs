@@ -32,6 +32,12 @@ table! {
 }
 
 table! {
+    binding_passwords (user_id) {
+        user_id -> Text,
+    }
+}
+
+table! {
     user_factors (user_id) {
         user_id -> Text,
         factor -> Text,
@@ -330,6 +336,7 @@ joinable!(recordings -> sessions (session_id));
 allow_tables_to_appear_in_same_query!(
     users,
     recovery_codes,
+    binding_passwords,
     user_factors,
     group_factors,
     user_sign_in,

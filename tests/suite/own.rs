@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use sallyport::domain::Role;
+use sallyport::store::BindingPassword;
 use tokio::process::Child;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at, code_of, secret_of};
@@ -201,7 +202,11 @@ async fn another_phone_takes_the_place_of_the_old_one(engine: Engine) {
     // What happens to the account from elsewhere still ends this session.
     let until = now.plus(Duration::from_secs(3600));
     let context = sallyport::audit::Context::default();
-    bastion.store().reset_otp(&alice.person.name, until, &context, now).await.unwrap();
+    bastion
+        .store()
+        .reset_otp(&alice.person.name, until, BindingPassword::Kept, &context, now)
+        .await
+        .unwrap();
     let control = alice.client.path("control");
     eventually("this session ended too", async || (!control.exists()).then_some(())).await;
 }
@@ -212,6 +217,12 @@ async fn who_unbinds_binds_again_at_the_next_login(engine: Engine) {
     alice.pipes("otp unbind", &["000000"]).await.failed();
     assert!(bastion.kinds("authenticator-unbound").await.is_empty());
     let ran = alice.pipes("otp unbind", &[&bastion.code(&alice.person)]).await.ok();
+    // Nothing but the one-time password is on standard output, and it is nowhere in the log.
+    let one_time = ran.text().trim().to_owned();
+    assert_eq!(one_time.len(), 12, "{one_time}");
+    let events = bastion.store().events(&Default::default(), 1000).await.unwrap();
+    assert!(events.iter().all(|event| !event.body.contains(&one_time)));
+    bastion.event("password-set", &[("name", "alice")]).await;
     let until = bastion.now().plus(Duration::from_secs(24 * 3600));
     assert!(ran.err.contains(&format!("until {until}")), "{}", ran.err);
     let unbound = bastion.event("authenticator-unbound", &[("user", "alice")]).await;
@@ -224,12 +235,29 @@ async fn who_unbinds_binds_again_at_the_next_login(engine: Engine) {
         assert!(ran.err.contains("sign in again to bind one"), "{words}: {}", ran.err);
     }
     let recovery = alice.person.recovery_code(0);
-    assert!(!can_sign_in(&bastion, "alice", PASSWORD, &recovery).await);
+    assert!(!can_sign_in(&bastion, "alice", &one_time, &recovery).await);
+    // The password that somebody else may know binds nothing: it is asked for a code, and refused.
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, "123456"]);
+    let only = "PreferredAuthentications=keyboard-interactive";
+    client.ssh(&["-o", only, "-o", "NumberOfPasswordPrompts=1", "bastion"]).await.failed();
+    assert_eq!(client.asked().len(), 2, "{:?}", client.asked());
     let client = Client::new(&bastion, "alice");
     let mut ssh = command(tool("ssh"));
     let mut screen = Screen::run(ssh.arg("-F").arg(client.path("config")).arg("bastion"));
     screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
+    screen.type_line(&one_time).await;
+    screen.expect("Choose a new password: ").await;
+    screen.type_line(NEW).await;
+    screen.expect("Repeat the new password: ").await;
+    screen.type_line(NEW).await;
+    screen.expect("makes a new one): ").await;
+    // Whoever is cut off here goes on with the password that they chose.
+    drop(screen);
+    let mut ssh = command(tool("ssh"));
+    let mut screen = Screen::run(ssh.arg("-F").arg(client.path("config")).arg("bastion"));
+    screen.expect("Password: ").await;
+    screen.type_line(NEW).await;
     screen.expect("makes a new one): ").await;
 }
 

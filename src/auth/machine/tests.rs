@@ -59,17 +59,27 @@ enum Kind {
     Disabled,
     Locked,
     Closed,
-    Radius { mode: RadiusMode, one_time: bool },
-    Open { one_time: bool },
-    Bound { one_time: bool },
+    /// The window is open, and the password is one that was in use before: a phisher may have it.
+    Reopened,
+    Radius {
+        mode: RadiusMode,
+        one_time: bool,
+    },
+    Open {
+        one_time: bool,
+    },
+    Bound {
+        one_time: bool,
+    },
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Unknown,
         Self::Disabled,
         Self::Locked,
         Self::Closed,
+        Self::Reopened,
         Self::Radius { mode: RadiusMode::Code, one_time: false },
         Self::Radius { mode: RadiusMode::Code, one_time: true },
         Self::Radius { mode: RadiusMode::Both, one_time: false },
@@ -81,7 +91,7 @@ impl Kind {
     ];
 
     fn is_bound(self) -> bool {
-        !matches!(self, Self::Unknown | Self::Closed | Self::Open { .. } | Self::Radius { .. })
+        matches!(self, Self::Disabled | Self::Locked | Self::Bound { .. })
     }
 
     fn factor(self) -> SecondFactor {
@@ -130,8 +140,9 @@ impl Row {
             disabled: kind == Kind::Disabled,
             password: hash(password),
             one_time: kind.is_one_time(),
+            password_binds: kind == Kind::Open { one_time: false },
             binding_until: match kind {
-                Kind::Open { .. } => Some(hour(1)),
+                Kind::Open { .. } | Kind::Reopened => Some(hour(1)),
                 Kind::Closed => Some(hour(-1)),
                 _ => None,
             },
@@ -454,6 +465,7 @@ impl World {
                 assert!(open || enough || conn.used.is_some());
                 row.account.epoch += 1;
                 row.account.one_time = false;
+                row.account.password_binds = row.account.otp.is_none();
                 row.password = password.expose_secret().to_owned();
                 row.account.password = hash(&row.password);
                 conn.shown.password = Some(row.password.clone());
@@ -470,6 +482,8 @@ impl World {
                 }
                 assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(!account.one_time, "bound before the one-time password was changed");
+                assert!(account.password_binds, "bound by a password that is no token");
+                account.password_binds = false;
                 account.epoch += 1;
                 account.binding_until = None;
                 account.otp = Some(Otp { secret, last_step: step });
@@ -865,6 +879,7 @@ proptest! {
             (Kind::Disabled, NEVER, right),
             (Kind::Locked, used_up, right),
             (Kind::Closed, NEVER, right),
+            (Kind::Reopened, NEVER, right),
             // A server rejects the code; password and code; a wrong password goes to none.
             (Kind::Radius { mode: RadiusMode::Code, one_time: false }, NEVER, right),
             (Kind::Radius { mode: RadiusMode::Both, one_time: false }, NEVER, "another"),
