@@ -323,6 +323,10 @@ async fn run(conn: &Arc<Connection>, stream: GuardedStream<TcpStream>) -> Result
     tokio::select! {
         outcome = &mut session => return outcome,
         () = conn.stop.cancelled() => {}
+        () = conn.flow.over() => {
+            tracing::warn!(session = %conn.id, source = %conn.source, "a client sent more than is held for it");
+            conn.end(EndReason::ProtocolError, "more was sent than is held for one connection");
+        }
     }
     // Ended from outside: say so, give the client a moment to read it, then cut the stream.
     conn.cancel.cancel();

@@ -22,6 +22,7 @@ mod known_hosts;
 mod lifecycle;
 mod login;
 mod login_cost;
+mod memory;
 mod menu;
 mod own;
 mod postgres;

@@ -62,7 +62,7 @@ pub(in crate::server) async fn serve(
         control: control.clone(),
         relay: OnceLock::new(),
         entered: Notify::new(),
-        flow: Arc::new(ConnectionFlow::new(Arc::clone(&conn.bastion.budget), conn.settings.flow)),
+        flow: Arc::new(conn.flow.inner()),
     };
     let door = Arc::new(door);
     let inner = run(&door, destination, stream);
