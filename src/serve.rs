@@ -89,6 +89,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         flow: FlowLimits {
             window: u32::try_from(forward.window.bytes())?,
             channel: forward.channel_budget.as_usize(),
+            connection: forward.connection_budget.as_usize(),
             total: forward.total_budget.as_usize(),
         },
         pump: PumpLimits { stall: forward.stall_timeout.0 },

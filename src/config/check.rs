@@ -76,6 +76,8 @@ impl Config {
         must(within(forward.window, 64 << 10..=16 << 20), "forward.window", "be 64 KiB to 16 MiB")?;
         let channel = within(forward.channel_budget, 64 << 10..=1 << 30);
         must(channel, "forward.channel_budget", "be from 64 KiB to 1 GiB")?;
+        let connection = within(forward.connection_budget, 1 << 20..=4 << 30);
+        must(connection, "forward.connection_budget", "be from 1 MiB to 4 GiB")?;
         if forward.total_budget < forward.channel_budget {
             let keys = ["forward.total_budget", "forward.channel_budget"];
             return Err(fault(&keys, "contradict each other: the total is the smaller one"));

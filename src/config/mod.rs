@@ -272,7 +272,11 @@ pub struct Forward {
     pub window: Size,
     /// What one channel may hold for a slow target before its window closes.
     pub channel_budget: Size,
-    /// What all channels together may hold.
+    /// What all channels of one connection may hold: their windows close at half of it, and past it
+    /// the connection ends. Two channels' budgets and eight windows at least.
+    pub connection_budget: Size,
+    /// What all channels together may hold: every window closes at three quarters of it, and past it
+    /// the connection ends that holds the most.
     pub total_budget: Size,
     /// How long a target may take none of what waits for it.
     pub stall_timeout: Span,
@@ -284,6 +288,7 @@ impl Default for Forward {
             dial_timeout: Span::seconds(10),
             window: Size::mib(1),
             channel_budget: Size::mib(1),
+            connection_budget: Size::mib(32),
             total_budget: Size::mib(256),
             stall_timeout: Span::seconds(12 * 3600),
         }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::Bastion;
 use super::forward::flow::ConnectionFlow;
 use super::guard::{Admission, Offence};
-use super::handler::{Ended, Handler};
+use super::handler::{Ended, Handler, prohibited};
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
@@ -212,6 +212,19 @@ impl Connection {
         taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
     }
 
+    /// A place for a channel, to be taken before anything is waited for; if there is none, that is
+    /// written down, and the answer given.
+    pub(super) fn slot_for(
+        self: &Arc<Self>,
+        request: &str,
+    ) -> Result<ChannelSlot, russh::ChannelOpenFailure> {
+        self.channel_slot().ok_or_else(|| {
+            let (request, reason) = (request.to_owned(), Refusal::TooManyChannels);
+            self.record_refusal(Event::RequestRefused { request, reason });
+            prohibited("too many channels on this connection: close some first")
+        })
+    }
+
     /// Writes an event of this connection down on its task set; its failure ends the connection.
     pub(super) fn record(self: &Arc<Self>, event: Event) {
         let conn = Arc::clone(self);
@@ -323,6 +336,10 @@ async fn run(conn: &Arc<Connection>, stream: GuardedStream<TcpStream>) -> Result
     tokio::select! {
         outcome = &mut session => return outcome,
         () = conn.stop.cancelled() => {}
+        () = conn.flow.over() => {
+            tracing::warn!(session = %conn.id, source = %conn.source, "a client sent more than is held for it");
+            conn.end(EndReason::ProtocolError, "more was sent than is held for one connection");
+        }
     }
     // Ended from outside: say so, give the client a moment to read it, then cut the stream.
     conn.cancel.cancel();

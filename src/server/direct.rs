@@ -120,7 +120,7 @@ async fn open(
     let timeout = conn.settings.dial_timeout;
     let name = permit.target().name.to_string();
     let found = tokio::select! {
-        found = dial::resolve(&target.host, target.port, timeout) => found,
+        found = conn.bastion.resolver.resolve(&target.host, target.port, timeout) => found,
         () = conn.cancel.cancelled() => Err(dial::DialError::Left),
     };
     let found = match found {

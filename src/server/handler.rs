@@ -96,20 +96,24 @@ impl Handler {
         }
     }
 
-    /// Serves a connection from the chosen target on.
-    fn onward(
+    /// Serves a connection from the chosen target on. Its place is taken before the way there is known,
+    /// which may take as long as a name to resolve.
+    async fn onward(
         &self,
         entrance: &Arc<Entrance>,
         channel: Channel<Msg>,
         onward: relay::Onward,
-        session: &Session,
+        handle: russh::server::Handle,
         reply: ChannelOpenHandle,
     ) {
+        let slot = match self.conn.slot_for(&onward.to_string()) {
+            Ok(slot) => slot,
+            Err(refusal) => return reply.reject(refusal).await,
+        };
         let (conn, entrance) = (Arc::clone(&self.conn), Arc::clone(entrance));
-        let handle = session.handle();
         self.conn.tasks.spawn(async move {
             match entrance.relay(&conn, handle).await {
-                Ok(relay) => relay::serve_onward(relay, channel, onward, reply).await,
+                Ok(relay) => relay::serve_onward(relay, channel, onward, slot, reply).await,
                 Err(message) => reply.reject(prohibited(&message)).await,
             }
         });
@@ -304,10 +308,17 @@ impl russh::server::Handler for Handler {
             shell::open(&self.conn, channel, session.handle(), reply).await;
             return Ok(());
         };
+        let slot = match self.conn.slot_for("session") {
+            Ok(slot) => slot,
+            Err(refusal) => {
+                reply.reject(refusal).await;
+                return Ok(());
+            }
+        };
         let (conn, handle) = (Arc::clone(&self.conn), session.handle());
         self.conn.tasks.spawn(async move {
             match entrance.relay(&conn, handle.clone()).await {
-                Ok(relay) => relay::serve_session(&relay, channel, handle, reply).await,
+                Ok(relay) => relay::serve_session(&relay, channel, handle, slot, reply).await,
                 Err(message) => reply.reject(prohibited(&message)).await,
             }
         });
@@ -327,7 +338,7 @@ impl russh::server::Handler for Handler {
         if let Some(entrance) = &self.entrance {
             let (host, originator) = (host.to_owned(), originator.to_owned());
             let onward = relay::Onward::Tcp { host, port, originator, originator_port };
-            self.onward(entrance, channel, onward, session, reply);
+            self.onward(entrance, channel, onward, session.handle(), reply).await;
             return Ok(());
         }
         let (conn, host) = (Arc::clone(&self.conn), host.to_owned());
@@ -380,7 +391,7 @@ impl russh::server::Handler for Handler {
         match &self.entrance {
             Some(entrance) => {
                 let onward = relay::Onward::Socket(path.to_owned());
-                self.onward(entrance, channel, onward, session, reply);
+                self.onward(entrance, channel, onward, session.handle(), reply).await;
             }
             None => self.refuse_channel("direct-streamlocal", reply).await,
         }

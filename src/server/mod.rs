@@ -64,6 +64,8 @@ pub struct Bastion {
     pub hashing: Hashing,
     /// What all channels together may hold for slow targets.
     pub budget: Arc<Budget>,
+    /// Where targets' names are looked up.
+    pub resolver: forward::dial::Resolver,
     /// What record mode shares.
     pub relay: relay::Shared,
     /// Whether it still turns.
@@ -100,6 +102,7 @@ impl Bastion {
             guard,
             hashing,
             budget: Arc::new(Budget::new(settings.flow)),
+            resolver: forward::dial::Resolver::system(),
             relay,
             pulse: pulse::Pulse::default(),
             settings: RwLock::new(Arc::new(settings)),

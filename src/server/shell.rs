@@ -12,9 +12,7 @@ use russh::server::{ChannelOpenHandle, Handle, Msg};
 use tokio::io::AsyncWriteExt as _;
 
 use super::connection::Connection;
-use super::handler::prohibited;
 use super::relay::{self, Controls, Piece, Setup, Start, Uplink, User};
-use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::console;
 use crate::domain::{Capability, printable};
@@ -27,10 +25,9 @@ pub(super) async fn open(
     handle: Handle,
     reply: ChannelOpenHandle,
 ) {
-    let Some(slot) = conn.channel_slot() else {
-        let reason = Refusal::TooManyChannels;
-        conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
-        return reply.reject(prohibited("too many channels on this connection")).await;
+    let slot = match conn.slot_for("session") {
+        Ok(slot) => slot,
+        Err(refusal) => return reply.reject(refusal).await,
     };
     let owner = Arc::clone(conn);
     conn.tasks.spawn(async move {

@@ -23,6 +23,7 @@ mod lifecycle;
 mod login;
 mod login_certificate;
 mod login_cost;
+mod memory;
 mod menu;
 mod own;
 mod postgres;

@@ -45,6 +45,57 @@ async fn open_with(client: &mut RawClient, ours: u32, window: u32) -> u32 {
     }
 }
 
+/// Channels to a target whose name takes its time to resolve: each has its place from the beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_wait_for_a_name_take_their_places() {
+    let (release, hang) = std::sync::mpsc::channel::<()>();
+    let hang = std::sync::Mutex::new(hang);
+    let lookup = move |_: &str, _| {
+        assert!(hang.lock().unwrap().recv().is_err()); // Once nobody holds the other end.
+        Err(std::io::ErrorKind::NotFound.into())
+    };
+    let prepare = |bastion: &mut sallyport::server::Bastion| {
+        bastion.resolver = sallyport::server::forward::dial::Resolver::new(lookup);
+    };
+    let extra = "[server]\nmax_channels = 4\n";
+    let now = sallyport::clock::Clock::System.now();
+    let bastion = TestBastion::start_prepared(now, Engine::Sqlite, extra, prepare).await;
+    bastion.target_in(Mode::Record, "slow", "slow.example:22").await;
+    let alice = bastion.person("alice").await;
+    bastion.add_grant("alice", "slow", |_| {}).await;
+    let code = bastion.code(&alice);
+    let mut client = RawClient::connect(bastion.port).await;
+    assert_eq!(client.log_in("alice+root@slow", PASSWORD, &code).await, raw::USERAUTH_SUCCESS);
+    for ours in 0..4 {
+        match ours % 2 {
+            0 => client.ask_channel("session", ours, Packet::default()).await,
+            _ => client.ask_direct(ours, "127.0.0.1", 80).await,
+        }
+    }
+    for ours in 4..10 {
+        match ours % 2 {
+            0 => client.ask_channel("session", ours, Packet::default()).await,
+            _ => client.ask_direct(ours, "127.0.0.1", 80).await,
+        }
+        let (code, why) = client.opened(ours).await.unwrap_err();
+        assert_eq!((code, why.contains("too many channels")), (1, true), "{why}");
+    }
+    let refused = [("reason", "too-many-channels"), ("request", "session")];
+    bastion.event("request-refused", &refused).await;
+    drop(release);
+    let mut waited: Vec<String> = Vec::new();
+    while waited.len() < 4 {
+        let packet = client.next().await;
+        assert_eq!(packet[0], raw::CHANNEL_OPEN_FAILURE);
+        waited.push(String::from_utf8_lossy(raw::take(&mut &packet[9..])).into_owned());
+    }
+    assert!(waited.iter().all(|why| why.contains("does not resolve")), "{waited:?}");
+    // Their places are free again.
+    client.ask_channel("session", 10, Packet::default()).await;
+    let (_, why) = client.opened(10).await.unwrap_err();
+    assert!(why.contains("does not resolve"), "{why}");
+}
+
 fn files(recordings: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for day in std::fs::read_dir(recordings).into_iter().flatten() {

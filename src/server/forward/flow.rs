@@ -7,8 +7,11 @@
 //! asked about again): its client trickles, and each trickle asks anew.
 //!
 //! Always holds: a channel's queue stays within its budget and one window, or, while other channels
-//! of the connection go on at full speed, within [`FlowLimits::hard`] and one window: past that all
-//! channels of the connection trickle. A client that ignores its window is cut off.
+//! of the connection go on at full speed, within [`FlowLimits::hard`] and three windows: past that all
+//! channels of the connection trickle, as they do once the connection holds half of what it may. A
+//! client that ignores its window is cut off, and so is a connection whose channels hold more than
+//! [`FlowLimits::connection`], and the one that holds the most when all together hold too much: no
+//! client's word is taken for how much memory it takes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::ChannelId;
+use tokio_util::sync::CancellationToken;
 
 /// The window of a channel that must not send more.
 const CLOSED: u32 = 2;
@@ -29,19 +33,30 @@ pub struct FlowLimits {
     pub window: u32,
     /// What a channel may hold before its window closes.
     pub channel: usize,
-    /// What all channels of the process may hold before every window closes.
+    /// What all channels of a connection may hold: their windows close at half of it, and the
+    /// connection ends past it. See [`FlowLimits::most`].
+    pub connection: usize,
+    /// What all channels of the process may hold: every window closes at three quarters of it, and
+    /// past it the connection ends that holds the most.
     pub total: usize,
 }
 
 impl FlowLimits {
     /// What a channel may hold before its neighbours are slowed as well.
     fn hard(&self) -> usize {
-        self.channel.saturating_mul(16)
+        self.channel.saturating_mul(16).min(self.most() / 2)
     }
 
-    /// More than any client that keeps to its window can have sent.
+    /// More than any client that keeps to its window can have sent: it may have had one when its
+    /// channel became full, one more since russh is a step behind, and what is on its way to us.
     fn absurd(&self) -> usize {
-        self.hard().saturating_add(8 * self.window as usize).saturating_add(64 << 20)
+        self.hard().saturating_add(3 * self.window as usize)
+    }
+
+    /// What a connection may hold: room for one full channel at least.
+    fn most(&self) -> usize {
+        let least = self.channel.saturating_mul(2).saturating_add(8 * self.window as usize);
+        self.connection.max(least)
     }
 }
 
@@ -50,24 +65,57 @@ impl FlowLimits {
 pub struct Budget {
     held: AtomicUsize,
     limit: usize,
+    holders: Mutex<Vec<Weak<Holder>>>,
 }
 
 impl Budget {
     /// An empty budget.
     pub fn new(limits: FlowLimits) -> Self {
-        Self { held: AtomicUsize::new(0), limit: limits.total }
+        Self { held: AtomicUsize::new(0), limit: limits.total, holders: Mutex::default() }
     }
 
     /// Bytes held now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
+
+    fn is_nearly_full(&self) -> bool {
+        self.held() > self.limit / 4 * 3
+    }
+
+    fn enter(&self, holder: &Arc<Holder>) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        holders.retain(|other| other.strong_count() > 0);
+        holders.push(Arc::downgrade(holder));
+    }
+
+    /// Cuts off who holds the most, unless what those hold that are cut off already is enough.
+    fn relieve(&self) {
+        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staying: Vec<_> = holders.iter().filter_map(Weak::upgrade).collect();
+        staying.retain(|holder| !holder.over.is_cancelled());
+        let held = |holder: &Arc<Holder>| holder.held.load(Ordering::Relaxed);
+        if staying.iter().map(held).sum::<usize>() > self.limit
+            && let Some(largest) = staying.iter().max_by_key(|holder| held(holder))
+        {
+            largest.over.cancel();
+        }
+    }
+}
+
+/// What one client's channels hold, those in an inner SSH included.
+#[derive(Debug, Default)]
+struct Holder {
+    held: AtomicUsize,
+    /// Cancelled once it is to be cut off.
+    over: CancellationToken,
 }
 
 /// The flow of one connection's channels.
 #[derive(Debug)]
 pub struct ConnectionFlow {
     budget: Arc<Budget>,
+    holder: Arc<Holder>,
     limits: FlowLimits,
     /// Not held: the pump holds its channel's flow. russh tells nobody of a client's answer to a
     /// close of ours, and what was held for that channel would count to the connection's end.
@@ -80,6 +128,7 @@ pub struct ConnectionFlow {
 #[derive(Debug)]
 pub struct ChannelFlow {
     budget: Arc<Budget>,
+    holder: Arc<Holder>,
     limits: FlowLimits,
     held: AtomicUsize,
     trickles: AtomicBool,
@@ -91,13 +140,28 @@ pub struct ChannelFlow {
 impl ConnectionFlow {
     /// The flow of a new connection.
     pub fn new(budget: Arc<Budget>, limits: FlowLimits) -> Self {
-        Self { budget, limits, channels: Mutex::default(), trickling: Arc::default() }
+        let holder = Arc::<Holder>::default();
+        budget.enter(&holder);
+        Self { budget, holder, limits, channels: Mutex::default(), trickling: Arc::default() }
+    }
+
+    /// The flow of an SSH connection inside one of this one's channels: the same client's.
+    pub(in crate::server) fn inner(&self) -> Self {
+        let (budget, holder) = (Arc::clone(&self.budget), Arc::clone(&self.holder));
+        let limits = self.limits;
+        Self { budget, holder, limits, channels: Mutex::default(), trickling: Arc::default() }
+    }
+
+    /// Waits until the connection is to be ended for what it holds.
+    pub(in crate::server) async fn over(&self) {
+        self.holder.over.cancelled().await;
     }
 
     /// Begins to count a channel.
     pub fn open(&self, channel: ChannelId) -> Arc<ChannelFlow> {
         let flow = Arc::new(ChannelFlow {
             budget: Arc::clone(&self.budget),
+            holder: Arc::clone(&self.holder),
             limits: self.limits,
             held: AtomicUsize::new(0),
             trickles: AtomicBool::new(false),
@@ -137,7 +201,8 @@ impl ConnectionFlow {
     /// The size of the next window; for `Handler::adjust_window`.
     pub fn adjust_window(&self, channel: ChannelId, _current: u32) -> u32 {
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = self.budget.held() > self.budget.limit;
+        let full = self.budget.is_nearly_full()
+            || self.holder.held.load(Ordering::Relaxed) > self.limits.most() / 2;
         let Some(flow) = channels.get(&channel).and_then(Weak::upgrade) else {
             return self.limits.window;
         };
@@ -163,12 +228,20 @@ impl ChannelFlow {
     /// Counts bytes that were taken in.
     pub(in crate::server) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        let client = self.holder.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let all = self.budget.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if client > self.limits.most() || self.held() > self.limits.absurd() {
+            self.holder.over.cancel();
+        }
+        if all > self.budget.limit {
+            self.budget.relieve();
+        }
     }
 
     /// Counts bytes that were written.
     pub(in crate::server) fn give(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.holder.held.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
@@ -177,9 +250,15 @@ impl ChannelFlow {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether the client sent more than its window can have let it.
+    /// Whether the client sent more than its window can have let it, or is to be cut off since it
+    /// holds too much.
     pub(in crate::server) fn overrun(&self) -> bool {
-        self.held() > self.limits.absurd()
+        self.holder.over.is_cancelled()
+    }
+
+    /// Whether more than a window waits: more than anybody sends before saying what it is for.
+    pub(in crate::server) fn exceeds_window(&self) -> bool {
+        self.held() > self.limits.window as usize
     }
 
     fn trickle(&self, on: bool) {
@@ -198,5 +277,74 @@ impl Drop for ChannelFlow {
     fn drop(&mut self) {
         self.give(self.held());
         self.trickle(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russh::keys::ssh_encoding::Decode as _;
+
+    const MIB: usize = 1 << 20;
+    const LIMITS: FlowLimits =
+        FlowLimits { window: 1 << 20, channel: MIB, connection: 32 * MIB, total: 64 * MIB };
+
+    fn id(number: u8) -> ChannelId {
+        ChannelId::decode(&mut &[0, 0, 0, number][..]).unwrap()
+    }
+
+    fn connection(budget: &Arc<Budget>) -> ConnectionFlow {
+        ConnectionFlow::new(Arc::clone(budget), LIMITS)
+    }
+
+    #[test]
+    fn a_channel_and_a_connection_that_hold_too_much_are_over() {
+        let budget = Arc::new(Budget::new(LIMITS));
+        let (one, other) = (connection(&budget), connection(&budget));
+        let channel = one.open(id(0));
+        channel.take(19 * MIB);
+        assert!(!channel.overrun());
+        channel.take(1);
+        assert!(channel.overrun());
+        // Over many channels, some of them in an inner SSH.
+        let inner = other.inner();
+        let channels: Vec<_> =
+            (0..32).map(|n| if n % 2 == 0 { &other } else { &inner }.open(id(n))).collect();
+        for channel in &channels {
+            assert!(!channel.overrun());
+            channel.take(MIB);
+        }
+        assert_eq!(other.adjust_window(id(0), 0), CLOSED);
+        assert!(!channels[0].overrun());
+        channels[31].take(1);
+        assert!(channels[0].overrun() && channels[31].overrun());
+        drop((channel, channels));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn the_largest_holder_makes_room_for_all_others() {
+        let budget = Arc::new(Budget::new(LIMITS));
+        let connections: Vec<_> = (0..8).map(|_| connection(&budget)).collect();
+        let channels: Vec<_> = connections.iter().map(|c| c.open(id(0))).collect();
+        for (channel, mib) in channels.iter().zip([8, 8, 8, 8, 8, 8, 12]) {
+            channel.take(mib * MIB);
+        }
+        assert_eq!(connections[0].adjust_window(id(0), 0), CLOSED);
+        channels[7].take(4 * MIB);
+        assert!(channels.iter().all(|channel| !channel.overrun()));
+        let over = || channels.iter().filter(|channel| channel.overrun()).count();
+        channels[7].take(1);
+        assert!(channels[6].overrun());
+        // What it holds is on its way out.
+        channels[7].take(MIB);
+        assert_eq!(over(), 1);
+    }
+
+    #[test]
+    fn a_large_window_leaves_room_for_one_channel_at_least() {
+        let limits = FlowLimits { window: 16 << 20, channel: 300 * MIB, ..LIMITS };
+        assert!(limits.hard() >= limits.channel && limits.absurd() < limits.most());
+        assert!(LIMITS.absurd() < LIMITS.most());
     }
 }

@@ -12,3 +12,4 @@ mod queue;
 pub use flow::{Budget, ChannelFlow, ConnectionFlow, FlowLimits};
 pub(super) use pump::pump;
 pub use pump::{End, PumpLimits};
+pub(super) use queue::Pieces;

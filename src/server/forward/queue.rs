@@ -1,7 +1,7 @@
 //! Bytes taken in from the client and not yet written to the target.
 //!
-//! Always holds: what is queued is counted in the channel's flow, byte for byte; small pieces are
-//! put together, so that a million of one byte do not become a million allocations.
+//! Always holds: what is in a [`Queue`] is counted in the channel's flow, byte for byte; small pieces
+//! are put together, so that a million of one byte do not become a million allocations.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -18,26 +18,17 @@ const PIECE: usize = 32 * 1024;
 /// The most pieces of one write.
 const VECTORS: usize = 64;
 
-/// A queue of bytes.
-pub(super) struct Queue {
-    pieces: VecDeque<Bytes>,
+/// Bytes in order, in pieces of a size that is worth the room which each takes.
+#[derive(Debug, Default)]
+pub(in crate::server) struct Pieces {
+    whole: VecDeque<Bytes>,
     /// Small pieces on their way to becoming one.
     tail: BytesMut,
-    flow: Arc<ChannelFlow>,
 }
 
-impl Queue {
-    pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
-        Self { pieces: VecDeque::new(), tail: BytesMut::new(), flow }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.tail.is_empty()
-    }
-
+impl Pieces {
     /// Puts `bytes` at the end.
-    pub(super) fn push(&mut self, bytes: Bytes) {
-        self.flow.take(bytes.len());
+    pub(in crate::server) fn push(&mut self, bytes: Bytes) {
         if bytes.len() < SMALL {
             self.tail.extend_from_slice(&bytes);
             if self.tail.len() >= PIECE {
@@ -45,14 +36,58 @@ impl Queue {
             }
         } else {
             self.settle();
-            self.pieces.push_back(bytes);
+            self.whole.push_back(bytes);
         }
+    }
+
+    /// Puts `bytes` to the front.
+    pub(in crate::server) fn push_front(&mut self, bytes: Bytes) {
+        self.whole.push_front(bytes);
+    }
+
+    /// Takes the first piece.
+    pub(in crate::server) fn pop(&mut self) -> Option<Bytes> {
+        if self.whole.is_empty() {
+            self.settle();
+        }
+        let first = self.whole.pop_front();
+        self.shrink();
+        first
     }
 
     fn settle(&mut self) {
         if !self.tail.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.tail).freeze());
+            self.whole.push_back(std::mem::take(&mut self.tail).freeze());
         }
+    }
+
+    /// Gives the memory of a burst back.
+    fn shrink(&mut self) {
+        if self.whole.is_empty() && self.whole.capacity() > VECTORS {
+            self.whole = VecDeque::new();
+        }
+    }
+}
+
+/// A queue of bytes.
+pub(super) struct Queue {
+    pieces: Pieces,
+    flow: Arc<ChannelFlow>,
+}
+
+impl Queue {
+    pub(super) fn new(flow: Arc<ChannelFlow>) -> Self {
+        Self { pieces: Pieces::default(), flow }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.whole.is_empty() && self.pieces.tail.is_empty()
+    }
+
+    /// Puts `bytes` at the end.
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.flow.take(bytes.len());
+        self.pieces.push(bytes);
     }
 
     /// Writes what `write` takes, once; gives how much that was.
@@ -60,10 +95,10 @@ impl Queue {
         &mut self,
         write: impl FnOnce(&[IoSlice<'_>]) -> std::io::Result<usize>,
     ) -> std::io::Result<usize> {
-        self.settle();
+        self.pieces.settle();
         let mut slices = [IoSlice::new(&[]); VECTORS];
         let mut used = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces.whole) {
             *slice = IoSlice::new(piece);
             used += 1;
         }
@@ -74,18 +109,15 @@ impl Queue {
 
     fn advance(&mut self, mut written: usize) {
         self.flow.give(written);
-        while let Some(first) = self.pieces.front_mut() {
+        while let Some(first) = self.pieces.whole.front_mut() {
             if written < first.len() {
                 first.advance(written);
                 return;
             }
             written -= first.len();
-            self.pieces.pop_front();
+            self.pieces.whole.pop_front();
         }
-        // Empty: give the memory of a burst back.
-        if self.pieces.capacity() > VECTORS {
-            self.pieces = VecDeque::new();
-        }
+        self.pieces.shrink();
     }
 }
 
@@ -96,7 +128,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn flow() -> (Arc<Budget>, Arc<ChannelFlow>) {
-        let limits = FlowLimits { window: 1 << 20, channel: 1 << 20, total: 1 << 28 };
+        let limits =
+            FlowLimits { window: 1 << 20, channel: 1 << 20, connection: 1 << 25, total: 1 << 28 };
         let budget = Arc::new(Budget::new(limits));
         let connection = ConnectionFlow::new(Arc::clone(&budget), limits);
         let id =
@@ -111,7 +144,7 @@ mod tests {
         for _ in 0..100_000 {
             queue.push(Bytes::from_static(b"x"));
         }
-        assert!(queue.pieces.len() <= 4);
+        assert!(queue.pieces.whole.len() <= 4);
         assert_eq!(flow.held(), 100_000);
     }
 

@@ -3,9 +3,8 @@
 //! Always holds: the user's channel is drained all the time into a counted queue; the target's is
 //! read only as fast as the user takes it, which holds up that target connection and no other.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, serv
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::forward::ChannelFlow;
+use crate::server::forward::{ChannelFlow, Pieces};
 use crate::server::traffic::Counts;
 
 /// How long a target may take for what a user sent before they closed the channel.
@@ -29,42 +28,89 @@ pub(in crate::server) enum Piece {
 
 /// The user's data on its way to the target.
 pub(in crate::server) struct Uplink {
-    pieces: Mutex<VecDeque<Piece>>,
+    state: Mutex<State>,
     ready: Notify,
     flow: Arc<ChannelFlow>,
-    finished: AtomicBool,
-    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    data: Pieces,
+    eof: Mark,
+    close: Mark,
+}
+
+/// What is said once.
+#[derive(Default, PartialEq, Eq)]
+enum Mark {
+    #[default]
+    Unsaid,
+    Waits,
+    Taken,
+}
+
+impl Mark {
+    fn say(&mut self) {
+        if *self == Self::Unsaid {
+            *self = Self::Waits;
+        }
+    }
+
+    fn take(&mut self) -> bool {
+        let waits = *self == Self::Waits;
+        if waits {
+            *self = Self::Taken;
+        }
+        waits
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<Piece> {
+        let data = self.data.pop().map(Piece::Data);
+        data.or_else(|| self.eof.take().then_some(Piece::Eof))
+            .or_else(|| self.close.take().then_some(Piece::Close))
+    }
 }
 
 impl Uplink {
     pub(in crate::server) fn new(flow: Arc<ChannelFlow>) -> Self {
-        let (finished, closed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { pieces: Mutex::default(), ready: Notify::new(), flow, finished, closed }
+        Self { state: Mutex::default(), ready: Notify::new(), flow }
     }
 
     /// Puts a piece at the end; false if the client sent more than it was allowed to.
     ///
     /// What takes no window (an empty piece, an end after the end) is not kept: there would be no
-    /// bound on how many of them wait.
+    /// bound on how many of them wait. Nor is data after the end (RFC 4254 section 5.3).
     pub(super) fn push(&self, piece: Piece) -> bool {
-        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
-        match &piece {
-            Piece::Data(data) if data.is_empty() => return true,
-            Piece::Data(data) => self.flow.take(data.len()),
-            Piece::Eof if self.finished.swap(true, Relaxed) => return true,
-            Piece::Close if self.closed.swap(true, Relaxed) => return true,
-            Piece::Eof | Piece::Close => {}
+        let mut state = self.state();
+        match piece {
+            Piece::Data(data) if data.is_empty() || state.eof != Mark::Unsaid => return true,
+            Piece::Data(data) => {
+                self.flow.take(data.len());
+                state.data.push(data);
+            }
+            Piece::Eof => state.eof.say(),
+            Piece::Close => state.close.say(),
         }
-        pieces.push_back(piece);
-        drop(pieces);
+        drop(state);
         self.ready.notify_one();
         !self.flow.overrun()
+    }
+
+    /// The same before it was said what the data is for.
+    pub(super) fn push_early(&self, piece: Piece) -> bool {
+        self.push(piece) && !self.flow.exceeds_window()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next piece.
     pub(in crate::server) async fn next(&self) -> Piece {
         loop {
-            let piece = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let piece = self.state().next();
             match piece {
                 Some(piece) => return piece,
                 None => self.ready.notified().await,
@@ -75,21 +121,16 @@ impl Uplink {
     /// Puts what was taken and not used back to the front.
     pub(super) fn give_back(&self, data: Bytes) {
         if !data.is_empty() {
-            let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
-            pieces.push_front(Piece::Data(data));
+            self.state().data.push_front(data);
         }
     }
 
     /// Drops what waits, but for the end of it.
     pub(super) fn forget(&self) {
-        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
-        pieces.retain(|piece| match piece {
-            Piece::Data(data) => {
-                self.flow.give(data.len());
-                false
-            }
-            Piece::Eof | Piece::Close => true,
-        });
+        let mut state = self.state();
+        while let Some(data) = state.data.pop() {
+            self.flow.give(data.len());
+        }
     }
 
     /// Takes note that `len` bytes are no longer held.

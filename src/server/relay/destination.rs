@@ -14,7 +14,6 @@ use crate::audit::Refusal;
 use crate::domain::{Capability, Destination, Host, Mode, Target, TargetName};
 use crate::policy::Permit;
 use crate::server::direct::{self, NotOpened, refused, until_refused};
-use crate::server::forward::dial;
 
 /// Names that are looked up at a time.
 const LOOKUPS: usize = 8;
@@ -82,9 +81,9 @@ impl Relay {
         }
         let permit = self.elsewhere(&destination).await?;
         let address = permit.target().address.clone();
-        let found = dial::resolve(&address.host, address.port, self.conn.settings.dial_timeout);
+        let (timeout, resolver) = (self.conn.settings.dial_timeout, &self.conn.bastion.resolver);
+        let found = resolver.resolve(&address.host, address.port, timeout).await;
         let found = found
-            .await
             .map_err(|error| NotOpened::Failed(error.for_target(permit.target().name.as_str())))?;
         permit.check_addresses(&found, &self.conn.bastion.own_addresses(&found))?;
         self.check_unrecorded(&self.seen_from_there(found), address.port).await?;
@@ -112,10 +111,10 @@ impl Relay {
         let recorded = targets
             .into_iter()
             .filter(|other| other.mode == Mode::Record && other.address.port == port);
-        let timeout = self.conn.settings.dial_timeout;
+        let (timeout, resolver) = (self.conn.settings.dial_timeout, &self.conn.bastion.resolver);
         let found = recorded.map(|other| async move {
             // What does not resolve is reached by nobody, under that name.
-            let found = dial::resolve(&other.address.host, port, timeout).await;
+            let found = resolver.resolve(&other.address.host, port, timeout).await;
             let here = |ip: &IpAddr| addresses.iter().any(|address| same_host(*ip, *address));
             found.unwrap_or_default().iter().any(here).then_some(other.name)
         });

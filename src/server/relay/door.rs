@@ -62,7 +62,7 @@ pub(in crate::server) async fn serve(
         control: control.clone(),
         relay: OnceLock::new(),
         entered: Notify::new(),
-        flow: Arc::new(ConnectionFlow::new(Arc::clone(&conn.bastion.budget), conn.settings.flow)),
+        flow: Arc::new(conn.flow.inner()),
     };
     let door = Arc::new(door);
     let inner = run(&door, destination, stream);
@@ -343,10 +343,14 @@ impl Handler {
         ask(&Questions { instruction, prompts: Vec::new() })
     }
 
-    fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
-        if let Some(relay) = self.relay() {
-            let serve = super::serve_onward(Arc::clone(relay), channel, onward, reply);
-            self.door.conn.tasks.spawn(serve);
+    async fn onward(&self, channel: Channel<Msg>, onward: Onward, reply: ChannelOpenHandle) {
+        let Some(relay) = self.relay() else { return };
+        match self.door.conn.slot_for(&onward.to_string()) {
+            Ok(slot) => {
+                let serve = super::serve_onward(Arc::clone(relay), channel, onward, slot, reply);
+                self.door.conn.tasks.spawn(serve);
+            }
+            Err(refusal) => reply.reject(refusal).await,
         }
     }
 }
@@ -451,8 +455,12 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), Ended> {
-        if let Some(relay) = self.relay() {
-            super::serve_session(relay, channel, session.handle(), reply).await;
+        let Some(relay) = self.relay() else { return Ok(()) };
+        match self.door.conn.slot_for("session") {
+            Ok(slot) => {
+                super::serve_session(relay, channel, session.handle(), slot, reply).await;
+            }
+            Err(refusal) => reply.reject(refusal).await,
         }
         Ok(())
     }
@@ -468,7 +476,7 @@ impl russh::server::Handler for Handler {
         _session: &mut Session,
     ) -> Result<(), Ended> {
         let (host, originator) = (host.to_owned(), originator.to_owned());
-        self.onward(channel, Onward::Tcp { host, port, originator, originator_port }, reply);
+        self.onward(channel, Onward::Tcp { host, port, originator, originator_port }, reply).await;
         Ok(())
     }
 
@@ -479,7 +487,7 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Ended> {
-        self.onward(channel, Onward::Socket(path.to_owned()), reply);
+        self.onward(channel, Onward::Socket(path.to_owned()), reply).await;
         Ok(())
     }
 

@@ -16,8 +16,8 @@ use super::bridge;
 use super::destination::Cleared;
 use super::sign_in::Stage;
 use super::target::{STEP, TargetConnection};
-use crate::audit::{Event, Refusal};
 use crate::domain::{Capability, noted, printable};
+use crate::server::connection::ChannelSlot;
 use crate::server::handler::prohibited;
 use crate::server::traffic::Counts;
 
@@ -73,13 +73,9 @@ pub(in crate::server) async fn serve_onward(
     relay: Arc<Relay>,
     channel: Channel<server::Msg>,
     onward: Onward,
+    _slot: ChannelSlot,
     reply: ChannelOpenHandle,
 ) {
-    let Some(_slot) = relay.conn.channel_slot() else {
-        let (request, reason) = (onward.to_string(), Refusal::TooManyChannels);
-        relay.conn.record_refusal(Event::RequestRefused { request, reason });
-        return reply.reject(prohibited("too many channels on this connection")).await;
-    };
     let (onward, cleared) = match onward.check(&relay).await {
         Ok(checked) => checked,
         Err(message) => return reply.reject(prohibited(&message)).await,

@@ -62,7 +62,7 @@ async fn show<T: Send + 'static>(
     read: impl Fn(&PublicKeyOrCertificate) -> T + Send + 'static,
 ) -> anyhow::Result<T> {
     let name = address.to_string();
-    let ips = dial::resolve(&address.host, address.port, STEP).await;
+    let ips = dial::Resolver::system().resolve(&address.host, address.port, STEP).await;
     let ips = ips.map_err(|error| anyhow::anyhow!(error.for_target(&name)))?;
     let addresses: Vec<_> = ips.into_iter().map(|ip| (ip, address.port).into()).collect();
     let (_, socket) = dial::dial(&addresses, STEP)

@@ -13,7 +13,6 @@ use crate::domain::{AccountName, Destination, Mode, noted};
 use crate::policy::{self, Subject};
 use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
-use crate::server::forward::dial;
 
 /// What a user name chooses behind its `+`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +111,7 @@ impl Selector {
             return Err(refuse(policy::Refused { reason: Refusal::NotOffered, message, target }));
         }
         let (address, timeout) = (&target.address, conn.settings.dial_timeout);
-        let ips = dial::resolve(&address.host, address.port, timeout).await;
+        let ips = conn.bastion.resolver.resolve(&address.host, address.port, timeout).await;
         let ips = ips.map_err(|e| NotOpened::Failed(e.for_target(target.name.as_str())))?;
         let checked = permit.check_addresses(&ips, &conn.bastion.own_addresses(&ips));
         let checked = checked.map_err(refuse)?;

@@ -25,12 +25,10 @@ use super::files::Files;
 use super::recorder::{Recording, Subject, USUAL, cells};
 use super::sign_in::{Questions, Stage};
 use super::target::{STEP, TargetConnection};
-use crate::audit::{Event, Refusal};
 use crate::console::dialog::{Line, Next};
 use crate::console::menu::Menu;
 use crate::domain::{Capability, noted, printable};
-use crate::server::connection::Connection;
-use crate::server::handler::prohibited;
+use crate::server::connection::{ChannelSlot, Connection};
 use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
 use crate::store::Carrier;
@@ -55,13 +53,9 @@ pub(in crate::server) async fn serve(
     relay: &Arc<Relay>,
     channel: Channel<server::Msg>,
     user: Handle,
+    slot: ChannelSlot,
     reply: ChannelOpenHandle,
 ) {
-    let Some(slot) = relay.conn.channel_slot() else {
-        let reason = Refusal::TooManyChannels;
-        relay.conn.record_refusal(Event::RequestRefused { request: "session".into(), reason });
-        return reply.reject(prohibited("too many channels on this connection")).await;
-    };
     let id = channel.id();
     // Before the user can ask for anything: what was asked for is kept there.
     let uplink = Uplink::new(relay.flow.open(id));
@@ -292,9 +286,17 @@ pub(in crate::server) async fn gather(
             ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
             ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
             ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } if uplink.push(Piece::Data(data.clone())) => {}
-            ChannelMsg::Eof if uplink.push(Piece::Eof) => {}
-            ChannelMsg::Data { .. } | ChannelMsg::Eof | ChannelMsg::Close => return None,
+            ChannelMsg::Data { data } => {
+                if !uplink.push_early(Piece::Data(data)) {
+                    return None;
+                }
+            }
+            ChannelMsg::Eof => {
+                if !uplink.push_early(Piece::Eof) {
+                    return None;
+                }
+            }
+            ChannelMsg::Close => return None,
             _ => {}
         }
     }

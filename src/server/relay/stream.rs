@@ -4,19 +4,18 @@
 //! connection never waits for the inner one; what is not read yet is counted in the channel's flow,
 //! which closes the client's window.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Buf as _;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::server::forward::ChannelFlow;
+use crate::server::forward::{ChannelFlow, Pieces};
 use crate::server::traffic::Counts;
 
 /// What came from the client and was not read yet.
@@ -27,7 +26,7 @@ struct Intake {
 
 #[derive(Default)]
 struct State {
-    pieces: VecDeque<Bytes>,
+    pieces: Pieces,
     finished: bool,
     reader: Option<Waker>,
 }
@@ -81,7 +80,7 @@ impl Drain {
                 Some(ChannelMsg::Data { data }) if data.is_empty() => {}
                 Some(ChannelMsg::Data { data }) => {
                     self.intake.flow.take(data.len());
-                    self.intake.change(|state| state.pieces.push_back(data));
+                    self.intake.change(|state| state.pieces.push(data));
                     if self.intake.flow.overrun() {
                         self.intake.change(|state| state.finished = true);
                         return false;
@@ -106,15 +105,15 @@ impl AsyncRead for ChannelStream {
     ) -> Poll<io::Result<()>> {
         let mut state = self.intake.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut read = 0;
-        while let Some(piece) = state.pieces.front_mut() {
+        while let Some(mut piece) = state.pieces.pop() {
             let n = piece.len().min(buf.remaining());
             buf.put_slice(piece.get(..n).unwrap_or_default());
             piece.advance(n);
             read += n;
             if !piece.is_empty() {
+                state.pieces.push_front(piece);
                 break;
             }
-            state.pieces.pop_front();
         }
         if read == 0 && !state.finished && buf.remaining() > 0 {
             state.reader = Some(cx.waker().clone());

@@ -85,6 +85,16 @@ impl TestBastion {
 
     /// Starts one whose clock stands at `now`.
     pub async fn start_at(now: UnixTime, engine: Engine, extra: &str) -> Self {
+        Self::start_prepared(now, engine, extra, |_| {}).await
+    }
+
+    /// Starts one that `prepare` changes before it runs.
+    pub async fn start_prepared(
+        now: UnixTime,
+        engine: Engine,
+        extra: &str,
+        prepare: impl FnOnce(&mut Bastion),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let postgres = match engine {
             Engine::Sqlite => None,
@@ -94,7 +104,8 @@ impl TestBastion {
         let config = test_config(dir.path(), &url, extra);
         let clock = TestClock::at(now);
         let (store, _) = setup::init(&config, &Clock::Test(clock.clone())).await.unwrap();
-        let bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
+        let mut bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
+        prepare(&mut bastion);
         let bastion = Arc::new(bastion);
         let listeners = socket::listeners(&config.server.listen).unwrap();
         let port = listeners[0].local_addr().unwrap().port();

@@ -202,6 +202,19 @@ impl RawClient {
 
     /// Sends one packet.
     pub async fn send(&mut self, payload: &[u8]) {
+        let packet = self.seal(payload);
+        self.write(&packet).await;
+    }
+
+    /// Sends one packet many times; false if the server closes the connection before it took all.
+    pub async fn pour(&mut self, payload: &[u8], times: usize) -> bool {
+        let packets: Vec<u8> = (0..times).flat_map(|_| self.seal(payload)).collect();
+        let written = tokio::time::timeout(PATIENCE, self.stream.write_all(&packets)).await;
+        written.expect("the server takes nothing").is_ok()
+    }
+
+    /// A packet as it goes over the connection.
+    fn seal(&mut self, payload: &[u8]) -> Vec<u8> {
         let len = if self.keys.is_some() { 1 } else { 5 } + payload.len();
         let padding = 16 - len % 16 + if 16 - len % 16 < 4 { 16 } else { 0 };
         let mut body = vec![u8::try_from(padding).unwrap()];
@@ -212,7 +225,7 @@ impl RawClient {
             let (nonce, aad) = (ours.nonce(), aead::Aad::from(length));
             ours.key.seal_in_place_append_tag(nonce, aad, &mut body).unwrap();
         }
-        self.write(&[&length[..], &body].concat()).await;
+        [&length[..], &body].concat()
     }
 
     /// The next packet; `None` at the connection's end.
