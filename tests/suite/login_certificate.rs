@@ -159,7 +159,10 @@ async fn what_changes_the_account_ends_its_certificates(engine: Engine) {
             "factor" => store.set_user_factor(name, None, &context, now).await.unwrap(),
             _ => {
                 let until = now.plus(Duration::from_secs(600));
-                store.reset_otp(name, until, &context, now).await.unwrap();
+                store
+                    .reset_otp(name, until, sallyport::store::BindingPassword::Kept, &context, now)
+                    .await
+                    .unwrap();
             }
         }
         let ran = holder.enter(&bastion, &[]).await.failed();

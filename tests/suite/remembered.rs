@@ -164,7 +164,16 @@ async fn what_ends_sessions_ends_what_is_remembered(engine: Engine) {
             "left" => store.leave_group(group, &alice.name, &context, now).await.unwrap(),
             _ => {
                 let until = now.plus(Duration::from_secs(600));
-                store.reset_otp(&alice.name, until, &context, now).await.unwrap();
+                store
+                    .reset_otp(
+                        &alice.name,
+                        until,
+                        sallyport::store::BindingPassword::Kept,
+                        &context,
+                        now,
+                    )
+                    .await
+                    .unwrap();
             }
         }
         let ran = Member::without(&bastion, key, &[]).await.failed();
