@@ -147,6 +147,7 @@ mod tests {
         ("forward.dial_timeout", "\"3s\"", true),
         ("forward.window", "\"2 MiB\"", true),
         ("forward.channel_budget", "\"2 MiB\"", true),
+        ("forward.connection_budget", "\"64 MiB\"", true),
         ("forward.total_budget", "\"300 MiB\"", false),
         ("forward.stall_timeout", "\"3h\"", true),
         ("record.folder", "\"/elsewhere\"", false),

@@ -134,6 +134,7 @@ async fn new_recovery_codes_take_a_code_that_works_once(engine: Engine) {
     // Or given up.
     let mut screen = alice.terminal("otp codes");
     screen.expect("6-digit code: ").await;
+    screen.raw().await;
     screen.press("12\u{3}").await;
     screen.expect("given up").await;
     assert_eq!(screen.ended().await, Some(1));
