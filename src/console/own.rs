@@ -274,7 +274,8 @@ impl Own<'_> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, notes) = (Vec::new(), Vec::new());
-        let attempt = Attempt { account, epoch, claim, key: None, given, steps, notes };
+        let factor = Factor::Totp;
+        let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),

@@ -370,10 +370,11 @@ impl Machine {
 
     fn attempt(&mut self, claim: Claim) -> Option<Attempt> {
         let account = self.account()?;
-        let (id, epoch) = (account.id.clone(), account.epoch);
+        let (id, epoch, factor) = (account.id.clone(), account.epoch, account.factor.factor);
         Some(Attempt {
             account: id,
             epoch,
+            factor,
             claim,
             key: self.key.clone(),
             given: self.given,
