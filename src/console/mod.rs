@@ -94,6 +94,8 @@ pub struct Service<'a> {
     pub binding_window: Duration,
     /// The epoch of the session that it is done in.
     pub epoch: &'a OwnEpoch,
+    /// When the code was given that this connection began with, if what is done is the first thing on it.
+    pub code_at: Option<UnixTime>,
     /// Whether the source may try one more answer right now; counts it.
     pub may_try: Arc<dyn Fn() -> bool + Send + Sync>,
 }

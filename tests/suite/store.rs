@@ -16,8 +16,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, SignInRule,
-    Source, Target, TimeStep, UnixTime, UserName,
+    Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
+    SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
     BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
@@ -32,6 +32,7 @@ on_both_engines!(
     a_session_opens_only_by_the_rule_that_holds_then,
     users_change_and_conflicts_are_told,
     only_a_password_that_was_made_for_it_binds,
+    a_login_ends_with_the_factor_that_it_began_with,
     own_keys_are_added_by_the_session_that_asked_or_not_at_all,
     what_must_end_sessions_moves_the_revision_and_the_epoch,
     groups_targets_and_grants_change_and_conflicts_are_told,
@@ -150,7 +151,12 @@ fn conflict<T: Debug>(result: Result<T, Error>) -> String {
 fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
     let steps = vec![Step::Password, Step::Code];
     let given = Factors::PASSWORD.with(Factors::OTP);
-    Attempt { account: person.id.clone(), epoch, claim, key: None, given, steps, notes: Vec::new() }
+    let factor = match claim {
+        Claim::Radius { .. } => Factor::Radius,
+        _ => Factor::Totp,
+    };
+    let (account, notes) = (person.id.clone(), Vec::new());
+    Attempt { account, epoch, factor, claim, key: None, given, steps, notes }
 }
 
 /// Signs in with `claim` in a session of its own.
@@ -315,6 +321,31 @@ async fn own_keys_are_added_by_the_session_that_asked_or_not_at_all(engine: Engi
     assert_eq!(bastion.kinds("key-added").await.len(), 1);
     add(epoch, &[key("b"), key("c")]).await.unwrap().unwrap();
     assert_eq!(account(&bastion, name).await.keys.len(), 3);
+}
+
+async fn a_login_ends_with_the_factor_that_it_began_with(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let group = "staff".parse().unwrap();
+    store.add_group(&group, &context, now).await.unwrap();
+    store.join_group(&group, &alice.name, &context, now).await.unwrap();
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let radius = SecondFactor { factor: Factor::Radius, mode: None };
+    // Between the new authenticator and Enter, somebody lets RADIUS answer for the whole group.
+    store.set_group_factor(&group, Some(radius), &context, now).await.unwrap();
+    let signed = sign_in(store, &alice, epoch, Claim::Nothing, now).await.1;
+    assert_eq!(signed, Err(Refusal::AccountChanged));
+    // And the other way round.
+    let began = || Attempt { factor: Factor::Radius, ..attempt(&alice, epoch, Claim::Nothing) };
+    let claim = async |attempt: Attempt| {
+        let (whose, rules) = (whose(&alice.name), rules());
+        store.claim(attempt, None, &whose, &rules, &context, now).await.unwrap()
+    };
+    claim(began()).await.unwrap();
+    store.set_group_factor(&group, None, &context, now).await.unwrap();
+    assert_eq!(claim(began()).await, Err(Refusal::AccountChanged));
+    sign_in(store, &alice, epoch, Claim::Nothing, now).await.1.unwrap();
 }
 
 async fn users_change_and_conflicts_are_told(engine: Engine) {
