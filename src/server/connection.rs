@@ -35,6 +35,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const REFUSALS: usize = 100;
 /// Refusals of one connection that may wait to be written down.
 const REFUSALS_WAITING: usize = 16;
+/// Looks of the watch in a row that a connection may be changing its own account at, two a second.
+const SPARED: usize = 5;
 /// How long tasks have to write their ends down after the connection ended.
 const WIND_UP: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,8 @@ pub(crate) struct Connection {
     /// What holds a user's terminal, and gives it back before the connection ends.
     pub(super) screens: TaskTracker,
     pub(super) flow: Arc<ConnectionFlow>,
+    /// For how many looks in a row it was not ended, since it changed its own account just then.
+    spared: AtomicUsize,
     admission: Mutex<Admission>,
     signed_in: OnceLock<Authenticated>,
     /// What became of its epoch by changes made in this session.
@@ -143,6 +147,21 @@ impl Connection {
         let signed_in =
             self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
         signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch)| (account, *epoch)))
+    }
+
+    /// Whether a change of its account may still be its own, which it is about to take in. That takes
+    /// a moment, and not many looks in a row: whoever changes it without end is ended nevertheless.
+    pub(super) fn is_spared(&self) -> bool {
+        self.epoch.is_changing() && self.spared.load(Ordering::SeqCst) < SPARED
+    }
+
+    /// Takes note of whether it was spared.
+    pub(super) fn note_spared(&self, spared: bool) {
+        if spared {
+            self.spared.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.spared.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Takes note of what failed if the client leaves now.
@@ -292,6 +311,7 @@ pub(super) async fn serve(
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
         screens: TaskTracker::new(),
+        spared: AtomicUsize::new(0),
         admission: Mutex::new(admission),
         signed_in: OnceLock::new(),
         epoch: OwnEpoch::default(),

@@ -65,19 +65,23 @@ impl Table {
             if live.killed.contains(&conn.id) {
                 conn.end(EndReason::Killed, "an administrator ended this session");
             }
-            let is_changing = conn.epoch.is_changing(); // Before its epoch is read.
+            let is_spared = conn.is_spared(); // Before its epoch is read.
             let Some((account, epoch)) = conn.identity() else { continue };
             // A session that signed in after the store was read is not in `epochs`, or has an epoch
             // that is newer than what was read.
             let ended = match epochs.get(account) {
                 None => false,
-                Some(None) => true,
-                Some(Some(now)) if *now > epoch && is_changing => {
-                    later = true;
-                    false
+                Some(None) => {
+                    conn.end(EndReason::Revoked, "your account was changed: sign in again");
+                    continue;
                 }
                 Some(Some(now)) => *now > epoch,
             };
+            conn.note_spared(ended && is_spared);
+            if ended && is_spared {
+                later = true;
+                continue;
+            }
             if ended {
                 conn.end(EndReason::Revoked, "your account was changed: sign in again");
             }

@@ -1,10 +1,13 @@
 //! Ways round the counting of failures, and round being ended, that must lead nowhere.
 
+use std::time::{Duration, Instant};
+
 use sallyport::audit::Context;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::raw::{
-    DISCONNECT, INFO_REQUEST, Packet, RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS,
+    CHANNEL_OPEN_CONFIRMATION, CLOSE, DISCONNECT, INFO_REQUEST, Packet, RawClient,
+    USERAUTH_FAILURE, USERAUTH_SUCCESS,
 };
 use crate::support::ssh::Client;
 use crate::support::{eventually, on_both_engines};
@@ -136,6 +139,52 @@ async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
     let other = Client::new(&bastion, "bob");
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     other.ssh(&["bastion", "help"]).await.ok();
+}
+
+/// Somebody who changes their own account all the time is not ended for that, but is for what others
+/// change.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_outlasts_a_new_password_by_changing_the_account_without_end() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let mut channels = 0;
+    let mut reset = None;
+    loop {
+        // Each asks for a change as soon as it is there; and each that ends makes room for another.
+        if channels < 60 {
+            client.ask_channel("session", channels, Packet::default()).await;
+            channels += 1;
+        }
+        let Some(packet) = client.receive().await else { break };
+        let number = u32::from_be_bytes(packet[1..5].try_into().unwrap());
+        match packet[0] {
+            DISCONNECT => break,
+            CHANNEL_OPEN_CONFIRMATION => {
+                let id = u32::from_be_bytes(packet[5..9].try_into().unwrap());
+                let exec = Packet::new(98).number(id).text("exec").bytes(&[1]);
+                client.send(&exec.text("keys remove SHA256:x").0).await;
+            }
+            CLOSE => {
+                client.send(&Packet::new(CLOSE).number(number).0).await;
+                client.ask_channel("session", number, Packet::default()).await;
+            }
+            _ => {}
+        }
+        if channels == 60 && reset.is_none() {
+            let hash = bastion.bastion.hashing.hash("another teapot 77".into()).await.unwrap();
+            let context = Context::default();
+            let changed =
+                bastion.store().set_password(&alice.name, &hash, false, &context, bastion.now());
+            changed.await.unwrap();
+            reset = Some(Instant::now());
+        }
+        assert!(reset.is_none_or(|at| at.elapsed() < Duration::from_secs(10)), "it is not ended");
+    }
+    assert!(reset.is_some());
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "revoked")]).await;
 }
 
 /// Opens a session with this window and asks for a shell in a terminal; gives the channel's number.
