@@ -20,6 +20,7 @@ use super::Bastion;
 use super::forward::flow::ConnectionFlow;
 use super::guard::{Admission, Offence};
 use super::handler::{Ended, Handler, prohibited};
+use super::live::SessionEnd;
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
@@ -402,10 +403,11 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
-        let sums = conn.traffic.sums();
-        if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
-        {
-            tracing::error!(%error, session = %conn.id, "failed to write the session's end");
+        let (session, carried) = (conn.id.clone(), conn.traffic.sums());
+        let end = SessionEnd { session, reason, carried, context: conn.context(), at: now };
+        if let Err(error) = end.write(store).await {
+            tracing::error!(%error, session = %conn.id, "failed to write the session's end: tried again");
+            conn.bastion.live.keep(end);
         }
     }
     if conn.who().is_none() {

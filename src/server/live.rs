@@ -1,4 +1,5 @@
-//! The connections of this process, and the watch over what must end them.
+//! The connections of this process, and the watch over what must end them. An end that could not be
+//! written down is tried again until it is, or the next start does it.
 //!
 //! Always holds: a kill, a disabled, removed, unbound or re-passworded account, or a rule for signing
 //! in that asks for more than was given, ends its live sessions within about a second on every node, because every such change bumps the store's
@@ -12,9 +13,9 @@ use tokio::sync::watch;
 
 use super::Bastion;
 use super::connection::Connection;
-use crate::audit::EndReason;
-use crate::domain::{Id, SignInPolicy};
-use crate::store::Live;
+use crate::audit::{Context, EndReason};
+use crate::domain::{Id, SignInPolicy, UnixTime};
+use crate::store::{Error, Live, Store};
 
 /// How often the store is asked whether anything changed.
 const POLL: Duration = Duration::from_millis(500);
@@ -30,7 +31,25 @@ const MISSED: u32 = 4;
 
 /// The connections of this process by session id.
 #[derive(Default)]
-pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>);
+pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>, Mutex<Vec<SessionEnd>>);
+
+/// The end of a session, as it is to be written down.
+pub(super) struct SessionEnd {
+    pub(super) session: Id,
+    pub(super) reason: EndReason,
+    /// What it carried, up and down.
+    pub(super) carried: (u64, u64),
+    pub(super) context: Context,
+    pub(super) at: UnixTime,
+}
+
+impl SessionEnd {
+    /// Writes it down, unless it is already.
+    pub(super) async fn write(&self, store: &Store) -> Result<(), Error> {
+        let Self { session, reason, carried, context, at } = self;
+        store.close_session(session, *reason, *carried, context, *at).await
+    }
+}
 
 impl Table {
     pub(super) fn enter(&self, conn: &Arc<Connection>) {
@@ -40,6 +59,31 @@ impl Table {
 
     pub(super) fn leave(&self, id: &Id) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Keeps an end that could not be written, for [`watch`] to try again.
+    pub(super) fn keep(&self, end: SessionEnd) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).push(end);
+    }
+
+    /// How many ends are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Writes the ends that are kept, until one fails again.
+    async fn write_kept(&self, store: &Store) -> Result<(), Error> {
+        loop {
+            let end = self.1.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(end) = end else { return Ok(()) };
+            // What takes too long is dropped in the middle: it must be kept nevertheless.
+            let written = tokio::time::timeout(LOOK, end.write(store)).await;
+            if let Err(error) = written.unwrap_or(Err(Error::Busy)) {
+                self.keep(end);
+                return Err(error);
+            }
+            tracing::info!(session = %end.session, "a session's end is written down after all");
+        }
     }
 
     /// Everything that is connected now.
@@ -113,13 +157,16 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
         ticks.tick().await;
         part.turn();
         let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions, again)).await;
-        match looked.unwrap_or(Err(crate::store::Error::Busy)) {
+        match looked.unwrap_or(Err(Error::Busy)) {
             Ok(later) => (failing, again) = (false, later),
             Err(error) if !failing => {
                 failing = true; // Said once, not twice a second.
                 tracing::error!(%error, "failed to watch the store: nobody can sign in until it is back");
             }
             Err(_) => {}
+        }
+        if !failing && let Err(error) = bastion.live.write_kept(&bastion.store).await {
+            tracing::debug!(%error, "a session's end still cannot be written down");
         }
     }
 }
@@ -130,7 +177,7 @@ async fn look(
     bastion: &Bastion,
     revisions: &watch::Sender<i64>,
     again: bool,
-) -> Result<bool, crate::store::Error> {
+) -> Result<bool, Error> {
     let revision = bastion.store.revision().await?;
     if revision == *revisions.borrow() && !again {
         return Ok(false);

@@ -149,6 +149,11 @@ impl Bastion {
         own_addresses(self.listeners(), found, socket::is_ours)
     }
 
+    /// How many sessions are over here whose end could not be written down yet.
+    pub fn failed_ends(&self) -> usize {
+        self.live.kept()
+    }
+
     /// Tells of every change that a forward's permit has to be checked against.
     fn revisions(&self) -> watch::Receiver<i64> {
         self.revisions.clone()

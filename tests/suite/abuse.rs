@@ -12,7 +12,10 @@ use crate::support::raw::{
 use crate::support::ssh::Client;
 use crate::support::{eventually, on_both_engines};
 
-on_both_engines!(a_password_without_a_code_counts_as_a_failure);
+on_both_engines!(
+    a_password_without_a_code_counts_as_a_failure,
+    an_end_that_could_not_be_written_is_written_later,
+);
 
 async fn a_password_without_a_code_counts_as_a_failure(engine: Engine) {
     let bastion = TestBastion::start_with(engine, "[login]\nlock_after = 4\n").await;
@@ -139,6 +142,25 @@ async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
     let other = Client::new(&bastion, "bob");
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     other.ssh(&["bastion", "help"]).await.ok();
+}
+
+async fn an_end_that_could_not_be_written_is_written_later(engine: Engine) {
+    let bastion = TestBastion::start(engine).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let signed_in = bastion.event("signed-in", &[("user", "alice")]).await;
+    bastion.tamper("ALTER TABLE audit_events RENAME TO audit_events_away").await;
+    drop(client);
+    eventually("it is over here", async || (bastion.bastion.failed_ends() == 1).then_some(()))
+        .await;
+    bastion.tamper("ALTER TABLE audit_events_away RENAME TO audit_events").await;
+    let ended = bastion.event("session-ended", &[("user", "alice")]).await;
+    assert_eq!(ended["session"], signed_in["session"]);
+    let rows = bastion.store().sessions(&Default::default(), 5).await.unwrap();
+    assert!(rows[0].ended_at.is_some());
+    assert_eq!(bastion.kinds("session-ended").await.len(), 1);
 }
 
 /// Somebody who changes their own account all the time is not ended for that, but is for what others
