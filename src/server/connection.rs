@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use governor::DefaultDirectRateLimiter;
 use russh::server::run_stream;
 use secrecy::SecretString;
 use tokio::net::TcpStream;
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Bastion;
 use super::forward::flow::ConnectionFlow;
-use super::guard::{Admission, Offence};
+use super::guard::{Admission, Offence, direct};
 use super::handler::{Ended, Handler, prohibited};
 use super::live::SessionEnd;
 use super::settings::Settings;
@@ -34,6 +35,8 @@ use crate::store::{FailureNote, Throttled};
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Refused requests that a connection may make at once; and one more each second.
 const REFUSALS: usize = 100;
+/// Channels that a connection may open: a second, and at once.
+const OPENS: (u32, u32) = (20, 500);
 /// Refusals of one connection that may wait to be written down.
 const REFUSALS_WAITING: usize = 16;
 /// Looks of the watch in a row that a connection may be changing its own account at, two a second.
@@ -84,6 +87,8 @@ pub(crate) struct Connection {
     /// What sessions on the bastion may ask for on behalf of targets that the menu leads to.
     for_menu: Mutex<Vec<Capability>>,
     channels: AtomicUsize,
+    /// How fast channels may be opened: each is an event or two, and may run a command, one more.
+    opens: DefaultDirectRateLimiter,
     /// What it carried: a sum over everything on it.
     pub(super) traffic: Arc<Traffic>,
 }
@@ -115,11 +120,18 @@ impl Connection {
     }
 
     /// Takes in that somebody signed in: the deadlines before that are over.
-    pub(super) fn sign_in(&self, who: Authenticated) {
+    pub(super) fn sign_in(self: &Arc<Self>, who: Authenticated) {
         self.control.disarm();
         self.admission.lock().unwrap_or_else(PoisonError::into_inner).authenticated();
         if self.signed_in.set(who).is_err() {
             self.end(EndReason::ProtocolError, "signed in twice");
+        }
+        let most = self.settings.max_sessions_per_account;
+        if most > 0 && self.bastion.live.sessions_like(self) > most {
+            let reason = Refusal::TooManySessions;
+            self.record(Event::SignInRefused { reason });
+            let message = format!("you have {most} sessions here already: end one of them first");
+            self.end(EndReason::TooManySessions, &message);
         }
     }
 
@@ -223,8 +235,11 @@ impl Connection {
         self.for_menu.lock().unwrap_or_else(PoisonError::into_inner).contains(&right)
     }
 
-    /// A place for one more channel, if there is one.
+    /// A place for one more channel, if there is one, and it does not come too soon.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
+        if self.opens.check().is_err() {
+            return None;
+        }
         let most = self.settings.max_channels;
         let taken = self
             .channels
@@ -241,7 +256,7 @@ impl Connection {
         self.channel_slot().ok_or_else(|| {
             let (request, reason) = (request.to_owned(), Refusal::TooManyChannels);
             self.record_refusal(Event::RequestRefused { request, reason });
-            prohibited("too many channels on this connection: close some first")
+            prohibited("too many channels on this connection: close some, or wait")
         })
     }
 
@@ -328,6 +343,7 @@ pub(super) async fn serve(
         stop: CancellationToken::new(),
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
+        opens: direct(OPENS),
         traffic: Arc::default(),
         bastion,
     });
@@ -463,7 +479,7 @@ async fn penalize(conn: &Connection, outcome: &Result<(), Ended>) {
     {
         events.push(Event::SourcePenalized { seconds: left.as_secs(), after });
     }
-    for event in events {
+    for event in events.into_iter().filter(|_| conn.bastion.guard.may_record()) {
         if let Err(error) = store.record(now, &conn.context(), event).await {
             tracing::error!(%error, "failed to write an audit event of a refused connection");
         }

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const ENFORCED_FROM: Duration = Duration::from_secs(15);
 const LONGEST: Duration = Duration::from_secs(600);
 /// Reports a second, and at once: many sources must not fill the audit log, nor its line.
 const REPORTS: (u32, u32) = (2, 20);
+/// Events a second, and at once, of connections that were let in and whose sign-in was refused.
+const REFUSALS: (u32, u32) = (50, 500);
 /// How often one source's refusals are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
@@ -88,6 +91,9 @@ pub struct Guard {
     state: Mutex<State>,
     attempts: Mutex<Arc<DefaultKeyedRateLimiter<IpNet>>>,
     reports: DefaultDirectRateLimiter,
+    refusals: DefaultDirectRateLimiter,
+    /// Refusals that were not written down one by one since that was last said.
+    suppressed: AtomicU64,
 }
 
 struct State {
@@ -120,12 +126,11 @@ impl Guard {
     /// A guard with these limits and an empty record.
     pub fn new(limits: Limits) -> Arc<Self> {
         let attempts = Mutex::new(limiter(&limits));
-        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        let reports =
-            Quota::per_second(at_least_one(REPORTS.0)).allow_burst(at_least_one(REPORTS.1));
         Arc::new(Self {
             attempts,
-            reports: RateLimiter::direct(reports),
+            reports: direct(REPORTS),
+            refusals: direct(REFUSALS),
+            suppressed: AtomicU64::new(0),
             state: Mutex::new(State {
                 limits,
                 connections: 0,
@@ -208,6 +213,21 @@ impl Guard {
         false
     }
 
+    /// Whether one more refusal of somebody who is not signed in is written down by itself: many sources
+    /// together must not keep the store's one writer from everybody else. It is counted if not.
+    pub fn may_record(&self) -> bool {
+        let within = self.refusals.check().is_ok();
+        if !within {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        within
+    }
+
+    /// How many refusals were only counted since the last call.
+    pub fn take_suppressed(&self) -> u64 {
+        self.suppressed.swap(0, Ordering::Relaxed)
+    }
+
     /// Forgets what no longer matters.
     pub fn prune(&self, now: Instant) {
         let attempts = Arc::clone(&self.attempts.lock().unwrap_or_else(PoisonError::into_inner));
@@ -223,6 +243,13 @@ impl Guard {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// So many a second, and so many at once.
+pub(super) fn direct((per_second, at_once): (u32, u32)) -> DefaultDirectRateLimiter {
+    let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+    let quota = Quota::per_second(at_least_one(per_second)).allow_burst(at_least_one(at_once));
+    RateLimiter::direct(quota)
 }
 
 fn limiter(limits: &Limits) -> Arc<DefaultKeyedRateLimiter<IpNet>> {
@@ -377,6 +404,15 @@ mod tests {
         assert!(guard.should_report(&source(1), now));
         assert!(!guard.should_report(&source(1), now + Duration::from_secs(59)));
         assert!(guard.should_report(&source(1), now + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn refusals_past_the_budget_are_counted() {
+        let guard = Guard::new(limits());
+        let written = (0..2000).filter(|_| guard.may_record()).count();
+        assert!((500..700).contains(&written), "{written}");
+        assert_eq!(guard.take_suppressed(), 2000 - written as u64);
+        assert_eq!(guard.take_suppressed(), 0);
     }
 
     #[test]

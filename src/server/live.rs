@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::Bastion;
 use super::connection::Connection;
 use crate::audit::{Context, EndReason};
+use crate::auth::machine::Authenticated;
 use crate::domain::{Id, SignInPolicy, UnixTime};
 use crate::store::{Error, Live, Store};
 
@@ -84,6 +85,13 @@ impl Table {
             }
             tracing::info!(session = %end.session, "a session's end is written down after all");
         }
+    }
+
+    /// How many sessions the account has here that signed in on `conn`, this one included.
+    pub(super) fn sessions_like(&self, conn: &Connection) -> usize {
+        let Some(account) = conn.who().map(Authenticated::account) else { return 0 };
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.values().filter(|c| c.who().is_some_and(|who| who.account() == account)).count()
     }
 
     /// Everything that is connected now.
