@@ -122,7 +122,9 @@ impl Connection {
     /// Takes in that somebody signed in: the deadlines before that are over.
     pub(super) fn sign_in(self: &Arc<Self>, who: Authenticated) {
         self.control.disarm();
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner).authenticated();
+        let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.authenticated(std::time::Instant::now());
+        drop(admission);
         if self.signed_in.set(who).is_err() {
             self.end(EndReason::ProtocolError, "signed in twice");
         }
