@@ -85,6 +85,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         binding_grace: server.binding_grace.0,
         binding_window: login.binding_window.0,
         max_channels: server.max_channels,
+        max_sessions_per_account: server.max_sessions_per_account,
         dial_timeout: forward.dial_timeout.0,
         flow: FlowLimits {
             window: u32::try_from(forward.window.bytes())?,

@@ -90,6 +90,7 @@ pub async fn list_sessions(
     limit: u32,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
+    let _turn = super::turn().await;
     let rows = verbs.store.sessions(filter, i64::from(limit)).await?;
     let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
     let mut targets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

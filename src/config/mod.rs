@@ -103,6 +103,8 @@ pub struct Server {
     pub max_unauthenticated_per_source: usize,
     /// The most channels open at a time on one connection.
     pub max_channels: usize,
+    /// The most sessions of one account on this node at a time; 0: any number.
+    pub max_sessions_per_account: usize,
     /// From accepting a connection to its sign-in.
     pub login_grace: Span,
     /// From the first sight of the QR code to the sign-in.
@@ -128,6 +130,7 @@ impl Default for Server {
             max_unauthenticated: 100,
             max_unauthenticated_per_source: 20,
             max_channels: 64,
+            max_sessions_per_account: 100,
             login_grace: Span::seconds(120),
             binding_grace: Span::seconds(600),
             keepalive: Span::seconds(30),

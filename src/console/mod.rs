@@ -168,6 +168,11 @@ pub async fn run(
         store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
         bail!("your role, {}, does not allow that command", caller.who.role());
     }
+    if listed(&console.command).is_some_and(|rows| rows > MOST_LISTED) {
+        let reason = Refusal::NotOffered;
+        store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
+        bail!("--limit can be {MOST_LISTED} at most here: run it on the bastion's host for more");
+    }
     store.record(now, &caller.context, Event::CommandRun { command }).await?;
     if let Some(verb) = OwnVerb::of(&console.command) {
         let dialog = Dialog::new(typed, terminal, out.into_sink(), stderr);
@@ -179,6 +184,19 @@ pub async fn run(
     dispatch(caller, &verbs, console.command, keys(typed), &mut out).await?;
     out.send().await?;
     Ok(0)
+}
+
+/// The most rows of one list: it is put together in memory.
+const MOST_LISTED: u32 = 2000;
+
+/// How many rows a command lists at most, if that is for its caller to say.
+fn listed(command: &ConsoleCommand) -> Option<u32> {
+    match command {
+        ConsoleCommand::Audit(ConsoleAudit::List(asked)) => Some(asked.limit),
+        ConsoleCommand::Session(SessionCommand::List { limit, .. }) => Some(*limit),
+        ConsoleCommand::Session(SessionCommand::Search(asked)) => Some(asked.limit),
+        _ => None,
+    }
 }
 
 /// The least role that a command takes.

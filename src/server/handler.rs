@@ -347,7 +347,7 @@ impl russh::server::Handler for Handler {
                 (noted(&format!("{host}:{port}")), Refusal::TooManyChannels);
             // Nobody looked yet which target it means.
             conn.record_refusal(Event::ForwardRefused { destination, target: None, reason });
-            let why = "too many channels on this connection: close some first";
+            let why = "too many channels on this connection: close some, or wait";
             reply.reject(prohibited(why)).await;
             return Ok(());
         };

@@ -1,7 +1,7 @@
 //! Opening the store: reading its URL, connecting, bringing the schema up to date.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use diesel::migration::{Migration, MigrationSource as _};
@@ -73,7 +73,8 @@ impl Store {
             Opening::AsItIs => {}
         }
         let node = settings.node.clone();
-        let store = Self(Arc::new(Inner { pool, keyring, audit_key, node }));
+        let store =
+            Self(Arc::new(Inner { pool, keyring, audit_key, node, written: Mutex::default() }));
         store.check_keys(opening).await?;
         Ok(store)
     }
