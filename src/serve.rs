@@ -97,6 +97,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         radius: radius_settings(config)?,
         record: record_settings(config),
         banner: server.banner.clone(),
+        older_clients: server.older_clients,
         public_host: config.server.public_host.clone(),
         host_name: host_name(),
         public_port: server.public_port,

@@ -95,6 +95,8 @@ pub struct Server {
     pub public_port: u16,
     /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
+    /// Whether MACs and a key exchange are offered that only older clients need.
+    pub older_clients: bool,
     /// The most connections.
     pub max_connections: usize,
     /// The most connections that nobody has signed in on.
@@ -126,6 +128,7 @@ impl Default for Server {
             public_host: String::new(),
             public_port: 0,
             banner: String::new(),
+            older_clients: false,
             max_connections: 4096,
             max_unauthenticated: 100,
             max_unauthenticated_per_source: 20,

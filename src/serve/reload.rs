@@ -95,6 +95,7 @@ mod tests {
         ("server.public_host", "\"gate.example.org\"", true),
         ("server.public_port", "443", true),
         ("server.banner", "\"Hello\"", true),
+        ("server.older_clients", "true", true),
         ("server.max_connections", "7", true),
         ("server.max_unauthenticated", "6", true),
         ("server.max_unauthenticated_per_source", "5", true),

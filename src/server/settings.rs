@@ -46,6 +46,8 @@ pub struct Settings {
     pub record: RecordSettings,
     /// Shown before anything is asked.
     pub banner: String,
+    /// Whether older clients find algorithms that they know.
+    pub older_clients: bool,
     /// The bastion's name as people type it; empty if nobody configured one.
     pub public_host: String,
     /// The name that the host gives itself.
