@@ -42,7 +42,7 @@ use crate::hashing::Hashing;
 use crate::keys::LoginCa;
 use crate::policy::{self, Subject};
 use crate::recording::player::Key;
-use crate::store::{SessionFilter, Store};
+use crate::store::Store;
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -266,8 +266,7 @@ async fn dispatch(
         | ConsoleCommand::Passwd => bail!("this command is run elsewhere"),
         ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {
-            let user = Some(caller.who.user().to_string());
-            let filter = SessionFilter { live: false, user };
+            let filter = contents::own_sessions(caller);
             admin::list_sessions(verbs, &filter, 50, out).await
         }
         ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,
