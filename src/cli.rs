@@ -7,7 +7,7 @@ mod own;
 mod session;
 mod target;
 
-pub use own::{OwnKeys, OwnOtp};
+pub use own::{OwnCertificate, OwnKeys, OwnOtp};
 pub use session::{ExportSession, PlaySession, SearchSessions, SessionCommand};
 pub use target::{AccountCommand, TargetCommand};
 
@@ -20,7 +20,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::audit::chain::Anchor;
 use crate::audit::kinds;
 use crate::domain::{
-    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Role,
+    AccountName, Capability, Factor, GroupName, Hours, IdPrefix, Label, RadiusMode, Remember, Role,
     RuleOrDefault, SecondFactor, TargetAddress, TargetName, UnknownWord, UserName, When, network,
     printable,
 };
@@ -68,12 +68,15 @@ pub enum Command {
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, sign-in, key
     #[command(subcommand)]
     User(UserCommand),
-    /// Groups of users: add, remove, list, factor, sign-in, join, leave
+    /// Groups of users: add, remove, list, factor, sign-in, remember, join, leave
     #[command(subcommand)]
     Group(GroupCommand),
-    /// Authenticators: show, reset
+    /// Authenticators: show, reset; logins that are remembered: remembered, forget
     #[command(subcommand)]
     Otp(OtpCommand),
+    /// Certificates that users signed in with a code got: list, revoke
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
     /// Targets: add, list, show, remove, pin, unpin, sign-in, account
     #[command(subcommand)]
     Target(TargetCommand),
@@ -120,7 +123,7 @@ pub enum UserCommand {
         /// user, auditor or admin
         #[arg(long, default_value_t = Role::User)]
         role: Role,
-        /// Read a permanent password from standard input
+        /// Read a permanent password from standard input; it binds the authenticator as well
         #[arg(long)]
         password_stdin: bool,
         /// totp or radius; if not said, what their groups say, or totp
@@ -311,6 +314,16 @@ pub enum GroupCommand {
         #[command(flatten)]
         second: FactorArgs,
     },
+    /// Say for how long no code is asked for from the same address with the same key
+    #[command(
+        after_help = "Of several groups of a user, the one that says least holds. Nobody is remembered who signed in\nwithout a public key.\n\nExamples:\n  sallyport group remember staff 8h\n  sallyport group remember dba off"
+    )]
+    Remember {
+        /// The group
+        group: GroupName,
+        /// Such as 8h, counted from the code; off: never; none: what other groups say
+        remember: Remember,
+    },
     /// Say which factors members without a rule of their own have to sign in with
     #[command(after_help = SIGN_IN)]
     SignIn {
@@ -343,10 +356,46 @@ pub enum OtpCommand {
         /// Whose
         name: UserName,
     },
-    /// Unbind an authenticator and let another be bound; sessions end
+    /// Unbind an authenticator and let another be bound with a one-time password, which is printed;
+    /// sessions end
+    #[command(after_help = "\
+The one-time password takes the place of the old password: hand it on as after 'user add'. A password
+alone, which somebody else may know by now, must not bind an authenticator.
+Example: sallyport otp reset alice")]
     Reset {
         /// Whose
         name: UserName,
+        /// Keep the password, and let it bind: whoever knows it, a phisher too, can bind first
+        #[arg(long)]
+        keep_password: bool,
+    },
+    /// List logins that are remembered: from there, with that key, no code is asked for
+    Remembered {
+        /// Whose; everybody's, if not said
+        name: Option<UserName>,
+    },
+    /// Forget remembered logins: a code is asked for at the next one
+    Forget {
+        /// Whose
+        name: UserName,
+        /// One of them, by its id or the beginning of it; all, if not said
+        login: Option<IdPrefix>,
+    },
+}
+
+/// `sallyport certificate ...`
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// List the certificates that hold
+    List {
+        /// Only this user's
+        #[arg(long, value_name = "U")]
+        user: Option<UserName>,
+    },
+    /// Revoke one before its time is over; sessions that it opened end
+    Revoke {
+        /// Its serial number, as the list shows it
+        serial: i64,
     },
 }
 
@@ -556,6 +605,15 @@ pub enum ConsoleCommand {
         #[command(subcommand)]
         what: Option<OwnKeys>,
     },
+    /// Get a certificate for a public key on standard input: it lets you in without a code for a while
+    #[command(
+        after_help = "Takes a login with a code. Without a command a certificate is made:\n\nExample: ssh -F none alice@bastion certificate < ~/.ssh/id_ed25519.pub > ~/.ssh/sallyport-cert.pub"
+    )]
+    Certificate {
+        /// What to do about those that you have
+        #[command(subcommand)]
+        what: Option<OwnCertificate>,
+    },
     /// Sessions: list, show, play, watch, search, export (auditors), kill (administrators)
     #[command(subcommand)]
     Session(SessionCommand),
@@ -682,6 +740,13 @@ mod tests {
             "user passwd alice",
             "group join dba alice",
             "otp reset alice",
+            "otp remembered",
+            "otp remembered alice --json",
+            "otp forget alice 0123",
+            "group remember dba 8h",
+            "group remember dba off",
+            "certificate list --user alice --json",
+            "certificate revoke 4711",
             "target add db1 10.0.0.5:2222 --mode tunnel --label env=prod --label tier=1",
             "grant add --user alice --target db1 --account root --allow shell,exec,forward --until +7d",
             "grant add --group dba --label env=prod --from 10.0.0.0/8 --from 192.0.2.7",

@@ -20,7 +20,7 @@ use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{LineEnding, Signature};
 use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
 
-pub use certificate::Authorities;
+pub use certificate::{Authorities, LoginCa, LoginCertificate, random_serial};
 
 use crate::audit::chain::Signatures;
 use crate::domain::UnixTime;

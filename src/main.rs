@@ -263,6 +263,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         }
         Command::Grant(command) => admin::grants(&verbs, command, &mut out).await?,
         Command::Explain(asked) => answer = admin::explain(&verbs, asked, &mut out).await?,
+        Command::Certificate(command) => admin::certificates(&verbs, command, &mut out).await?,
         Command::Session(command) => {
             let keys = terminal_keys(&command)?;
             let _restored = keys.1;

@@ -19,6 +19,7 @@ use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Methods, RadiusRules, Rules};
 use crate::clock::Clock;
 use crate::config::{Config, KeyFile, Loaded, Method, RadiusServer, Transport};
+use crate::console::Certificates;
 use crate::keys::{self, Authorities};
 use crate::logging;
 use crate::radius;
@@ -51,8 +52,10 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         publickey: offers(Method::PublicKey),
         keyboard_interactive: offers(Method::KeyboardInteractive),
     };
-    let authorities =
-        Authorities::load(&login.user_ca_files).context("failed to read login.user_ca_files")?;
+    let certificates = certificates(config)?;
+    let login_ca = certificates.as_ref().map(|certificates| certificates.authority.as_ref());
+    let authorities = Authorities::load(&login.user_ca_files, login_ca)
+        .context("failed to read login.user_ca_files")?;
     let rules = Rules {
         issuer: login.issuer.clone(),
         methods,
@@ -64,11 +67,12 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             challenge_request: config.radius.challenge_request.clone(),
             code_life: config.radius.code_life.0,
         },
-        certificates: !authorities.is_empty(),
+        certificates: authorities.has_listed(),
     };
     Ok(Settings {
         rules: Arc::new(rules),
         authorities: Arc::new(authorities),
+        certificates,
         throttle: ThrottleRules {
             lock_after: i64::from(login.lock_after),
             site_lock_after: i64::from(login.site_lock_after),
@@ -93,6 +97,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         radius: radius_settings(config)?,
         record: record_settings(config),
         banner: server.banner.clone(),
+        older_clients: server.older_clients,
         public_host: config.server.public_host.clone(),
         host_name: host_name(),
         public_port: server.public_port,
@@ -100,6 +105,15 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         drain: server.drain.0,
         proxy_from: server.proxy_from.clone(),
     })
+}
+
+/// How certificates are given to users, if they are.
+fn certificates(config: &Config) -> anyhow::Result<Option<Certificates>> {
+    let login = &config.login;
+    let Some(life) = login.certificate_life.limit() else { return Ok(None) };
+    let authority = keys::LoginCa::new(keys::load(&config.key_path(KeyFile::LoginCa))?);
+    let bound_to_source = login.certificate_bound_to_source;
+    Ok(Some(Certificates { authority: Arc::new(authority), life, bound_to_source }))
 }
 
 /// Reads the secrets of the RADIUS servers. Without servers, nobody waits for them.

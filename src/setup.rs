@@ -81,8 +81,9 @@ async fn prepare(config: &Config) -> anyhow::Result<Store> {
     let settings = store_settings(config)?;
     for key in KeyFile::ALL {
         let path = config.key_path(key);
-        // New keys would neither open what is sealed in a store nor go on signing its log.
-        if !is_there(&path)? && Store::is_used(&settings).await? {
+        // New keys would neither open what is sealed in a store nor go on signing its log. The login
+        // CA's is younger than some stores, and a new one only ends what the old one signed.
+        if key != KeyFile::LoginCa && !is_there(&path)? && Store::is_used(&settings).await? {
             bail!(
                 "there is no {} at {}, but the store has users already: put the key file that \
                  belongs to it there, or pass the credential",
@@ -92,7 +93,7 @@ async fn prepare(config: &Config) -> anyhow::Result<Store> {
         }
     }
     let keyring = Keyring::load_or_create(&config.key_path(KeyFile::SealingKey))?;
-    for key in [KeyFile::AuditKey, KeyFile::HostKey, KeyFile::HostCa, KeyFile::UserCa] {
+    for key in KeyFile::ALL.into_iter().filter(|key| *key != KeyFile::SealingKey) {
         keys::load_or_create(&config.key_path(key), &format!("sallyport {}", key.shown()))?;
     }
     let audit = AuditKey::new(keys::load(&config.key_path(KeyFile::AuditKey))?);

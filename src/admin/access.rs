@@ -10,7 +10,8 @@ use super::user::{said, shown_factor};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
 use crate::domain::{
-    Destination, Factors, Grant, GrantObject, GrantSubject, Id, RuleOrDefault, Target, UnixTime,
+    Destination, Factors, Grant, GrantObject, GrantSubject, Id, Remember, RuleOrDefault, Target,
+    UnixTime,
 };
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
@@ -40,6 +41,20 @@ pub async fn groups(
             store.set_group_factor(&group, second, context, now).await?;
             let what = said(verbs, second);
             writeln!(out, "members of {group} of whom nothing else is set: {what}")?;
+        }
+        GroupCommand::Remember { group, remember } => {
+            store.set_group_remember(&group, remember, context, now).await?;
+            match remember {
+                Remember::For(time) => writeln!(
+                    out,
+                    "members of {group} are asked for a code once in {} s from one address with one key",
+                    time.as_secs()
+                )?,
+                Remember::Off => {
+                    writeln!(out, "members of {group} are asked for a code each time")?
+                }
+                Remember::Unsaid => writeln!(out, "{group} says nothing of remembered logins")?,
+            }
         }
         GroupCommand::SignIn { group, rule: RuleOrDefault(rule) } => {
             store.set_group_sign_in(&group, rule.as_ref(), context, now).await?;
@@ -251,11 +266,17 @@ impl Row for Grant {
 }
 
 impl Row for GroupRow {
-    const HEADINGS: &'static [&'static str] = &["GROUP", "FACTOR", "SIGN-IN", "MEMBERS"];
+    const HEADINGS: &'static [&'static str] =
+        &["GROUP", "FACTOR", "SIGN-IN", "REMEMBER", "MEMBERS"];
     fn cells(&self) -> Vec<String> {
         let words = [self.factor.clone(), self.radius_mode.clone()];
         let factor = words.into_iter().flatten().collect::<Vec<_>>().join(" ");
         let sign_in = self.sign_in.clone().unwrap_or_default();
-        vec![self.group.clone(), factor, sign_in, self.members.join(" ")]
+        let remember = match self.remember_seconds {
+            None => String::new(),
+            Some(0) => "off".to_owned(),
+            Some(seconds) => format!("{:#}", jiff::SignedDuration::from_secs(seconds)),
+        };
+        vec![self.group.clone(), factor, sign_in, remember, self.members.join(" ")]
     }
 }

@@ -6,6 +6,7 @@
 
 mod access;
 mod audit;
+mod certificate;
 pub mod out;
 pub mod output;
 pub mod replay;
@@ -20,6 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use access::{explain, grants, groups};
 pub use audit::{export, list_events, verify_file, verify_store};
+pub use certificate::{certificates, revoke_certificate};
 pub use out::Out;
 pub use sealing::{add_sealing_key, sealing};
 pub use session::{list_sessions, sessions};

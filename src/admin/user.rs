@@ -11,10 +11,10 @@ use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{self, OtpCommand, UserCommand, UserKeyCommand};
 use crate::domain::{
-    Factor, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
+    Factor, IdPrefix, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
 };
 use crate::keys::public_key;
-use crate::store::{KeyRow, LockRow, NewUser, UserDetail, UserRow};
+use crate::store::{BindingPassword, KeyRow, LockRow, NewUser, RememberedRow, UserDetail, UserRow};
 
 /// Where a new password comes from.
 #[derive(Debug)]
@@ -178,23 +178,48 @@ pub async fn otp(verbs: &Verbs<'_>, command: OtpCommand, out: &mut Out<'_>) -> a
             let detail = verbs.store.user(&name).await?;
             show(out, verbs.format, &OtpStatus::new(verbs, &detail))?;
         }
-        OtpCommand::Reset { name } => {
-            let until = verbs.now.plus(verbs.binding_window);
-            verbs.store.reset_otp(&name, until, verbs.context, verbs.now).await?;
-            match verbs.format {
-                Format::Json => {
-                    json_line(out, &serde_json::json!({ "name": name, "binding_until": until }))?;
-                }
-                Format::Table { .. } => {
-                    writeln!(
-                        out,
-                        "{name} may bind an authenticator at the next login, until {until}"
-                    )?;
-                }
-            }
+        OtpCommand::Remembered { name } => {
+            let rows = verbs.store.remembered(name.as_ref(), verbs.now).await?;
+            list(out, verbs.format, &rows)?;
+        }
+        OtpCommand::Forget { name, login } => {
+            let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+            let login = login.as_ref().map(IdPrefix::as_str);
+            let logins = store.forget_logins(&name, login, context, now).await?;
+            writeln!(out, "forgotten: {logins}; a code is asked for at the next login from there")?;
+        }
+        OtpCommand::Reset { name, keep_password } => {
+            reset(verbs, &name, keep_password, out).await?
         }
     }
     Ok(())
+}
+
+/// Lets another authenticator be bound: by a one-time password, unless the old one is to do.
+async fn reset(
+    verbs: &Verbs<'_>,
+    name: &UserName,
+    keep: bool,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (context, now) = (verbs.context, verbs.now);
+    let until = now.plus(verbs.binding_window);
+    if keep {
+        verbs.store.reset_otp(name, until, BindingPassword::Kept, context, now).await?;
+        if verbs.format == Format::Json {
+            return Ok(added(verbs, name, None, Some(until), out)?);
+        }
+        writeln!(
+            out,
+            "{name} may bind an authenticator at the next login with the password they have, until \
+             {until}"
+        )?;
+        return Ok(());
+    }
+    let (hash, shown) = hash(verbs, name, NewPassword::OneTime)?;
+    let password = BindingPassword::OneTime(&hash);
+    verbs.store.reset_otp(name, until, password, context, now).await?;
+    Ok(added(verbs, name, shown, Some(until), out)?)
 }
 
 /// The hash of a new password, and the password itself if it is to be shown.
@@ -239,7 +264,7 @@ fn added(
         None => writeln!(out, "the password of {name} is set")?,
     }
     if let Some(until) = until {
-        writeln!(out, "they bind their authenticator at the first login, until {until}")?;
+        writeln!(out, "they bind an authenticator at the next login, until {until}")?;
     }
     Ok(())
 }
@@ -419,6 +444,22 @@ impl Row for Shown {
             failures.join("; "),
         ]);
         cells
+    }
+}
+
+impl Row for RememberedRow {
+    const HEADINGS: &'static [&'static str] =
+        &["LOGIN", "USER", "KEY", "FROM", "CODE GIVEN", "UNTIL", "LAST USED"];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.user.clone(),
+            self.key.clone(),
+            self.source.clone(),
+            UnixTime(self.code_at).to_string(),
+            UnixTime(self.until).to_string(),
+            time(self.last_used_at.map(UnixTime)),
+        ]
     }
 }
 

@@ -25,6 +25,8 @@ words! {
         Certificate = "certificate",
         /// A one-time code from the bound authenticator.
         Code = "code",
+        /// A login with a code that is remembered, in place of a code.
+        Remembered = "remembered",
         /// A recovery code.
         RecoveryCode = "recovery-code",
         /// A new password in place of a one-time one.
@@ -33,6 +35,20 @@ words! {
         Binding = "binding",
         /// What a RADIUS server was asked to judge.
         Radius = "radius",
+    }
+}
+
+impl Step {
+    /// Whether it takes a code that works once.
+    pub fn is_code(self) -> bool {
+        match self {
+            Self::Code | Self::RecoveryCode | Self::Binding | Self::Radius => true,
+            Self::Password
+            | Self::Key
+            | Self::Certificate
+            | Self::Remembered
+            | Self::NewPassword => false,
+        }
     }
 }
 
@@ -65,6 +81,8 @@ words! {
         NotYetValid = "not-yet-valid",
         /// Its time is over.
         Expired = "expired",
+        /// It was given by the login CA, and is revoked, or the account was changed since.
+        Revoked = "revoked",
         /// It does not hold from this source.
         WrongSource = "wrong-source",
         /// It restricts itself in a way that the bastion does not know how to keep to.
@@ -324,6 +342,20 @@ pub enum Event {
     RecoveryCodesRenewed { recovery_codes: u32 },
     /// A recovery code was used up.
     RecoveryCodeUsed { left: u32 },
+    /// The login CA gave the user a certificate for `key`, which holds until then.
+    CertificateIssued {
+        serial: i64,
+        key: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        until: UnixTime,
+    },
+    /// A login with `key` and a code is remembered until then, from its source.
+    LoginRemembered { login: Id, key: String, until: UnixTime },
+    /// Remembered logins of a user were forgotten before their time was over.
+    LoginsForgotten { name: UserName, logins: u64 },
+    /// A certificate of the login CA was revoked before its time was over.
+    CertificateRevoked { name: UserName, serial: i64 },
     /// The binding window was opened.
     BindingWindowOpened { until: UnixTime },
 
@@ -437,6 +469,8 @@ pub enum Event {
     UserUnlocked { name: UserName, sources: u64 },
     /// A user's password was set; `one_time` if it must be changed at the next login.
     PasswordSet { name: UserName, one_time: bool },
+    /// An administrator let the password that a user has bind an authenticator.
+    PasswordMayBind { name: UserName },
     /// A public key was added to a user.
     KeyAdded { name: UserName, key: String },
     /// A public key was removed from a user.
@@ -468,6 +502,13 @@ pub enum Event {
         group: GroupName,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rule: Option<SignInRule>,
+    },
+    /// It was set for how long logins of a group's members are remembered; 0: not at all; without
+    /// `seconds`, what their other groups say.
+    GroupRememberSet {
+        group: GroupName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u64>,
     },
     /// The same, for whoever wants to reach a target; without `rule`, what let them in is enough.
     TargetSignInSet {

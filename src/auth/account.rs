@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::machine::Certified;
 use super::totp::Secret;
 use crate::audit::Refusal;
 use crate::domain::{Factor, Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName};
@@ -27,16 +28,33 @@ pub struct Account {
     pub password: String,
     /// Whether the password has to be changed at this login.
     pub one_time: bool,
+    /// Whether its password may bind an authenticator though it is no one-time one: it was set for that.
+    pub password_binds: bool,
     /// Until when an authenticator may be bound.
     pub binding_until: Option<UnixTime>,
     /// The bound authenticator.
     pub otp: Option<Otp>,
     /// SHA-256 fingerprints of the account's public keys.
     pub keys: Vec<String>,
+    /// The login CA's certificates that hold for it: serial numbers, and the keys' fingerprints.
+    pub certificates: Vec<(i64, String)>,
+    /// Logins that are remembered.
+    pub remembered: Vec<Remembered>,
     /// How many recovery codes are unused.
     pub recovery_left: u32,
     /// By how many seconds the authenticator's clock was off when a code last failed for it.
     pub drift: Option<i64>,
+}
+
+/// A login with a key and a code that is remembered: no code is asked for meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its id.
+    pub id: Id,
+    /// The fingerprint of the key.
+    pub key: String,
+    /// The address that it came from.
+    pub source: std::net::IpAddr,
 }
 
 /// A bound authenticator.
@@ -90,7 +108,7 @@ impl ThrottleRules {
 pub enum Standing {
     /// It has an authenticator: a code decides.
     Bound,
-    /// It has none yet and may bind one.
+    /// It has none yet and may bind one with its password.
     MayBind,
     /// A RADIUS server decides.
     Radius,
@@ -99,6 +117,12 @@ pub enum Standing {
 }
 
 impl Account {
+    /// Whether a certificate of the login CA is one that holds for the account.
+    pub fn holds(&self, certified: &Certified) -> bool {
+        let Certified { serial, key, .. } = certified;
+        self.certificates.iter().any(|(s, k)| u64::try_from(*s) == Ok(*serial) && k == key)
+    }
+
     /// What the account may do at `now`.
     pub fn standing(&self, throttle: &Throttle, now: UnixTime) -> Standing {
         if self.disabled {
@@ -109,11 +133,18 @@ impl Account {
             Standing::Radius
         } else if self.otp.is_some() {
             Standing::Bound
-        } else if self.binding_until.is_some_and(|until| now < until) {
+        } else if self.may_bind(now) {
             Standing::MayBind
         } else {
             Standing::Closed(Refusal::BindingClosed)
         }
+    }
+
+    /// Whether the window is open and the password is one to bind with: one that somebody else may have
+    /// learned while it was in use is not (a phisher could bind before its owner).
+    fn may_bind(&self, now: UnixTime) -> bool {
+        (self.one_time || self.password_binds)
+            && self.binding_until.is_some_and(|until| now < until)
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Server {
     pub public_port: u16,
     /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
+    /// Whether MACs and a key exchange are offered that only older clients need.
+    pub older_clients: bool,
     /// The most connections.
     pub max_connections: usize,
     /// The most connections that nobody has signed in on.
@@ -126,6 +128,7 @@ impl Default for Server {
             public_host: String::new(),
             public_port: 0,
             banner: String::new(),
+            older_clients: false,
             max_connections: 4096,
             max_unauthenticated: 100,
             max_unauthenticated_per_source: 20,
@@ -178,6 +181,8 @@ pub struct Keys {
     pub host_ca: PathBuf,
     /// The authority that signs user certificates for targets.
     pub user_ca: PathBuf,
+    /// The authority that signs the certificates that users sign in with.
+    pub login_ca: PathBuf,
     /// The key that signs every event of the audit log.
     pub audit_key: PathBuf,
     /// The key that secrets in the store are sealed with.
@@ -197,6 +202,10 @@ pub struct Login {
     pub methods: Vec<Method>,
     /// Files with the public keys of authorities whose user certificates are taken.
     pub user_ca_files: Vec<PathBuf>,
+    /// How long the login CA's certificates hold; 0: it gives none, and none is taken.
+    pub certificate_life: Span,
+    /// Whether they hold only from the address that they were asked for from.
+    pub certificate_bound_to_source: bool,
     /// The least number of characters of a new password.
     pub password_min_length: usize,
     /// The least zxcvbn score of a new password, 0 to 4.
@@ -237,6 +246,8 @@ impl Default for Login {
             issuer: "Sallyport".to_owned(),
             methods: Method::ALL.to_vec(),
             user_ca_files: Vec::new(),
+            certificate_life: Span::seconds(0),
+            certificate_bound_to_source: true,
             password_min_length: 12,
             password_min_score: 3,
             argon2_memory: Size::mib(19),
@@ -356,6 +367,8 @@ pub enum KeyFile {
     HostCa,
     /// See [`Keys::user_ca`].
     UserCa,
+    /// See [`Keys::login_ca`].
+    LoginCa,
     /// See [`Keys::audit_key`].
     AuditKey,
     /// See [`Keys::sealing_key`].
@@ -364,8 +377,14 @@ pub enum KeyFile {
 
 impl KeyFile {
     /// Every one of them.
-    pub const ALL: [Self; 5] =
-        [Self::SealingKey, Self::AuditKey, Self::HostKey, Self::HostCa, Self::UserCa];
+    pub const ALL: [Self; 6] = [
+        Self::SealingKey,
+        Self::AuditKey,
+        Self::HostKey,
+        Self::HostCa,
+        Self::UserCa,
+        Self::LoginCa,
+    ];
 
     /// What people call it.
     pub fn shown(self) -> &'static str {
@@ -373,6 +392,7 @@ impl KeyFile {
             Self::HostKey => "host key",
             Self::HostCa => "host CA",
             Self::UserCa => "user CA",
+            Self::LoginCa => "login CA",
             Self::AuditKey => "audit key",
             Self::SealingKey => "sealing key",
         }
@@ -388,6 +408,7 @@ impl Config {
             KeyFile::HostKey => (&keys.host_key, "host_key"),
             KeyFile::HostCa => (&keys.host_ca, "host_ca"),
             KeyFile::UserCa => (&keys.user_ca, "user_ca"),
+            KeyFile::LoginCa => (&keys.login_ca, "login_ca"),
             KeyFile::AuditKey => (&keys.audit_key, "audit_key"),
             KeyFile::SealingKey => (&keys.sealing_key, "sealing_key"),
         };

@@ -12,7 +12,7 @@ use super::own::{Own, Proof};
 use crate::audit::{Event, Note, Refusal, Step};
 use crate::auth::prompt::{self, BindInput};
 use crate::auth::qr::Style;
-use crate::auth::totp;
+use crate::auth::{password, totp};
 use crate::domain::TimeStep;
 use crate::store::NewAuthenticator;
 
@@ -33,22 +33,30 @@ pub(super) async fn codes(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
     show(dialog, &codes, said, "\nThey are not shown again.").await
 }
 
-/// No authenticator any more; another may be bound for a while.
+/// No authenticator any more; another may be bound for a while, by who reads what is shown here: the
+/// password alone, which somebody else may know, must not bind.
 pub(super) async fn unbind(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
     own.prove(dialog, Proof::CodeOrRecovery).await?;
+    let one_time = password::one_time().context("failed to make a password")?;
+    let hash = own.caller.service.hashing.hash(one_time.clone()).await?;
     let until = own.now().plus(own.caller.service.binding_window);
-    let (account, context, now) = (own.caller.who.account(), &own.context, own.now());
+    let (who, context, now) = (own.caller.who, &own.context, own.now());
     let store = own.store;
     own.change(async |epoch| {
-        let unbound = store.unbind((account, epoch), until, context, now).await?;
+        let unbound =
+            store.unbind((who.account(), epoch), who.user(), (until, &hash), context, now).await?;
         Ok(unbound.map(|epoch| (epoch, ())))
     })
     .await?;
     let text = format!(
         "Your authenticator is unbound, and the recovery codes are void. {OTHERS_END}\n\
-         At your next login you bind another one: until {until}."
+         At your next login you bind another one, until {until}. Sign in with this one-time\n\
+         password, in place of the one you had; you choose a new one there. It is not shown again:"
     );
     dialog.say(&text).await?;
+    let out = dialog.out();
+    out.write_all(format!("{}\n", one_time.expose_secret()).as_bytes()).await?;
+    out.flush().await?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! verb runs; auditors read and change nothing; every refusal is audited.
 
 mod authenticator;
+mod certificate;
 mod contents;
 pub mod dialog;
 mod epoch;
@@ -32,10 +33,13 @@ use crate::audit::{Actor, Context, Event, Refusal};
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Authenticated, Rules};
 use crate::auth::password;
-use crate::cli::{self, ConsoleAudit, ConsoleCommand, SessionCommand};
+use crate::cli::{
+    self, CertificateCommand, ConsoleAudit, ConsoleCommand, OwnCertificate, SessionCommand,
+};
 use crate::clock::Clock;
 use crate::domain::{Mode, RadiusMode, Role, Source, Target, UnixTime, printable};
 use crate::hashing::Hashing;
+use crate::keys::LoginCa;
 use crate::policy::{self, Subject};
 use crate::recording::player::Key;
 use crate::store::{SessionFilter, Store};
@@ -61,8 +65,21 @@ pub struct Caller<'a> {
     pub recordings: std::path::PathBuf,
     /// The host CA's public key, as in `authorized_keys`.
     pub host_ca: String,
+    /// How certificates are given to users; `None` if they are not.
+    pub certificates: Option<Certificates>,
     /// What changing their own account takes.
     pub service: Service<'a>,
+}
+
+/// How the login CA gives certificates to users.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    /// Who signs them.
+    pub authority: Arc<LoginCa>,
+    /// How long they hold.
+    pub life: Duration,
+    /// Whether they hold only from the address that they were asked for from.
+    pub bound_to_source: bool,
 }
 
 /// What users who change their own account need of the bastion.
@@ -77,6 +94,8 @@ pub struct Service<'a> {
     pub binding_window: Duration,
     /// The epoch of the session that it is done in.
     pub epoch: &'a OwnEpoch,
+    /// When the code was given that this connection began with, if what is done is the first thing on it.
+    pub code_at: Option<UnixTime>,
     /// Whether the source may try one more answer right now; counts it.
     pub may_try: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -189,6 +208,7 @@ fn needed(command: &ConsoleCommand) -> Role {
         | ConsoleCommand::Sessions
         | ConsoleCommand::SshConfig
         | ConsoleCommand::Otp { .. }
+        | ConsoleCommand::Certificate { .. }
         | ConsoleCommand::Passwd
         | ConsoleCommand::Keys { .. } => Role::User,
         ConsoleCommand::Session(SessionCommand::Kill { .. }) => Role::Admin,
@@ -223,10 +243,26 @@ async fn dispatch(
             let list = cli::UserCommand::Key(cli::UserKeyCommand::List { name });
             admin::users(verbs, list, admin::NewPassword::OneTime, Vec::new(), out).await
         }
+        ConsoleCommand::Otp { what: Some(cli::OwnOtp::Remembered) } => {
+            let name = Some(caller.who.user().clone());
+            admin::otp(verbs, cli::OtpCommand::Remembered { name }, out).await
+        }
+        ConsoleCommand::Otp { what: Some(cli::OwnOtp::Forget { login }) } => {
+            let name = caller.who.user().clone();
+            admin::otp(verbs, cli::OtpCommand::Forget { name, login }, out).await
+        }
+        ConsoleCommand::Certificate { what: Some(OwnCertificate::List) } => {
+            let user = Some(caller.who.user().clone());
+            admin::certificates(verbs, CertificateCommand::List { user }, out).await
+        }
+        ConsoleCommand::Certificate { what: Some(OwnCertificate::Revoke { serial }) } => {
+            admin::revoke_certificate(verbs, Some(caller.who.user()), serial, out).await
+        }
         ConsoleCommand::SshConfig => ssh_config::show(caller, verbs, out).await,
         // Verbs with a dialog of their own: see `OwnVerb`.
         ConsoleCommand::Otp { what: Some(_) }
         | ConsoleCommand::Keys { what: Some(_) }
+        | ConsoleCommand::Certificate { what: None }
         | ConsoleCommand::Passwd => bail!("this command is run elsewhere"),
         ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {

@@ -4,11 +4,13 @@
 //! Always holds: a code works once, by the same compare-and-set as in a login; wrong answers count
 //! towards the same lock; after a few of them a dialog ends; every refusal is audited.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::dialog::{Dialog, NoAnswer};
-use super::{Caller, Channel, authenticator, own_keys, passwd};
+use super::{Caller, Channel, authenticator, certificate, own_keys, passwd};
 use crate::audit::{Context, Event, Note, Refusal, Step};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
@@ -19,6 +21,10 @@ use crate::store::{FailureNote, Store, Throttled};
 
 /// Wrong answers after which a dialog ends.
 pub(super) const TRIES: u32 = 3;
+
+/// How long the code of a sign-in counts as just typed: less than the 90 s that a code may be typed in, so
+/// that it proves no less than a code which comes with what it is for.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Something users do about their own account that takes a dialog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub enum OwnVerb {
     AddKeys,
     /// Remove the public key with this fingerprint.
     RemoveKey(String),
+    /// Get a certificate for a public key.
+    Certificate,
 }
 
 impl OwnVerb {
@@ -49,6 +57,7 @@ impl OwnVerb {
             ConsoleCommand::Keys { what: Some(OwnKeys::Remove { fingerprint }) } => {
                 Self::RemoveKey(fingerprint.clone())
             }
+            ConsoleCommand::Certificate { what: None } => Self::Certificate,
             _ => return None,
         })
     }
@@ -61,6 +70,7 @@ impl OwnVerb {
             Self::Unbind => "otp unbind".to_owned(),
             Self::Passwd => "passwd".to_owned(),
             Self::AddKeys => "keys add".to_owned(),
+            Self::Certificate => "certificate".to_owned(),
             Self::RemoveKey(fingerprint) => format!("keys remove {}", printable(fingerprint)),
         }
     }
@@ -135,6 +145,7 @@ impl Own<'_> {
             OwnVerb::Codes => authenticator::codes(self, dialog).await,
             OwnVerb::Unbind => authenticator::unbind(self, dialog).await,
             OwnVerb::Passwd => passwd::change(self, dialog).await,
+            OwnVerb::Certificate => certificate::issue(self, dialog).await,
             OwnVerb::AddKeys => own_keys::add(self, dialog).await,
             OwnVerb::RemoveKey(fingerprint) => own_keys::remove(self, dialog, &fingerprint).await,
         }
@@ -212,6 +223,13 @@ impl Own<'_> {
         bail!("too many wrong answers: nothing was changed");
     }
 
+    /// Whether the code of the sign-in stands for one that would be typed now: what is done is the first
+    /// thing on the connection that it opened, and no more than [`FRESH`] passed. A connection that is
+    /// shared (`ControlMaster`) is one that somebody may find open, so its later channels do not count.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.caller.service.code_at.is_some_and(|at| self.now() < at.plus(FRESH))
+    }
+
     /// Refuses who tries faster than people do.
     pub(super) async fn may_try(&self) -> anyhow::Result<()> {
         if (self.caller.service.may_try)() {
@@ -246,12 +264,18 @@ impl Own<'_> {
         };
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Code(_) | Claim::Radius { .. } | Claim::Nothing | Claim::NoCode => Step::Code,
+            Claim::Code(_)
+            | Claim::Radius { .. }
+            | Claim::Nothing
+            | Claim::NoCode
+            | Claim::Certificate(_)
+            | Claim::Remembered(_) => Step::Code,
         };
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, notes) = (Vec::new(), Vec::new());
-        let attempt = Attempt { account, epoch, claim, given, steps, notes };
+        let factor = Factor::Totp;
+        let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),

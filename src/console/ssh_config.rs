@@ -14,6 +14,9 @@ use crate::policy::{self, Subject};
 /// What the bastion is called in the block. Its own name would catch whatever else is asked of a host
 /// called so ("localhost", for example).
 const ALIAS: &str = "sallyport";
+/// Where the certificate goes. Not beside the key, where ssh would find it by itself: who asks for a new
+/// one must not sign in with the old one.
+const CERTIFICATE: &str = "sallyport-cert.pub";
 
 pub(super) async fn show(
     caller: &Caller<'_>,
@@ -38,6 +41,17 @@ pub(super) async fn show(
     writeln!(out, "    ControlMaster auto")?;
     writeln!(out, "    ControlPath ~/.ssh/sallyport-%C")?;
     writeln!(out, "    ControlPersist 4h")?;
+    if let Some(certificates) = &caller.certificates {
+        let hours = certificates.life.as_secs().div_ceil(3600);
+        writeln!(
+            out,
+            "    # This gets a certificate, with which no code is asked for, for {hours} h:"
+        )?;
+        writeln!(out, "    #   ssh -F none {}{user}@{host} certificate \\", caller.port_option())?;
+        writeln!(out, "    #       < ~/.ssh/id_ed25519.pub > ~/.ssh/{CERTIFICATE}")?;
+        writeln!(out, "    IdentityFile ~/.ssh/id_ed25519")?;
+        writeln!(out, "    CertificateFile ~/.ssh/{CERTIFICATE}")?;
+    }
     let access = verbs.store.access_of(caller.who.account()).await?;
     let (source, given) = (caller.source.ip(), caller.who.given());
     let subject = Subject { user, groups: &access.groups, source, given };

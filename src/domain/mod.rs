@@ -7,6 +7,7 @@
 mod grant;
 mod hours;
 mod name;
+mod remember;
 mod sign_in;
 mod target;
 mod text;
@@ -16,6 +17,7 @@ mod when;
 pub use grant::{AccountName, Grant, GrantObject, GrantSubject, Target};
 pub use hours::{Hours, HoursError};
 pub use name::{GroupName, NameError, UserName};
+pub use remember::{Remember, RememberError};
 #[cfg(test)]
 pub(crate) use sign_in::tests::any_rule;
 pub use sign_in::{

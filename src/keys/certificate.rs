@@ -8,9 +8,10 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use russh::keys::ssh_key::certificate::{CertType, Certificate};
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::ssh_key::certificate::{Builder, CertType, Certificate};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 
 use super::{Error, is_strong};
 use crate::audit::{CertificateFault, Event};
@@ -25,24 +26,27 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Authorities {
     /// SHA-256 fingerprints.
     listed: Vec<String>,
+    /// The login CA's, if it gives certificates.
+    login: Option<String>,
 }
 
 impl Authorities {
-    /// Reads files with an authority's public key in each line, as sshd's `TrustedUserCAKeys`.
+    /// Reads files with authorities; `login` is the login CA, if it gives certificates.
+    /// They are files with an authority's public key in each line, as sshd's `TrustedUserCAKeys`.
     ///
     /// # Errors
     /// When a file cannot be read, has no key in it, or a weak one.
-    pub fn load(files: &[PathBuf]) -> Result<Self, Error> {
+    pub fn load(files: &[PathBuf], login: Option<&LoginCa>) -> Result<Self, Error> {
         let mut listed = Vec::new();
         for path in files {
             listed.extend(authorities_in(path)?);
         }
-        Ok(Self { listed })
+        Ok(Self { listed, login: login.map(LoginCa::fingerprint) })
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.listed.is_empty()
+    /// Whether certificates come for keys that nobody told us of before.
+    pub fn has_listed(&self) -> bool {
+        !self.listed.is_empty()
     }
 
     /// What a certificate that a client proved to hold says of `user`; or why it says nothing.
@@ -57,11 +61,13 @@ impl Authorities {
         now: UnixTime,
     ) -> Result<Certified, Box<Event>> {
         let authority = PublicKey::from(certificate.signature_key().clone());
+        let fingerprint = authority.fingerprint(HashAlg::Sha256).to_string();
         let shown = Certified {
             key: certificate.public_key().fingerprint(HashAlg::Sha256).to_string(),
             id: noted(certificate.key_id()),
             serial: certificate.serial(),
-            authority: authority.fingerprint(HashAlg::Sha256).to_string(),
+            by_login_ca: self.login.as_ref() == Some(&fingerprint),
+            authority: fingerprint,
         };
         match self.fault(certificate, (&authority, &shown), user, source, now) {
             None => Ok(shown),
@@ -86,7 +92,7 @@ impl Authorities {
             Algorithm::Dsa | Algorithm::Rsa { hash: None }
         );
         let key = PublicKey::from(certificate.public_key().clone());
-        Some(if !self.listed.contains(&shown.authority) {
+        Some(if !shown.by_login_ca && !self.listed.contains(&shown.authority) {
             CertificateFault::UnknownAuthority
         } else if weak_signature || !is_strong(authority) || !is_strong(&key) {
             CertificateFault::Weak
@@ -109,6 +115,76 @@ impl Authorities {
                 }
             });
         })
+    }
+}
+
+/// The authority that gives users certificates to sign in with.
+#[derive(Debug)]
+pub struct LoginCa(PrivateKey);
+
+/// What a certificate of the login CA says.
+#[derive(Debug)]
+pub struct LoginCertificate<'a> {
+    /// Whom it lets in.
+    pub user: &'a str,
+    /// The public key that it is for, as a line.
+    pub key: &'a str,
+    /// What logs show of it.
+    pub id: &'a str,
+    /// Its serial number.
+    pub serial: u64,
+    /// The one address that it holds from.
+    pub source: Option<&'a str>,
+}
+
+/// A new serial number. Positive, and no larger than a JSON number can be exactly.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_serial() -> Result<i64, Error> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)?;
+    Ok((i64::from_le_bytes(bytes) & 0x001f_ffff_ffff_ffff) | 1)
+}
+
+impl LoginCa {
+    /// Wraps the key read from its file.
+    pub fn new(key: PrivateKey) -> Self {
+        Self(key)
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.public_key().fingerprint(HashAlg::Sha256).to_string()
+    }
+
+    /// Makes a certificate, good from a minute before `now` for `life` from then, as a line.
+    ///
+    /// # Errors
+    /// When the key is none, or the system has no randomness.
+    pub fn issue(
+        &self,
+        asked: &LoginCertificate<'_>,
+        now: UnixTime,
+        life: Duration,
+    ) -> Result<String, Error> {
+        let fail = |e: russh::keys::ssh_key::Error| Error::Certificate(e.to_string());
+        let key = PublicKey::from_openssh(asked.key.trim()).map_err(fail)?;
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)?;
+        let (from, until) = (now.seconds().saturating_sub(60), now.plus(life).seconds());
+        let mut builder = Builder::new(nonce, key.key_data().clone(), from, until).map_err(fail)?;
+        builder.serial(asked.serial).map_err(fail)?;
+        builder.cert_type(CertType::User).map_err(fail)?;
+        builder.key_id(asked.id).map_err(fail)?;
+        builder.valid_principal(asked.user).map_err(fail)?;
+        if let Some(source) = asked.source {
+            builder.critical_option("source-address", source).map_err(fail)?;
+        }
+        for extension in ["permit-agent-forwarding", "permit-port-forwarding", "permit-pty"] {
+            builder.extension(extension, "").map_err(fail)?;
+        }
+        builder.comment("sallyport").map_err(fail)?;
+        builder.sign(&self.0).map_err(fail)?.to_openssh().map_err(fail)
     }
 }
 
@@ -163,7 +239,7 @@ mod tests {
         let key = |name: &str| super::super::load_or_create(&dir.path().join(name), name).unwrap();
         let (ca, key, now) = (key("ca"), key("key"), UnixTime(1_795_508_403_000));
         let listed = vec![ca.public_key().fingerprint(HashAlg::Sha256).to_string()];
-        let authorities = Authorities { listed };
+        let authorities = Authorities { listed, login: None };
         let hour = std::time::Duration::from_secs(3600);
         let (public, source) = (key.public_key(), "192.0.2.7".parse().unwrap());
         let host =
@@ -192,7 +268,7 @@ mod tests {
         let path = dir.path().join("ca.pub");
         let load = |text: &str| {
             fs::write(&path, text).unwrap();
-            Authorities::load(std::slice::from_ref(&path)).map_err(|error| error.to_string())
+            Authorities::load(std::slice::from_ref(&path), None).map_err(|error| error.to_string())
         };
         let key = super::super::load_or_create(&dir.path().join("key"), "ca").unwrap();
         let line = key.public_key().to_openssh().unwrap();
@@ -201,7 +277,7 @@ mod tests {
         assert!(load(&format!("{line}\nnonsense\n")).unwrap_err().contains("line 2"));
         let error = load("ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDU x").unwrap_err();
         assert!(error.contains("line 1"), "{error}");
-        assert!(Authorities::load(&[dir.path().join("absent")]).is_err());
-        assert!(Authorities::load(&[]).unwrap().is_empty());
+        assert!(Authorities::load(&[dir.path().join("absent")], None).is_err());
+        assert!(!Authorities::load(&[], None).unwrap().has_listed());
     }
 }

@@ -155,8 +155,9 @@ fn rights_for_sessions_are_of_grants_on_recorded_targets() {
     let agent = [Capability::Shell, Capability::Agent];
     for (grants, rights) in [
         (vec![], vec![]),
-        // Neither is among what a grant gives that names nothing.
-        (vec![allowing("alice", "db1", &[])], vec![]),
+        // What a grant gives that names nothing; X11 has to be named.
+        (vec![allowing("alice", "db1", &[])], vec![Capability::Agent]),
+        (vec![allowing("alice", "db1", &[Capability::Shell])], vec![]),
         (vec![allowing("alice", "db1", &agent)], vec![Capability::Agent]),
         (vec![allowing("bob", "db1", &agent)], vec![]),
         (vec![allowing("alice", "opaque", &agent)], vec![]),

@@ -95,6 +95,7 @@ mod tests {
         ("server.public_host", "\"gate.example.org\"", true),
         ("server.public_port", "443", true),
         ("server.banner", "\"Hello\"", true),
+        ("server.older_clients", "true", true),
         ("server.max_connections", "7", true),
         ("server.max_unauthenticated", "6", true),
         ("server.max_unauthenticated_per_source", "5", true),
@@ -112,10 +113,14 @@ mod tests {
         ("keys.host_key", "\"/elsewhere\"", false),
         ("keys.host_ca", "\"/elsewhere\"", false),
         ("keys.user_ca", "\"/elsewhere\"", false),
+        ("keys.login_ca", "\"/elsewhere\"", false),
         ("keys.audit_key", "\"/elsewhere\"", false),
         ("keys.sealing_key", "\"/elsewhere\"", false),
         ("login.issuer", "\"Acme\"", true),
         ("login.methods", "[\"keyboard-interactive\"]", true),
+        ("login.user_ca_files", "[]", true),
+        ("login.certificate_life", "\"8h\"", true),
+        ("login.certificate_bound_to_source", "false", true),
         ("login.password_min_length", "20", true),
         ("login.password_min_score", "2", true),
         ("login.argon2_memory", "\"20 MiB\"", false),
@@ -143,6 +148,7 @@ mod tests {
         ("forward.dial_timeout", "\"3s\"", true),
         ("forward.window", "\"2 MiB\"", true),
         ("forward.channel_budget", "\"2 MiB\"", true),
+        ("forward.connection_budget", "\"64 MiB\"", true),
         ("forward.total_budget", "\"300 MiB\"", false),
         ("forward.stall_timeout", "\"3h\"", true),
         ("record.folder", "\"/elsewhere\"", false),
@@ -150,6 +156,7 @@ mod tests {
         ("record.input", "true", true),
         ("record.strict", "false", true),
         ("record.min_free", "\"7 MiB\"", true),
+        ("record.max_bytes", "\"7 MiB\"", true),
         ("record.keep_for", "\"7d\"", true),
         ("record.keep_bytes", "\"7 MiB\"", true),
         ("record.trust_first_use", "true", true),
@@ -189,10 +196,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let secret = dir.path().join("secret");
         crate::keys::replace_secret(&secret, b"a RADIUS secret of some length").unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let ca = crate::keys::load_or_create(&data.join("login_ca"), "x").unwrap();
+        let listed = dir.path().join("ca.pub");
+        std::fs::write(&listed, ca.public_key().to_openssh().unwrap()).unwrap();
         let base = format!(
-            "data_dir = {:?}\n[radius]\nserver = [{{ name = \"n\", address = \"127.0.0.1:1\", \
+            "data_dir = {data:?}\n[login]\ncertificate_life = \"4h\"\n\
+             user_ca_files = [{listed:?}]\n[radius]\nserver = [{{ name = \"n\", address = \"127.0.0.1:1\", \
              secret_file = {secret:?} }}]",
-            dir.path().join("data"),
         );
         let base: toml::Table = base.parse().unwrap();
         let old = load(dir.path(), &base.to_string());

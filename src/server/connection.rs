@@ -87,6 +87,8 @@ pub(crate) struct Connection {
     /// What sessions on the bastion may ask for on behalf of targets that the menu leads to.
     for_menu: Mutex<Vec<Capability>>,
     channels: AtomicUsize,
+    /// Whether a channel was opened already.
+    had_channel: AtomicBool,
     /// How fast channels may be opened: each is an event or two, and may run a command, one more.
     opens: DefaultDirectRateLimiter,
     /// What it carried: a sum over everything on it.
@@ -94,11 +96,15 @@ pub(crate) struct Connection {
 }
 
 /// One of the channels that a connection may have open; given back when dropped.
-pub(super) struct ChannelSlot(Arc<Connection>);
+pub(super) struct ChannelSlot {
+    conn: Arc<Connection>,
+    /// Whether it is the connection's first.
+    pub(super) is_first: bool,
+}
 
 impl Drop for ChannelSlot {
     fn drop(&mut self) {
-        self.0.channels.fetch_sub(1, Ordering::SeqCst);
+        self.conn.channels.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -246,7 +252,10 @@ impl Connection {
         let taken = self
             .channels
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
-        taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
+        taken.ok().map(|_| ChannelSlot {
+            conn: Arc::clone(self),
+            is_first: !self.had_channel.swap(true, Ordering::SeqCst),
+        })
     }
 
     /// A place for a channel, to be taken before anything is waited for; if there is none, that is
@@ -345,6 +354,7 @@ pub(super) async fn serve(
         stop: CancellationToken::new(),
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
+        had_channel: AtomicBool::new(false),
         opens: direct(OPENS),
         traffic: Arc::default(),
         bastion,

@@ -117,6 +117,10 @@ impl Table {
             if live.killed.contains(&conn.id) {
                 conn.end(EndReason::Killed, "an administrator ended this session");
             }
+            if live.revoked.contains(&conn.id) {
+                let message = "the certificate that you signed in with was revoked";
+                conn.end(EndReason::Revoked, message);
+            }
             let is_spared = conn.is_spared(); // Before its epoch is read.
             let Some((account, epoch)) = conn.identity() else { continue };
             // A session that signed in after the store was read is not in `epochs`, or has an epoch

@@ -293,10 +293,10 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
 
 /// Writes down, once a minute for each source, that a connection was not let in.
 async fn turn_away(bastion: &Bastion, source: Source, reason: Refusal, why: &str) {
+    tracing::debug!(%source, why, "a connection was refused");
     if !bastion.guard.should_report(&source, std::time::Instant::now()) {
-        return tracing::debug!(%source, why, "a connection was refused");
+        return;
     }
-    tracing::warn!(%source, why, "a connection was refused");
     let context = Context { source: Some(source), ..Context::default() };
     let event = Event::SignInRefused { reason };
     if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
@@ -380,6 +380,13 @@ async fn housekeep(bastion: Arc<Bastion>) {
         }
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");
+        }
+        let week = crate::domain::UnixTime(bastion.clock.now().0 - 7 * 24 * 3600 * 1000);
+        if let Err(error) = bastion.store.forget_old_logins(week).await {
+            tracing::warn!(%error, "failed to forget logins that were remembered");
+        }
+        if let Err(error) = bastion.store.forget_old_certificates(before).await {
+            tracing::warn!(%error, "failed to forget certificates whose time is over");
         }
         bastion.guard.prune(std::time::Instant::now());
         if let Err(error) = relay::keep::apply_retention(&bastion).await {

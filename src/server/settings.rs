@@ -8,6 +8,7 @@ use super::forward::{FlowLimits, PumpLimits};
 use super::radius::RadiusSettings;
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::Rules;
+use crate::console::Certificates;
 use crate::domain::RadiusMode;
 use crate::keys::Authorities;
 use crate::recording;
@@ -19,6 +20,8 @@ pub struct Settings {
     pub rules: Arc<Rules>,
     /// Whose certificates users may sign in with.
     pub authorities: Arc<Authorities>,
+    /// How certificates are given to users, if they are.
+    pub certificates: Option<Certificates>,
     /// When failures slow down and lock out.
     pub throttle: ThrottleRules,
     /// From accepting a connection to its sign-in.
@@ -43,6 +46,8 @@ pub struct Settings {
     pub record: RecordSettings,
     /// Shown before anything is asked.
     pub banner: String,
+    /// Whether older clients find algorithms that they know.
+    pub older_clients: bool,
     /// The bastion's name as people type it; empty if nobody configured one.
     pub public_host: String,
     /// The name that the host gives itself.

@@ -59,6 +59,8 @@ pub struct GroupRow {
     pub radius_mode: Option<String>,
     /// Which factors are asked of members without a rule of their own, if that was said.
     pub sign_in: Option<String>,
+    /// For how many seconds members' logins are remembered, if that was said; 0: not at all.
+    pub remember_seconds: Option<i64>,
 }
 
 impl Store {
@@ -133,6 +135,7 @@ impl Store {
         })?;
         let mut factors = tx.group_factors().await?;
         let mut rules = tx.group_sign_ins().await?;
+        let remembers = tx.group_remembers().await?;
         tx.commit().await?;
         let of = |group: &str| {
             members.iter().filter(|(g, _)| g == group).map(|(_, m)| m.clone()).collect()
@@ -144,7 +147,16 @@ impl Store {
                 let (factor, radius_mode) = factors.remove(&group).unzip();
                 let radius_mode = radius_mode.flatten();
                 let sign_in = rules.remove(&group);
-                GroupRow { group, created_at, members, factor, radius_mode, sign_in }
+                let remember_seconds = remembers.get(&group).map(|millis| millis / 1000);
+                GroupRow {
+                    group,
+                    created_at,
+                    members,
+                    factor,
+                    radius_mode,
+                    sign_in,
+                    remember_seconds,
+                }
             })
             .collect())
     }

@@ -13,7 +13,9 @@ use diesel_async::RunQueryDsl;
 use secrecy::SecretString;
 
 use super::pool::on;
-use super::schema::{attacks, recovery_codes, sessions, throttle, user_keys, users};
+use super::schema::{
+    attacks, binding_passwords, recovery_codes, sessions, throttle, user_keys, users,
+};
 use super::{Error, Store, Tx, parse, seal};
 use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
@@ -131,7 +133,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
         let mut tx = self.read().await?;
-        let account = tx.account(name).await?;
+        let account = tx.account(name, now).await?;
         let throttle = tx.throttle(whose, rules, now).await?;
         tx.commit().await?;
         Ok((account.map(Box::new), throttle))
@@ -154,6 +156,11 @@ impl Store {
         let mut tx = self.begin().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
+            if let Claim::Remembered(remembered) = &attempt.claim
+                && remembered.source != sign_in.source.ip()
+            {
+                used = Err(Refusal::AccountChanged);
+            }
             let policy = tx.sign_in_policy(&attempt.account).await?;
             if !policy.allows(attempt.given, sign_in.source.ip()) {
                 used = Err(Refusal::SignInRule);
@@ -170,10 +177,19 @@ impl Store {
         if let Some(sign_in) = open_session {
             tx.forget_failures(whose).await?;
             tx.open_session(&attempt.account, sign_in, now).await?;
+            if let Claim::Certificate(serial) = attempt.claim {
+                tx.opened_by_certificate(sign_in.session, serial).await?;
+            }
         }
+        let (account, epoch, key) = (attempt.account.clone(), attempt.epoch, attempt.key.clone());
+        let by_code = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
         tx.append_claim(attempt, recovery_left, context, now).await?;
-        if open_session.is_some() {
+        if let Some(sign_in) = open_session {
             tx.append(now, context, Event::SignedIn { steps }).await?;
+            if let (Some(key), true) = (key, by_code) {
+                let source = sign_in.source.ip().to_string();
+                tx.remember_login((&account, epoch), (&key, &source), context, now).await?;
+            }
         }
         tx.commit().await?;
         Ok(Ok(Claimed { recovery_left }))
@@ -255,7 +271,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch.
+    /// Puts a password that its owner chose in the place of a one-time one; gives the new epoch. Where
+    /// no authenticator is bound, it may bind one as the one-time password could.
     ///
     /// # Errors
     /// When the store fails.
@@ -270,7 +287,7 @@ impl Store {
     ) -> Result<Result<i64, Refusal>, Error> {
         use users::dsl;
         let mut tx = self.begin().await?;
-        let changed: Option<(i64, String)> = on!(tx.engine(), conn => {
+        let changed: Option<(i64, String, Option<String>)> = on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
                 .filter(dsl::epoch.eq(epoch))
@@ -281,15 +298,16 @@ impl Store {
                     dsl::password_one_time.eq(0),
                     dsl::password_set_at.eq(now.0),
                 ))
-                .returning((dsl::epoch, dsl::name))
+                .returning((dsl::epoch, dsl::name, dsl::otp_secret))
                 .get_result(conn)
                 .await
                 .optional()
         })?;
-        let Some((epoch, name)) = changed else {
+        let Some((epoch, name, otp)) = changed else {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         };
+        tx.let_password_bind(account, otp.is_none()).await?;
         tx.append_notes(context, notes).await?;
         let name = parse("users", &name)?;
         tx.append(now, context, Event::PasswordSet { name, one_time: false }).await?;
@@ -316,8 +334,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Binds an authenticator to an account that has none, while its window is open; gives the
-    /// account's new epoch and its recovery codes.
+    /// Binds an authenticator to an account that has none, while its window is open and its password is
+    /// one to bind with; gives the account's new epoch and its recovery codes.
     ///
     /// # Errors
     /// When the store fails.
@@ -370,7 +388,11 @@ impl Store {
 impl Tx<'_> {
     /// The account `name`. Nobody's is looked for to the end like anybody's: this comes before the
     /// first prompt, and how long it takes must not tell which names there are.
-    async fn account(&mut self, name: Option<&UserName>) -> Result<Option<Account>, Error> {
+    async fn account(
+        &mut self,
+        name: Option<&UserName>,
+        now: UnixTime,
+    ) -> Result<Option<Account>, Error> {
         let name = name.map_or("", UserName::as_str); // No user's name is empty.
         let row: Option<LoginRow> = on!(self.engine(), conn => {
             users::table
@@ -391,9 +413,14 @@ impl Tx<'_> {
                 .load(conn)
                 .await
         })?;
+        let password_binds: i64 = on!(self.engine(), conn => {
+            binding_passwords::table.find(id.as_str()).count().get_result(conn).await
+        })?;
         let recovery_left = self.recovery_left(&id).await?;
         let set = self.factor_set(&id).await?;
         let sign_in = self.sign_in_policy(&id).await?;
+        let certificates = self.certificates_of(&id, now).await?;
+        let remembered = self.remembered_of(&id, now).await?;
         let otp = self.open_otp(&id, row.as_ref())?;
         let Some(row) = row else { return Ok(None) };
         let factor = match set {
@@ -410,9 +437,12 @@ impl Tx<'_> {
             disabled: row.disabled_at.is_some(),
             password: row.password_hash,
             one_time: row.password_one_time != 0,
+            password_binds: password_binds > 0,
             binding_until: row.binding_until.map(UnixTime),
             otp,
             keys,
+            certificates,
+            remembered,
             recovery_left,
             drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
         }))
@@ -491,9 +521,14 @@ impl Tx<'_> {
         let present = self.second_factor(&attempt.account).await?.factor;
         // Unbound since: neither a code nor what was claimed before is of any use.
         let fits = match (&attempt.claim, present) {
-            (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
-            (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
+            (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
+            (Claim::Radius { .. }, Factor::Radius) => true,
+            // What was claimed before was the factor of then: a group's can change, and moves no epoch.
+            (Claim::Nothing, Factor::Totp) => bound && attempt.factor == present,
+            (Claim::Nothing, Factor::Radius) => attempt.factor == present,
             (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Totp) => bound,
+            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Radius) => true,
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
         };
@@ -502,6 +537,17 @@ impl Tx<'_> {
         }
         match &attempt.claim {
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Remembered(remembered) => {
+                if !self.use_remembered(&attempt.account, remembered, now).await? {
+                    return Ok(Err(Refusal::AccountChanged));
+                }
+            }
+            Claim::Certificate(serial) => {
+                let account = (&attempt.account, attempt.epoch);
+                if !self.use_certificate(account, *serial, now).await? {
+                    return Ok(Err(Refusal::CertificateRefused));
+                }
+            }
             Claim::Radius { codes, life } => {
                 let until = now.plus(*life);
                 if !self.use_codes(&attempt.account, codes, now, until).await? {
@@ -552,7 +598,9 @@ impl Tx<'_> {
         use crate::audit::Step;
         self.append_notes(context, attempt.notes).await?;
         let event = match attempt.claim {
-            Claim::Nothing | Claim::NoCode => return Ok(()),
+            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) | Claim::Remembered(_) => {
+                return Ok(());
+            }
             Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
             Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
             Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },
@@ -728,6 +776,7 @@ impl Tx<'_> {
         use users::dsl;
         let id = new.account.as_str();
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
+        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))
@@ -735,6 +784,7 @@ impl Tx<'_> {
                 .filter(dsl::disabled_at.is_null())
                 .filter(dsl::otp_secret.is_null())
                 .filter(dsl::binding_until.gt(now.0))
+                .filter(dsl::password_one_time.ne(0).or(dsl::id.eq_any(may_bind)))
                 .set((
                     dsl::epoch.eq(dsl::epoch + 1),
                     dsl::otp_secret.eq(sealed),
@@ -749,7 +799,28 @@ impl Tx<'_> {
                 .await
                 .optional()
         })?;
+        if epoch.is_some() {
+            self.let_password_bind(new.account, false).await?;
+        }
         Ok(epoch)
+    }
+
+    /// Says whether the account's own password may bind an authenticator. Its row is held already.
+    pub(super) async fn let_password_bind(&mut self, account: &Id, may: bool) -> Result<(), Error> {
+        use binding_passwords::dsl;
+        let id = account.as_str();
+        on!(self.engine(), conn => {
+            if may {
+                diesel::insert_into(dsl::binding_passwords)
+                    .values(dsl::user_id.eq(id))
+                    .on_conflict_do_nothing()
+                    .execute(conn)
+                    .await
+            } else {
+                diesel::delete(dsl::binding_passwords.find(id)).execute(conn).await
+            }
+        })?;
+        Ok(())
     }
 
     pub(super) async fn replace_recovery_codes(

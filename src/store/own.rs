@@ -40,14 +40,16 @@ impl Store {
         Ok(Ok(codes))
     }
 
-    /// Unbinds an account's authenticator and lets another be bound `until` then; gives the new epoch.
+    /// Unbinds an account's authenticator and lets another be bound `until` then, with the one-time
+    /// password of this hash; gives the new epoch.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn unbind(
         &self,
         (account, epoch): (&Id, i64),
-        until: UnixTime,
+        name: &UserName,
+        (until, one_time): (UnixTime, &str),
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
@@ -69,7 +71,10 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        tx.put_one_time(account, one_time, now).await?;
         tx.append(now, context, Event::AuthenticatorUnbound).await?;
+        let password = Event::PasswordSet { name: name.clone(), one_time: true };
+        tx.append(now, context, password).await?;
         tx.append(now, context, Event::BindingWindowOpened { until }).await?;
         tx.bump_revision().await?;
         tx.commit().await?;
@@ -116,6 +121,30 @@ impl Store {
         tx.bump_revision().await?;
         tx.commit().await?;
         Ok(Ok((new.epoch + 1, codes)))
+    }
+
+    /// Adds keys, each with its fingerprint, to the user's own: all of them or none.
+    ///
+    /// # Errors
+    /// When they have one of them, or the store fails.
+    pub async fn add_own_keys(
+        &self,
+        (account, epoch): (&Id, i64),
+        name: &UserName,
+        keys: &[(String, String)],
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let mut tx = self.begin().await?;
+        if !tx.hold_bound(account, epoch).await? {
+            tx.roll_back().await?;
+            return Ok(Err(Refusal::AccountChanged));
+        }
+        for (fingerprint, key) in keys {
+            tx.add_key(account, name, fingerprint, key, context, now).await?;
+        }
+        tx.commit().await?;
+        Ok(Ok(()))
     }
 
     /// Removes one of the user's own keys; gives the new epoch, since whoever signed in with it has to

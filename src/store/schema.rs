@@ -32,6 +32,12 @@ table! {
 }
 
 table! {
+    binding_passwords (user_id) {
+        user_id -> Text,
+    }
+}
+
+table! {
     user_factors (user_id) {
         user_id -> Text,
         factor -> Text,
@@ -65,6 +71,47 @@ table! {
     target_sign_in (target_id) {
         target_id -> Text,
         rule -> Text,
+    }
+}
+
+table! {
+    login_certificates (serial) {
+        serial -> BigInt,
+        user_id -> Text,
+        key -> Text,
+        epoch -> BigInt,
+        source -> Nullable<Text>,
+        session_id -> Text,
+        issued_at -> BigInt,
+        expires_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    session_certificates (session_id) {
+        session_id -> Text,
+        serial -> BigInt,
+    }
+}
+
+table! {
+    group_remember (group_name) {
+        group_name -> Text,
+        millis -> BigInt,
+    }
+}
+
+table! {
+    remembered_logins (id) {
+        id -> Text,
+        user_id -> Text,
+        key -> Text,
+        source -> Text,
+        epoch -> BigInt,
+        code_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
     }
 }
 
@@ -289,11 +336,16 @@ joinable!(recordings -> sessions (session_id));
 allow_tables_to_appear_in_same_query!(
     users,
     recovery_codes,
+    binding_passwords,
     user_factors,
     group_factors,
     user_sign_in,
     group_sign_in,
     target_sign_in,
+    login_certificates,
+    session_certificates,
+    group_remember,
+    remembered_logins,
     used_codes,
     user_keys,
     user_groups,

@@ -1,13 +1,15 @@
 //! Sessions and forwards: what is open, what was, and what must end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::pool::on;
-use super::schema::{forwards, nodes, revision, sessions, users};
+use super::schema::{
+    forwards, login_certificates, nodes, revision, session_certificates, sessions, users,
+};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, EndReason, Event};
 use crate::domain::{Destination, Id, IdPrefix, SignInPolicy, TargetName, UnixTime};
@@ -77,6 +79,8 @@ pub struct SessionFilter {
 pub struct Live {
     /// Sessions that somebody asked to end.
     pub killed: Vec<Id>,
+    /// Sessions that were opened by a certificate which was revoked since.
+    pub revoked: HashSet<Id>,
     /// Sessions that have not ended.
     pub open: Vec<Id>,
     /// For every account with a live session here: its epoch, or `None` if it is disabled or gone.
@@ -122,8 +126,24 @@ impl Store {
                 .await
         })?;
         let policies = tx.sign_in_policies().await?;
+        let revoked: Vec<String> = on!(tx.engine(), conn => {
+            sessions::table
+                .inner_join(
+                    session_certificates::table
+                        .on(session_certificates::session_id.eq(sessions::id)),
+                )
+                .inner_join(
+                    login_certificates::table
+                        .on(login_certificates::serial.eq(session_certificates::serial)),
+                )
+                .filter(sessions::ended_at.is_null().and(login_certificates::revoked_at.is_not_null()))
+                .select(sessions::id)
+                .load(conn)
+                .await
+        })?;
+        let revoked = revoked.iter().map(|id| parse("sessions", id)).collect::<Result<_, _>>()?;
         tx.commit().await?;
-        let mut live = Live { policies, ..Live::default() };
+        let mut live = Live { policies, revoked, ..Live::default() };
         for (session, user, kill, epoch, disabled) in rows {
             let session: Id = parse("sessions", &session)?;
             if kill.is_some() {

@@ -82,6 +82,15 @@ pub struct LockRow {
     pub locked_until: Option<i64>,
 }
 
+/// What binds the next authenticator after a reset.
+#[derive(Debug, Clone, Copy)]
+pub enum BindingPassword<'a> {
+    /// A one-time password that was made for it, by its hash.
+    OneTime(&'a str),
+    /// The password that the account has: for who takes the risk that somebody else knows it.
+    Kept,
+}
+
 /// A user to be added.
 #[derive(Debug)]
 pub struct NewUser<'a> {
@@ -194,7 +203,7 @@ impl Store {
         })
     }
 
-    /// Adds a user, with an open binding window.
+    /// Adds a user, with an open binding window; the password that is given binds, one-time or not.
     ///
     /// # Errors
     /// When the name is taken, or the store fails.
@@ -227,6 +236,7 @@ impl Store {
             return Err(Error::Conflict(format!("there is a user {} already", new.name)));
         }
         tx.put_user_factor(&id, new.factor).await?;
+        tx.let_password_bind(&id, !new.one_time).await?;
         let (name, role) = (new.name.clone(), new.role);
         let one_time_password = new.one_time;
         tx.append(now, context, Event::UserAdded { name, role, factor, one_time_password }).await?;
@@ -322,7 +332,7 @@ impl Store {
         tx.changed(now, context, Event::UserRemoved { name: name.clone() }).await
     }
 
-    /// Sets a user's password; ends their sessions.
+    /// Sets a user's password; ends their sessions. While they have no authenticator it may bind one.
     ///
     /// # Errors
     /// When there is none of that name, or the store fails.
@@ -336,7 +346,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let id = tx.take_user(name).await?;
-        on!(tx.engine(), conn => {
+        let otp: Option<String> = on!(tx.engine(), conn => {
             diesel::update(users::table.find(id.as_str()))
                 .set((
                     users::epoch.eq(users::epoch + 1),
@@ -344,14 +354,16 @@ impl Store {
                     users::password_one_time.eq(i64::from(one_time)),
                     users::password_set_at.eq(now.0),
                 ))
-                .execute(conn)
+                .returning(users::otp_secret)
+                .get_result(conn)
                 .await
         })?;
+        tx.let_password_bind(&id, !one_time && otp.is_none()).await?;
         tx.changed(now, context, Event::PasswordSet { name: name.clone(), one_time }).await
     }
 
-    /// Unbinds a user's authenticator, if there is one, and opens the binding window; ends their
-    /// sessions.
+    /// Unbinds a user's authenticator, if there is one, and opens the binding window for who has
+    /// `password`; ends their sessions.
     ///
     /// # Errors
     /// When there is none of that name, or the store fails.
@@ -359,6 +371,7 @@ impl Store {
         &self,
         name: &UserName,
         until: UnixTime,
+        password: BindingPassword<'_>,
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
@@ -385,10 +398,20 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        match password {
+            BindingPassword::OneTime(hash) => tx.put_one_time(&id, hash, now).await?,
+            BindingPassword::Kept => tx.let_password_bind(&id, true).await?,
+        }
         let about = about(context, name);
         if unbound > 0 {
             tx.append(now, &about, Event::AuthenticatorUnbound).await?;
         }
+        let name = name.clone();
+        let event = match password {
+            BindingPassword::OneTime(_) => Event::PasswordSet { name, one_time: true },
+            BindingPassword::Kept => Event::PasswordMayBind { name },
+        };
+        tx.append(now, context, event).await?;
         tx.changed(now, &about, Event::BindingWindowOpened { until }).await
     }
 
@@ -449,7 +472,27 @@ fn about(context: &Context, name: &UserName) -> Context {
 }
 
 impl Tx<'_> {
-    async fn add_key(
+    /// Puts a one-time password in the place of the account's. Its row is held already.
+    pub(super) async fn put_one_time(
+        &mut self,
+        id: &Id,
+        hash: &str,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        on!(self.engine(), conn => {
+            diesel::update(users::table.find(id.as_str()))
+                .set((
+                    users::password_hash.eq(hash),
+                    users::password_one_time.eq(1),
+                    users::password_set_at.eq(now.0),
+                ))
+                .execute(conn)
+                .await
+        })?;
+        self.let_password_bind(id, false).await
+    }
+
+    pub(super) async fn add_key(
         &mut self,
         id: &Id,
         name: &UserName,

@@ -145,6 +145,11 @@ async fn what_lists_or_shows_does_so_in_json() {
     assert_ne!(set["one_time_password"], added["one_time_password"]);
     let reset = json(dir, &["otp", "reset", "bob"]).await;
     assert!(reset["binding_until"].is_string() || reset["binding_until"].is_number(), "{reset}");
+    assert_eq!(reset["one_time_password"].as_str().unwrap().len(), 12);
+    assert_ne!(reset["one_time_password"], set["one_time_password"]);
+    let kept = json(dir, &["otp", "reset", "bob", "--keep-password"]).await;
+    assert_eq!((&kept["one_time_password"], &kept["name"]), (&Value::Null, &"bob".into()));
+    assert_eq!(kept["binding_until"].is_null(), false, "{kept}");
     let key = json(dir, &["audit", "key"]).await;
     assert!(key["public_key"].as_str().unwrap().starts_with("ssh-ed25519 "), "{key}");
     assert_eq!(json(dir, &["key", "rotate"]).await["secrets"], 0);
@@ -259,7 +264,12 @@ async fn every_change_is_made_and_can_be_taken_back() {
         (&["user", "enable", "alice"], "alice is enabled"),
         (&["user", "unlock", "alice"], "alice is unlocked"),
         (&["user", "key", "remove", "alice", fingerprint], "alice may no longer use SHA256:"),
-        (&["otp", "reset", "alice"], "alice may bind an authenticator at the next login, until 20"),
+        (
+            &["otp", "reset", "alice", "--keep-password"],
+            "alice may bind an authenticator at the next login with the password they have, until 20",
+        ),
+        (&["otp", "reset", "alice"], "one-time password for alice: "),
+        (&["otp", "reset", "alice"], "they bind an authenticator at the next login, until 20"),
         (
             &["user", "factor", "alice", "radius", "--mode", "both"],
             "alice: radius both (no server is",

@@ -6,6 +6,7 @@ use crate::support::screen::Screen;
 use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
 use sallyport::audit::Context;
+use sallyport::store::BindingPassword;
 use secrecy::ExposeSecret as _;
 
 on_both_engines!(a_newcomer_binds_a_phone_under_j);
@@ -103,7 +104,10 @@ async fn two_phones_at_once_bind_one() {
     let alice = bastion.person("alice").await;
     let (store, context) = (bastion.store(), Context::default());
     let until = bastion.now().plus(std::time::Duration::from_secs(3600));
-    store.reset_otp(&alice.name, until, &context, bastion.now()).await.unwrap();
+    store
+        .reset_otp(&alice.name, until, BindingPassword::Kept, &context, bastion.now())
+        .await
+        .unwrap();
     let client = Client::new(&bastion, "alice");
     let mut screens = Vec::new();
     for _ in 0..2 {
@@ -144,7 +148,11 @@ async fn a_closed_window_binds_nothing() {
 
     let until = bastion.now().plus(std::time::Duration::from_secs(3600));
     let name = "alice".parse().unwrap();
-    bastion.store().reset_otp(&name, until, &Context::default(), bastion.now()).await.unwrap();
+    bastion
+        .store()
+        .reset_otp(&name, until, BindingPassword::Kept, &Context::default(), bastion.now())
+        .await
+        .unwrap();
     let mut screen = terminal(&client, &["bastion"]);
     screen.expect("Password: ").await;
     screen.type_line(one_time.expose_secret()).await;

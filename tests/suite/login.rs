@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sallyport::audit::Context;
 use sallyport::domain::UnixTime;
+use sallyport::store::BindingPassword;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_at};
 use crate::support::on_both_engines;
@@ -288,7 +289,10 @@ async fn unknown_wrong_locked_disabled_and_unbound_look_alike() {
         bastion.person(name).await;
     }
     let unbound = bastion.person("unbound").await;
-    store.reset_otp(&unbound.name, UnixTime(now.0 - 1), &context, now).await.unwrap();
+    store
+        .reset_otp(&unbound.name, UnixTime(now.0 - 1), BindingPassword::Kept, &context, now)
+        .await
+        .unwrap();
     store.set_disabled(&"disabled".parse().unwrap(), true, &context, now).await.unwrap();
     let locked = Client::new(&bastion, "locked");
     for _ in 0..2 {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sallyport::audit::Context;
 use sallyport::auth::account::ThrottleRules;
 use sallyport::domain::{Source, UnixTime};
+use sallyport::store::BindingPassword;
 use sallyport::store::Throttled;
 use tokio::task::JoinSet;
 
@@ -38,7 +39,10 @@ async fn no_refusal_comes_before_the_floor_whoever_it_is_of(engine: Engine) {
         bastion.person(name).await;
     }
     let unbound = bastion.person("unbound").await;
-    store.reset_otp(&unbound.name, UnixTime(now.0 - 1), &context, now).await.unwrap();
+    store
+        .reset_otp(&unbound.name, UnixTime(now.0 - 1), BindingPassword::Kept, &context, now)
+        .await
+        .unwrap();
     store.set_disabled(&"disabled".parse().unwrap(), true, &context, now).await.unwrap();
     for _ in 0..2 {
         refused_after(&bastion, "locked", "wrong").await;

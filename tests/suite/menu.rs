@@ -54,6 +54,7 @@ async fn it_leads_to_a_recorded_shell_and_back() {
         screen.shows(text).await;
     }
     screen.resize(30, 90).await;
+    screen.reaches(29).await;
     screen.press("db").await;
     screen.until("plain", false).await;
     screen.press("\u{1b}").await;

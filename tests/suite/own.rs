@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use sallyport::domain::Role;
+use sallyport::store::BindingPassword;
 use tokio::process::Child;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion, code_at, code_of, secret_of};
@@ -133,6 +134,7 @@ async fn new_recovery_codes_take_a_code_that_works_once(engine: Engine) {
     // Or given up.
     let mut screen = alice.terminal("otp codes");
     screen.expect("6-digit code: ").await;
+    screen.raw().await;
     screen.press("12\u{3}").await;
     screen.expect("given up").await;
     assert_eq!(screen.ended().await, Some(1));
@@ -201,7 +203,11 @@ async fn another_phone_takes_the_place_of_the_old_one(engine: Engine) {
     // What happens to the account from elsewhere still ends this session.
     let until = now.plus(Duration::from_secs(3600));
     let context = sallyport::audit::Context::default();
-    bastion.store().reset_otp(&alice.person.name, until, &context, now).await.unwrap();
+    bastion
+        .store()
+        .reset_otp(&alice.person.name, until, BindingPassword::Kept, &context, now)
+        .await
+        .unwrap();
     let control = alice.client.path("control");
     eventually("this session ended too", async || (!control.exists()).then_some(())).await;
 }
@@ -212,6 +218,12 @@ async fn who_unbinds_binds_again_at_the_next_login(engine: Engine) {
     alice.pipes("otp unbind", &["000000"]).await.failed();
     assert!(bastion.kinds("authenticator-unbound").await.is_empty());
     let ran = alice.pipes("otp unbind", &[&bastion.code(&alice.person)]).await.ok();
+    // Nothing but the one-time password is on standard output, and it is nowhere in the log.
+    let one_time = ran.text().trim().to_owned();
+    assert_eq!(one_time.len(), 12, "{one_time}");
+    let events = bastion.store().events(&Default::default(), 1000).await.unwrap();
+    assert!(events.iter().all(|event| !event.body.contains(&one_time)));
+    bastion.event("password-set", &[("name", "alice")]).await;
     let until = bastion.now().plus(Duration::from_secs(24 * 3600));
     assert!(ran.err.contains(&format!("until {until}")), "{}", ran.err);
     let unbound = bastion.event("authenticator-unbound", &[("user", "alice")]).await;
@@ -224,12 +236,29 @@ async fn who_unbinds_binds_again_at_the_next_login(engine: Engine) {
         assert!(ran.err.contains("sign in again to bind one"), "{words}: {}", ran.err);
     }
     let recovery = alice.person.recovery_code(0);
-    assert!(!can_sign_in(&bastion, "alice", PASSWORD, &recovery).await);
+    assert!(!can_sign_in(&bastion, "alice", &one_time, &recovery).await);
+    // The password that somebody else may know binds nothing: it is asked for a code, and refused.
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, "123456"]);
+    let only = "PreferredAuthentications=keyboard-interactive";
+    client.ssh(&["-o", only, "-o", "NumberOfPasswordPrompts=1", "bastion"]).await.failed();
+    assert_eq!(client.asked().len(), 2, "{:?}", client.asked());
     let client = Client::new(&bastion, "alice");
     let mut ssh = command(tool("ssh"));
     let mut screen = Screen::run(ssh.arg("-F").arg(client.path("config")).arg("bastion"));
     screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
+    screen.type_line(&one_time).await;
+    screen.expect("Choose a new password: ").await;
+    screen.type_line(NEW).await;
+    screen.expect("Repeat the new password: ").await;
+    screen.type_line(NEW).await;
+    screen.expect("makes a new one): ").await;
+    // Whoever is cut off here goes on with the password that they chose.
+    drop(screen);
+    let mut ssh = command(tool("ssh"));
+    let mut screen = Screen::run(ssh.arg("-F").arg(client.path("config")).arg("bastion"));
+    screen.expect("Password: ").await;
+    screen.type_line(NEW).await;
     screen.expect("makes a new one): ").await;
 }
 
@@ -329,8 +358,12 @@ async fn keys_are_added_and_removed() {
     let (weak, _) = key_pair(&alice.client, "weak", &["-t", "rsa", "-b", "1024"]).await;
     let code = |code: &str| format!("code {code}");
 
+    // The connection is shared, and this is not the first thing on it.
+    alice.pipes("otp", &[]).await.ok();
     let ran = alice.pipes("keys add", &[&public]).await.failed();
     assert!(ran.err.contains("end with a line such as"), "{}", ran.err);
+    let fields = [("user", "alice"), ("command", "keys add"), ("reason", "wrong-code")];
+    bastion.event("command-refused", &fields).await;
     let ran = alice.pipes("keys add", &["no key", &code("123456")]).await.failed();
     assert!(ran.err.contains("failed to read a public key"), "{}", ran.err);
     let fresh = bastion.code(&alice.person);
@@ -357,9 +390,16 @@ async fn keys_are_added_and_removed() {
     with_key.answers(&[&bastion.code(&alice.person)]);
     with_key.ssh(&["bastion", "targets"]).await.ok();
 
-    let ran = alice.pipes("keys remove SHA256:nothing", &[]).await.failed();
+    // Without a code nothing is removed.
+    let remove = format!("keys remove {fingerprint}");
+    let ran = alice.pipes(&remove, &[]).await.failed();
+    assert!(ran.err.contains("the input ended before"), "{}", ran.err);
+    alice.pipes(&remove, &["000000", "000001"]).await.failed();
+    assert!(bastion.kinds("key-removed").await.is_empty());
+    let code = bastion.code(&alice.person);
+    let ran = alice.pipes("keys remove SHA256:nothing", &[&code]).await.failed();
     assert!(ran.err.contains("you have no key with that fingerprint"), "{}", ran.err);
-    alice.pipes(&format!("keys remove {fingerprint}"), &[]).await.ok();
+    alice.pipes(&remove, &[&bastion.code(&alice.person)]).await.ok();
     let event = bastion.event("key-removed", &fields).await;
     assert_eq!(event["actor"], serde_json::json!({ "user": "alice" }));
     alice.only_the_other_ended(&bastion).await;
@@ -375,6 +415,40 @@ async fn keys_are_added_and_removed() {
     assert_eq!(screen.ended().await, Some(0));
     let detail = bastion.store().user(&alice.person.name).await.unwrap();
     assert_eq!(detail.keys.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_file_goes_by_the_code_that_was_just_signed_in_with() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let client = Client::new(&bastion, "alice");
+    let (first, print) = key_pair(&client, "first", &["-t", "ed25519"]).await;
+    let (second, _) = key_pair(&client, "second", &["-t", "ed25519"]).await;
+    let add = async |code: &str, key: &str, wait: Duration| {
+        client.answers(&[PASSWORD, code]);
+        let mut ssh = client.command("ssh", &["bastion", "keys", "add"]);
+        let mut child = ssh.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let ran = bastion.kinds("command-run").await.len() + 1;
+        eventually("the command runs", async || {
+            (bastion.kinds("command-run").await.len() == ran).then_some(())
+        })
+        .await;
+        bastion.clock.advance(wait);
+        let mut stdin = child.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, key.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (added, said) = add(&bastion.code(&alice), &first, Duration::from_secs(59)).await;
+    assert!(added && said.contains(&print), "{said}");
+    bastion.event("key-added", &[("user", "alice"), ("key", &print)]).await;
+    // Too late, and with a recovery code, which is no way to a key.
+    let (added, said) = add(&bastion.code(&alice), &second, Duration::from_secs(60)).await;
+    assert!(!added && said.contains("opened too long ago"), "{said}");
+    let (added, said) = add(&alice.recovery_code(0), &second, Duration::ZERO).await;
+    assert!(!added && said.contains("no code came with the key"), "{said}");
+    assert_eq!(bastion.kinds("key-added").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,16 @@ async fn input_goes_on_after_the_end_of_the_output() {
     assert_eq!(hop.bastion.bastion.budget.held(), 0);
 }
 
+/// As with a host that was reached directly, whose sshd goes when nothing more comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_says_nothing_is_not_kept_waiting() {
+    let hop = Hop::roomy("", |_| {}).await;
+    let mut ssh = hop.command(&["-W", "db1:22", "bastion"]);
+    let ran = fed(&mut ssh, b"").await.ok();
+    assert!(ran.out.starts_with(b"SSH-2.0-Sallyport"), "{:?}", ran.text());
+    hop.bastion.event("forward-closed", &[("reason", "client-closed")]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn zcat_of_a_small_file_that_becomes_large() {
     let hop = Hop::roomy("", |_| {}).await;

@@ -62,7 +62,15 @@ fn the_service_waits_longer_than_the_program_drains() {
 fn the_service_passes_every_secret_as_a_credential_that_may_be_missing() {
     let passed: BTreeSet<String> = service("LoadCredential").into_iter().collect();
     // The names under which `Config::key_path` and `Config::store_password_path` look.
-    let names = ["sealing_key", "host_key", "host_ca", "user_ca", "audit_key", "store_password"];
+    let names = [
+        "sealing_key",
+        "host_key",
+        "host_ca",
+        "user_ca",
+        "login_ca",
+        "audit_key",
+        "store_password",
+    ];
     // A path with a slash would have to exist (systemd.exec(5)).
     assert_eq!(passed, names.map(|name| format!("{name}:sallyport.{name}")).into());
 }

@@ -16,12 +16,12 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role, SignInRule,
-    Source, Target, TimeStep, UnixTime, UserName,
+    Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
+    SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
-    Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator, NewRecording, NewUser,
-    Opening, RecordingEnd, SessionFilter, SignIn, Store, Throttled,
+    BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
+    NewRecording, NewUser, Opening, RecordingEnd, SessionFilter, SignIn, Store, Throttled,
 };
 
 use crate::support::bastion::{Engine, Person, TestBastion};
@@ -31,6 +31,9 @@ use crate::tampering::with_verbs;
 on_both_engines!(
     a_session_opens_only_by_the_rule_that_holds_then,
     users_change_and_conflicts_are_told,
+    only_a_password_that_was_made_for_it_binds,
+    a_login_ends_with_the_factor_that_it_began_with,
+    own_keys_are_added_by_the_session_that_asked_or_not_at_all,
     what_must_end_sessions_moves_the_revision_and_the_epoch,
     groups_targets_and_grants_change_and_conflicts_are_told,
     a_second_factor_works_once_however_many_try,
@@ -148,7 +151,12 @@ fn conflict<T: Debug>(result: Result<T, Error>) -> String {
 fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
     let steps = vec![Step::Password, Step::Code];
     let given = Factors::PASSWORD.with(Factors::OTP);
-    Attempt { account: person.id.clone(), epoch, claim, given, steps, notes: Vec::new() }
+    let factor = match claim {
+        Claim::Radius { .. } => Factor::Radius,
+        _ => Factor::Totp,
+    };
+    let (account, notes) = (person.id.clone(), Vec::new());
+    Attempt { account, epoch, factor, claim, key: None, given, steps, notes }
 }
 
 /// Signs in with `claim` in a session of its own.
@@ -237,6 +245,109 @@ fn group_grant(group: &str, object: GrantObject) -> Grant {
     grant(GrantSubject::Group(group.parse().unwrap()), object)
 }
 
+async fn only_a_password_that_was_made_for_it_binds(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let name: UserName = "alice".parse().unwrap();
+    let until = UnixTime(now.0 + 1000);
+    let secret = totp::Secret::from_bytes(&[7; 20]);
+    let id = store.add_user(&new_user(&name, &[]), &context, now).await.unwrap();
+    let state = async || {
+        let account = account(&bastion, &name).await;
+        (account.password.clone(), account.one_time, account.password_binds, account.epoch)
+    };
+    let bind = async || {
+        let epoch = state().await.3;
+        let new = NewAuthenticator { account: &id, epoch, secret: &secret, step: now.step() };
+        let bound = store.bind(&new, Vec::new(), &context, now).await.unwrap().unwrap();
+        assert!(!state().await.2, "it binds once");
+        bound.0
+    };
+    // Whoever had the one-time password chose another, and may go on later.
+    store.choose_password(&id, 1, "mine", vec![], &context, now).await.unwrap().unwrap();
+    assert_eq!(state().await, ("mine".into(), false, true, 2));
+    bind().await;
+    // One that is in use is replaced by a reset; it binds only if that is said.
+    store.reset_otp(&name, until, BindingPassword::OneTime("token"), &context, now).await.unwrap();
+    assert_eq!(state().await, ("token".into(), true, false, 4));
+    let set = bastion.kinds("password-set").await;
+    assert_eq!(set.last().unwrap()["one_time"], true);
+    store.choose_password(&id, 4, "mine", vec![], &context, now).await.unwrap().unwrap();
+    bind().await;
+    assert!(bastion.kinds("password-may-bind").await.is_empty());
+    store.reset_otp(&name, until, BindingPassword::Kept, &context, now).await.unwrap();
+    assert_eq!(state().await, ("mine".into(), false, true, 7));
+    assert_eq!(bastion.kinds("password-may-bind").await.len(), 1);
+    let epoch = bind().await;
+    // Their own reset gives them a token as well.
+    let unbound = store.unbind((&id, epoch), &name, (until, "token"), &context, now).await;
+    assert_eq!(unbound.unwrap(), Ok(epoch + 1));
+    assert_eq!(state().await, ("token".into(), true, false, epoch + 1));
+    // An administrator's binds an account that has nothing yet, and none that has.
+    store.set_password(&name, "theirs", false, &context, now).await.unwrap();
+    assert_eq!(state().await, ("theirs".into(), false, true, epoch + 2));
+    bind().await;
+    store.set_password(&name, "another", false, &context, now).await.unwrap();
+    assert!(!state().await.2);
+    let bob: UserName = "bob".parse().unwrap();
+    let new = NewUser { one_time: false, ..new_user(&bob, &[]) };
+    store.add_user(&new, &context, now).await.unwrap();
+    assert!(account(&bastion, &bob).await.password_binds);
+}
+
+async fn own_keys_are_added_by_the_session_that_asked_or_not_at_all(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let name = &alice.name;
+    let key = |n: &str| (format!("SHA256:{n}"), format!("ssh-ed25519 {n}"));
+    let add = async |epoch: i64, keys: &[(String, String)]| {
+        store.add_own_keys((&alice.id, epoch), name, keys, &context, now).await
+    };
+    let epoch = account(&bastion, name).await.epoch;
+    add(epoch, &[key("a")]).await.unwrap().unwrap();
+    // What an administrator does between two keys ends the session, and with it this.
+    store.set_password(name, "another", false, &context, now).await.unwrap();
+    assert_eq!(add(epoch, &[key("b")]).await.unwrap(), Err(Refusal::AccountChanged));
+    store.set_disabled(name, true, &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    assert_eq!(add(epoch, &[key("b")]).await.unwrap(), Err(Refusal::AccountChanged));
+    store.set_disabled(name, false, &context, now).await.unwrap();
+    let epoch = account(&bastion, name).await.epoch;
+    // All or none.
+    let twice = add(epoch, &[key("b"), key("a")]).await;
+    assert_eq!(conflict(twice), "alice has that key already");
+    assert_eq!(account(&bastion, name).await.keys, ["SHA256:a"]);
+    assert_eq!(bastion.kinds("key-added").await.len(), 1);
+    add(epoch, &[key("b"), key("c")]).await.unwrap().unwrap();
+    assert_eq!(account(&bastion, name).await.keys.len(), 3);
+}
+
+async fn a_login_ends_with_the_factor_that_it_began_with(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let alice = bastion.person("alice").await;
+    let group = "staff".parse().unwrap();
+    store.add_group(&group, &context, now).await.unwrap();
+    store.join_group(&group, &alice.name, &context, now).await.unwrap();
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let radius = SecondFactor { factor: Factor::Radius, mode: None };
+    // Between the new authenticator and Enter, somebody lets RADIUS answer for the whole group.
+    store.set_group_factor(&group, Some(radius), &context, now).await.unwrap();
+    let signed = sign_in(store, &alice, epoch, Claim::Nothing, now).await.1;
+    assert_eq!(signed, Err(Refusal::AccountChanged));
+    // And the other way round.
+    let began = || Attempt { factor: Factor::Radius, ..attempt(&alice, epoch, Claim::Nothing) };
+    let claim = async |attempt: Attempt| {
+        let (whose, rules) = (whose(&alice.name), rules());
+        store.claim(attempt, None, &whose, &rules, &context, now).await.unwrap()
+    };
+    claim(began()).await.unwrap();
+    store.set_group_factor(&group, None, &context, now).await.unwrap();
+    assert_eq!(claim(began()).await, Err(Refusal::AccountChanged));
+    sign_in(store, &alice, epoch, Claim::Nothing, now).await.1.unwrap();
+}
+
 async fn users_change_and_conflicts_are_told(engine: Engine) {
     let bastion = quiet(engine).await;
     let (store, now, context) = (bastion.store(), bastion.now(), nobody());
@@ -289,7 +400,7 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
 
     // An unbound account can be reset, too: it opens the window, and ends what is under way.
     let epoch = changed.epoch;
-    store.reset_otp(&alice, UnixTime(77), &context, now).await.unwrap();
+    store.reset_otp(&alice, UnixTime(77), BindingPassword::Kept, &context, now).await.unwrap();
     assert_eq!(account(&bastion, &alice).await.epoch, epoch + 1);
     assert_eq!(account(&bastion, &alice).await.binding_until, Some(UnixTime(77)));
     assert!(bastion.kinds("authenticator-unbound").await.is_empty());
@@ -300,7 +411,10 @@ async fn users_change_and_conflicts_are_told(engine: Engine) {
     assert_eq!(conflict(store.user(&none).await), said);
     assert_eq!(conflict(store.set_disabled(&none, true, &context, now).await), said);
     assert_eq!(conflict(store.set_password(&none, "x", false, &context, now).await), said);
-    assert_eq!(conflict(store.reset_otp(&none, now, &context, now).await), said);
+    assert_eq!(
+        conflict(store.reset_otp(&none, now, BindingPassword::Kept, &context, now).await),
+        said
+    );
     assert_eq!(conflict(store.add_key(&none, "f", "k", &context, now).await), said);
     assert_eq!(conflict(store.remove_key(&none, "f", &context, now).await), said);
     assert_eq!(conflict(store.unlock(&none, &context, now).await), said);
@@ -349,7 +463,10 @@ async fn what_must_end_sessions_moves_the_revision_and_the_epoch(engine: Engine)
     for change in ["password", "reset", "disable", "enable", "choose", "remove"] {
         match change {
             "password" => store.set_password(name, "h", false, &context, now).await.unwrap(),
-            "reset" => store.reset_otp(name, UnixTime(i64::MAX), &context, now).await.unwrap(),
+            "reset" => store
+                .reset_otp(name, UnixTime(i64::MAX), BindingPassword::Kept, &context, now)
+                .await
+                .unwrap(),
             "disable" => store.set_disabled(name, true, &context, now).await.unwrap(),
             "enable" => store.set_disabled(name, false, &context, now).await.unwrap(),
             "choose" => {
@@ -661,7 +778,7 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
             sign_in(&other, &alice, epoch, Claim::Code(now.step()), now),
             other.fail(failure(), Vec::new(), &whose, &rules, &context, now),
             other.set_password(&name, "hash", false, &context, now),
-            store.reset_otp(&name, now, &context, now),
+            store.reset_otp(&name, now, BindingPassword::Kept, &context, now),
             other.add_grant(&another, &context, now),
         );
         removed.unwrap();
@@ -912,7 +1029,7 @@ async fn a_login_stops_when_its_account_changed(engine: Engine) {
     store.set_disabled(name, false, &context, now).await.unwrap();
 
     // Unbound: an old code is of no use, and neither is what was claimed before.
-    store.reset_otp(name, UnixTime(now.0 + 1), &context, now).await.unwrap();
+    store.reset_otp(name, UnixTime(now.0 + 1), BindingPassword::Kept, &context, now).await.unwrap();
     let epoch = account(&bastion, name).await.epoch;
     for claim in [code(), Claim::Nothing] {
         assert_eq!(sign_in(store, &alice, epoch, claim, now).await.1, Err(Refusal::AccountChanged));

@@ -218,22 +218,22 @@ async fn what_is_not_offered_is_answered_and_the_connection_goes_on() {
 async fn an_agent_is_taken_where_some_grant_has_that_right_and_the_log_agrees() {
     let bastion = TestBastion::start(Engine::Sqlite).await;
     let alice = bastion.person("alice").await;
-    let agent = |mode, name: &'static str| {
+    let agent = |mode, name: &'static str, address: &'static str| {
         let bastion = &bastion;
         async move {
-            bastion.target_in(mode, name, "192.0.2.1:22").await;
+            bastion.target_in(mode, name, address).await;
             let allow = vec![Capability::Shell, Capability::Forward, Capability::Agent];
             bastion.add_grant("alice", name, |grant| grant.allow = allow).await;
         }
     };
     let ask = "auth-agent-req@openssh.com";
     // In tunnel mode it goes past the bastion.
-    agent(Mode::Tunnel, "unseen").await;
+    agent(Mode::Tunnel, "unseen", "192.0.2.1:22").await;
     let mut wire = Wire::open(signed_in(&bastion, &alice).await).await;
     assert!(!wire.ask(ask, Packet::default()).await);
     bastion.event("request-refused", &[("request", "auth-agent-req")]).await;
 
-    agent(Mode::Record, "db1").await;
+    agent(Mode::Record, "db1", "192.0.2.2:22").await;
     let mut wire = Wire::open(signed_in(&bastion, &alice).await).await;
     assert!(wire.ask(ask, Packet::default()).await);
     assert!(!wire.ask("x11-req", x11_request()).await);

@@ -2,9 +2,9 @@
 
 use secrecy::SecretString;
 
-use super::super::account::Standing;
+use super::super::account::{Remembered, Standing};
 use super::{Certified, Claim, Effect, First, Machine, Reply, Stage, ask, prompt};
-use crate::audit::{Event, Refusal, Step};
+use crate::audit::{CertificateFault, Event, Refusal, Step};
 use crate::domain::{Factors, UnixTime};
 
 /// The most key offers: enough for a full agent.
@@ -18,7 +18,7 @@ impl Machine {
             return self.disconnect(Refusal::TooManyAttempts);
         }
         let may_be_certified = self.rules.certificates && !key.is_empty();
-        Effect::Reply(if may_be_certified || self.has_key(key) {
+        Effect::Reply(if may_be_certified || self.has_key(key) || self.has_certificate(key) {
             Reply::KeyOk
         } else {
             Reply::Refuse(self.rules.methods)
@@ -32,6 +32,7 @@ impl Machine {
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::KEY);
+        self.key = Some(key.to_owned());
         self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
         self.steps.push(Step::Key);
         self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
@@ -54,16 +55,42 @@ impl Machine {
         match self.account() {
             None => return self.fail(Refusal::UnknownUser, None),
             Some(account) if account.disabled => return self.fail(Refusal::Disabled, None),
+            Some(account) if certified.by_login_ca && !account.holds(&certified) => {
+                let Certified { id, serial, authority, .. } = certified;
+                let reason = CertificateFault::Revoked;
+                self.note(Event::CertificateRefused { id, serial, authority, reason });
+                return self.fail(Refusal::CertificateRefused, None);
+            }
             Some(_) => {}
         }
         self.first = First::Key;
         self.given = self.given.with(Factors::CERTIFICATE);
         self.steps.retain(|step| matches!(step, Step::Password | Step::Key));
         self.steps.push(Step::Certificate);
-        let Certified { id, serial, authority, .. } = certified;
+        let Certified { id, serial, authority, by_login_ca, .. } = certified;
         let key = Some(format!("{id} (serial {serial}) by {authority}"));
         self.note(Event::StepPassed { step: Step::Certificate, key });
-        self.go_on(now)
+        if by_login_ca { self.let_in_by_certificate(serial, now) } else { self.go_on(now) }
+    }
+
+    /// Lets somebody in by a certificate that was given for a code, and stands for one.
+    fn let_in_by_certificate(&mut self, serial: u64, now: UnixTime) -> Effect {
+        // It stands for itself: what came before it may be a password that stays to be changed.
+        self.given = Factors::CERTIFICATE.with(Factors::OTP);
+        self.steps = vec![Step::Certificate];
+        match (self.standing(now), i64::try_from(serial)) {
+            (Standing::Closed(reason), _) => self.fail(reason, None),
+            _ if !self.allows(self.given) => self.fail(Refusal::SignInRule, None),
+            (_, Ok(serial)) => self.sign_in(Claim::Certificate(serial)),
+            (_, Err(_)) => self.fail(Refusal::CertificateRefused, None),
+        }
+    }
+
+    /// Whether the login CA gave the account a certificate for this key.
+    fn has_certificate(&self, key: &str) -> bool {
+        self.account().is_some_and(|account| {
+            !account.disabled && account.certificates.iter().any(|(_, for_key)| for_key == key)
+        })
     }
 
     fn has_key(&self, key: &str) -> bool {
@@ -120,6 +147,8 @@ impl Machine {
     fn go_on(&mut self, now: UnixTime) -> Effect {
         if self.needs_no_code(now) && !self.must_change_password() {
             self.let_in()
+        } else if let Some(remembered) = self.remembered(now) {
+            self.let_in_again(remembered)
         } else {
             Effect::Reply(Reply::Continue)
         }
@@ -136,6 +165,25 @@ impl Machine {
         open && matches!(self.first, First::Password { right: true } | First::Key)
             && !self.given.has(Factors::OTP)
             && self.allows(self.given)
+    }
+
+    /// The login that stands for a code, if one is remembered of this key from here, and a code is all
+    /// that is missing.
+    pub(super) fn remembered(&self, now: UnixTime) -> Option<Remembered> {
+        let open = matches!(self.standing(now), Standing::Bound | Standing::Radius)
+            && matches!(self.first, First::Password { right: true } | First::Key)
+            && !self.must_change_password()
+            && self.allows(self.given.with(Factors::OTP));
+        let (account, key) = (self.account().filter(|_| open)?, self.key.as_ref()?);
+        let here = |login: &&Remembered| login.key == *key && login.source == self.source;
+        account.remembered.iter().find(here).cloned()
+    }
+
+    /// Lets somebody in whose login is remembered.
+    pub(super) fn let_in_again(&mut self, remembered: Remembered) -> Effect {
+        self.given = self.given.with(Factors::OTP);
+        self.steps.push(Step::Remembered);
+        self.sign_in(Claim::Remembered(remembered))
     }
 
     /// Lets somebody in of whom no code is asked.

@@ -2,12 +2,12 @@
 
 use secrecy::SecretString;
 
-use super::super::account::{Account, Throttle};
+use super::super::account::{Account, Remembered, Throttle};
 use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
 use crate::audit::{Event, Note, Refusal, Step};
-use crate::domain::{Factors, Id, TimeStep, UserName};
+use crate::domain::{Factor, Factors, Id, TimeStep, UserName};
 
 /// What comes in: from the client, or back from an effect.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Certified {
     pub serial: u64,
     /// The fingerprint of its authority's key.
     pub authority: String,
+    /// Whether that is the login CA, which gives certificates for a code only.
+    pub by_login_ca: bool,
 }
 
 /// What a client asks for (RFC 4252, RFC 4256).
@@ -148,8 +150,12 @@ pub struct Attempt {
     pub account: Id,
     /// The epoch that must still hold.
     pub epoch: i64,
+    /// What answered for the second step when it began.
+    pub factor: Factor,
     /// What to use up.
     pub claim: Claim,
+    /// The key that was proven, if one was: what a login is remembered by.
+    pub key: Option<String>,
     /// The factors that were given, with what is to be used up.
     pub given: Factors,
     /// The steps that were passed.
@@ -165,6 +171,10 @@ pub enum Claim {
     Nothing,
     /// No code: the rule that holds for the account asks for none.
     NoCode,
+    /// The login CA's certificate with this serial number, as often as it is shown.
+    Certificate(i64),
+    /// No code: a login with one is remembered.
+    Remembered(Remembered),
     /// The code of a step, if no code of it or of a later one was used.
     Code(TimeStep),
     /// The recovery code with this hash.

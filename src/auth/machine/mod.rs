@@ -80,6 +80,8 @@ pub struct Authenticated {
     role: Role,
     epoch: i64,
     given: Factors,
+    code_given: bool,
+    code_at: Option<UnixTime>,
 }
 
 impl Authenticated {
@@ -106,6 +108,17 @@ impl Authenticated {
     /// The factors that were given.
     pub fn given(&self) -> Factors {
         self.given
+    }
+
+    /// Whether a code was among them that was used up for this very session, and not one that a
+    /// certificate stands for.
+    pub fn code_given(&self) -> bool {
+        self.code_given
+    }
+
+    /// When a code of the authenticator was given, if one was: no recovery code, and no RADIUS server's.
+    pub fn code_at(&self) -> Option<UnixTime> {
+        self.code_at
     }
 }
 
@@ -189,6 +202,10 @@ pub struct Machine {
     first: First,
     /// What was proven so far.
     given: Factors,
+    /// The fingerprint of the key among it.
+    key: Option<String>,
+    /// When a code of the authenticator was given.
+    code_at: Option<UnixTime>,
     radius: radius::Dialog,
     /// What to tell before the next refusal.
     parting: Option<&'static str>,
@@ -213,6 +230,8 @@ impl Machine {
             old_password: None,
             first: First::Missing,
             given: Factors::NONE,
+            key: None,
+            code_at: None,
             radius: radius::Dialog::default(),
             parting: None,
             stage: Stage::Idle,
@@ -351,11 +370,13 @@ impl Machine {
 
     fn attempt(&mut self, claim: Claim) -> Option<Attempt> {
         let account = self.account()?;
-        let (id, epoch) = (account.id.clone(), account.epoch);
+        let (id, epoch, factor) = (account.id.clone(), account.epoch, account.factor.factor);
         Some(Attempt {
             account: id,
             epoch,
+            factor,
             claim,
+            key: self.key.clone(),
             given: self.given,
             steps: self.steps.clone(),
             notes: self.take_notes(),
@@ -372,6 +393,8 @@ impl Machine {
             role: account.role,
             epoch: account.epoch,
             given: self.given,
+            code_given: self.steps.iter().any(|step| step.is_code()),
+            code_at: self.code_at,
         };
         let mut notices = Vec::new();
         if used_recovery {
@@ -405,6 +428,8 @@ impl Machine {
     fn refused(&mut self) -> Effect {
         self.first = First::Missing;
         self.given = Factors::NONE;
+        self.key = None;
+        self.code_at = None;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         self.steps.clear();

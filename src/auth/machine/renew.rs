@@ -60,6 +60,7 @@ impl Machine {
         if let Some((Some(account), _)) = &mut self.found {
             account.epoch = epoch;
             account.one_time = false;
+            account.password_binds = account.otp.is_none();
         }
         if self.needs_no_code(now) {
             return self.let_in();

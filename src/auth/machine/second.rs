@@ -14,6 +14,9 @@ impl Machine {
         if self.needs_no_code(now) {
             return self.let_in();
         }
+        if let Some(remembered) = self.remembered(now) {
+            return self.let_in_again(remembered);
+        }
         // With what no code makes enough, nothing is bound and no server is asked.
         let enough = self.would_be_enough();
         let right = enough && self.first == First::Password { right: true };
@@ -85,10 +88,15 @@ impl Machine {
         let step = match claim {
             Claim::RecoveryCode(_) => Step::RecoveryCode,
             Claim::Radius { .. } => Step::Radius,
-            Claim::Code(_) | Claim::Nothing | Claim::NoCode => Step::Code,
+            Claim::Code(_)
+            | Claim::Nothing
+            | Claim::NoCode
+            | Claim::Certificate(_)
+            | Claim::Remembered(_) => Step::Code,
         };
         self.steps.push(step);
         self.given = self.given.with(Factors::OTP);
+        self.code_at = matches!(claim, Claim::Code(_)).then_some(self.at);
         if self.must_change_password() {
             match self.attempt(claim) {
                 Some(attempt) => Effect::Claim(attempt),

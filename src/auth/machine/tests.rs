@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use secrecy::ExposeSecret as _;
 
-use super::super::account::Otp;
+use super::super::account::{Otp, Remembered};
 use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
@@ -22,6 +22,10 @@ const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
 const NEVER: TimeStep = TimeStep(i64::MIN);
 const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+/// A key with which a login is remembered.
+const LAPTOP: &str = "SHA256:laptop";
+/// The serial number of the login CA's certificate that holds.
+const HELD: i64 = 11;
 const KEY: &str = "SHA256:alice";
 const NEW: [&str; 2] = ["gleaming cactus 91 violin", "an unusual teapot 7 harbour"];
 
@@ -55,17 +59,27 @@ enum Kind {
     Disabled,
     Locked,
     Closed,
-    Radius { mode: RadiusMode, one_time: bool },
-    Open { one_time: bool },
-    Bound { one_time: bool },
+    /// The window is open, and the password is one that was in use before: a phisher may have it.
+    Reopened,
+    Radius {
+        mode: RadiusMode,
+        one_time: bool,
+    },
+    Open {
+        one_time: bool,
+    },
+    Bound {
+        one_time: bool,
+    },
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Unknown,
         Self::Disabled,
         Self::Locked,
         Self::Closed,
+        Self::Reopened,
         Self::Radius { mode: RadiusMode::Code, one_time: false },
         Self::Radius { mode: RadiusMode::Code, one_time: true },
         Self::Radius { mode: RadiusMode::Both, one_time: false },
@@ -77,7 +91,7 @@ impl Kind {
     ];
 
     fn is_bound(self) -> bool {
-        !matches!(self, Self::Unknown | Self::Closed | Self::Open { .. } | Self::Radius { .. })
+        matches!(self, Self::Disabled | Self::Locked | Self::Bound { .. })
     }
 
     fn factor(self) -> SecondFactor {
@@ -126,13 +140,16 @@ impl Row {
             disabled: kind == Kind::Disabled,
             password: hash(password),
             one_time: kind.is_one_time(),
+            password_binds: kind == Kind::Open { one_time: false },
             binding_until: match kind {
-                Kind::Open { .. } => Some(hour(1)),
+                Kind::Open { .. } | Kind::Reopened => Some(hour(1)),
                 Kind::Closed => Some(hour(-1)),
                 _ => None,
             },
             otp: kind.is_bound().then_some(Otp { secret, last_step }),
-            keys: vec![KEY.into()],
+            keys: vec![KEY.into(), LAPTOP.into()],
+            remembered: vec![laptop(SOURCE), laptop("203.0.113.1".parse().unwrap())],
+            certificates: vec![(HELD, "SHA256:held".into())],
             recovery_left: 10,
             drift: None,
             id,
@@ -166,6 +183,8 @@ impl Row {
                 }
             }
             (Claim::Nothing | Claim::NoCode, _) => {}
+            (Claim::Certificate(serial), _) => assert_eq!(*serial, HELD),
+            (Claim::Remembered(login), _) => assert_eq!(*login, laptop(SOURCE)),
             (Claim::Code(step), Some(otp)) if *step > otp.last_step => otp.last_step = *step,
             (Claim::Code(_), Some(_)) => return Err(Refusal::ReplayedCode),
             (Claim::Code(_), None) => panic!("a code without an authenticator"),
@@ -174,6 +193,10 @@ impl Row {
         }
         Ok(Claimed { recovery_left: u32::try_from(self.unused.len()).unwrap() })
     }
+}
+
+fn laptop(source: IpAddr) -> Remembered {
+    Remembered { id: Id::from_random([7; Id::LEN]), key: LAPTOP.into(), source }
 }
 
 fn hash(password: &str) -> String {
@@ -191,6 +214,10 @@ struct Shown {
     password: Option<String>,
     key: Option<String>,
     certificate: bool,
+    /// Whether a wrong password came after them.
+    wrong: bool,
+    /// One of the login CA's, which stands for a code as well.
+    login_certificate: bool,
 }
 
 impl Shown {
@@ -203,8 +230,14 @@ impl Shown {
         if self.key.as_ref().is_some_and(|key| row.account.keys.contains(key)) {
             given = given.with(Factors::KEY);
         }
+        if self.key.as_deref() == Some(LAPTOP) {
+            given = given.with(Factors::OTP);
+        }
         if self.certificate {
             given = given.with(Factors::CERTIFICATE);
+        }
+        if self.login_certificate {
+            given = given.with(Factors::CERTIFICATE).with(Factors::OTP);
         }
         given
     }
@@ -323,9 +356,12 @@ impl World {
             && row.account.keys.contains(key)
         {
             conn.shown.key = Some(key.clone());
+            conn.shown.wrong = false;
         }
-        if let (Request::Certificate(Ok(_)), true) = (&request, user == first && !conn.over) {
-            conn.shown.certificate = true;
+        if let (Request::Certificate(Ok(shown)), true) = (&request, user == first && !conn.over) {
+            conn.shown.certificate |= !shown.by_login_ca;
+            conn.shown.wrong = false;
+            conn.shown.login_certificate |= shown.by_login_ca && shown.serial == HELD as u64;
         }
         let mut input = Input::Client(user.to_owned(), request);
         let reply = loop {
@@ -396,10 +432,7 @@ impl World {
                 conn.evaluated += 1;
                 let typed = password.expose_secret().to_owned();
                 let right = hashed == Some(hash(&typed));
-                if owner.as_ref().is_none_or(|row| row.password != typed) {
-                    // They are to be shown again after a wrong password.
-                    (conn.shown.key, conn.shown.certificate) = (None, false);
-                }
+                conn.shown.wrong = owner.as_ref().is_none_or(|row| row.password != typed);
                 conn.shown.password = Some(typed);
                 Input::PasswordChecked(right)
             }
@@ -432,6 +465,7 @@ impl World {
                 assert!(open || enough || conn.used.is_some());
                 row.account.epoch += 1;
                 row.account.one_time = false;
+                row.account.password_binds = row.account.otp.is_none();
                 row.password = password.expose_secret().to_owned();
                 row.account.password = hash(&row.password);
                 conn.shown.password = Some(row.password.clone());
@@ -448,6 +482,8 @@ impl World {
                 }
                 assert_eq!(conn.shown.password, Some(row.password.clone()));
                 assert!(!account.one_time, "bound before the one-time password was changed");
+                assert!(account.password_binds, "bound by a password that is no token");
+                account.password_binds = false;
                 account.epoch += 1;
                 account.binding_until = None;
                 account.otp = Some(Otp { secret, last_step: step });
@@ -527,6 +563,8 @@ impl World {
                 conn.used = Some(Used::Radius(user.to_owned(), code, self.now.step().0));
             }
             Claim::Nothing | Claim::NoCode => {}
+            Claim::Certificate(_) => assert!(conn.shown.login_certificate),
+            Claim::Remembered(_) => assert_eq!(conn.shown.key.as_deref(), Some(LAPTOP)),
             Claim::Code(step) => conn.used = Some(Used::Step(user.to_owned(), step.0)),
             Claim::RecoveryCode(hash) => conn.used = Some(Used::Recovery(hash.clone())),
         }
@@ -547,7 +585,8 @@ impl World {
         let row = &self.rows[user];
         let mut given = conn.shown.factors(row);
         assert_ne!(given, Factors::NONE, "no first factor");
-        if given.has(Factors::PASSWORD) {
+        assert!(!conn.shown.wrong, "let in after a wrong password");
+        if attempt.given.has(Factors::PASSWORD) {
             assert!(!row.account.one_time, "let in with a one-time password");
         }
         if let Some(used) = conn.used.take() {
@@ -602,6 +641,7 @@ impl World {
             Act::Offer(key) => Request::KeyOffer((*key).into()),
             Act::Key(key) => Request::Key((*key).into()),
             Act::Certificate(good) => Request::Certificate(certificate(*good)),
+            Act::LoginCertificate(serial) => Request::Certificate(Ok(of_login_ca(*serial))),
             Act::Interactive => Request::Interactive,
             Act::Password(text) => Request::Password(text.to_string(row).into()),
             Act::Answer(text) => answer_with(text.to_string(row)),
@@ -673,6 +713,8 @@ enum Act {
     Key(&'static str),
     /// One that stands for whoever shows it, or not.
     Certificate(bool),
+    /// One of the login CA's with this serial number.
+    LoginCertificate(u64),
     Interactive,
     Password(Text),
     Answer(Text),
@@ -704,8 +746,9 @@ fn act() -> impl Strategy<Value = Act> {
         24 => Just(Act::Proceed),
         1 => Just(Act::None),
         1 => select(&[KEY, "SHA256:other"][..]).prop_map(Act::Offer),
-        2 => select(&[KEY, KEY, "SHA256:other"][..]).prop_map(Act::Key),
+        2 => select(&[KEY, KEY, LAPTOP, "SHA256:other"][..]).prop_map(Act::Key),
         2 => any::<bool>().prop_map(Act::Certificate),
+        1 => select(&[HELD as u64, 12][..]).prop_map(Act::LoginCertificate),
         2 => Just(Act::Interactive),
         3 => text().prop_map(Act::Password),
         4 => text().prop_map(Act::Answer),
@@ -721,14 +764,19 @@ fn act() -> impl Strategy<Value = Act> {
 
 /// What is done by the owner of the account, or about it.
 fn is_of_the_owner(act: &Act) -> bool {
-    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true))
+    matches!(act, Act::Disable | Act::Reset | Act::Certificate(true) | Act::LoginCertificate(11))
+}
+
+fn of_login_ca(serial: u64) -> Certified {
+    let (key, id, authority) = ("SHA256:held".into(), "x".into(), "SHA256:login".into());
+    Certified { key, id, serial, authority, by_login_ca: true }
 }
 
 fn certificate(good: bool) -> Result<Certified, Box<Event>> {
     let (id, serial, authority) = ("x".to_owned(), 7, "SHA256:ca".to_owned());
     let reason = crate::audit::CertificateFault::Expired;
     match good {
-        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority }),
+        true => Ok(Certified { key: "SHA256:x".into(), id, serial, authority, by_login_ca: false }),
         false => Err(Box::new(Event::CertificateRefused { id, serial, authority, reason })),
     }
 }
@@ -750,7 +798,7 @@ fn policy() -> impl Strategy<Value = SignInPolicy> {
 
 #[test]
 fn nobody_is_accepted_with_less_than_is_asked_and_each_second_factor_works_once() {
-    let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 2500, ..Config::default() });
     let (accepted, bound) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     runner
         .run(&(select(&Kind::ALL[..]), policy(), dialog()), |(kind, policy, dialog)| {
@@ -831,6 +879,7 @@ proptest! {
             (Kind::Disabled, NEVER, right),
             (Kind::Locked, used_up, right),
             (Kind::Closed, NEVER, right),
+            (Kind::Reopened, NEVER, right),
             // A server rejects the code; password and code; a wrong password goes to none.
             (Kind::Radius { mode: RadiusMode::Code, one_time: false }, NEVER, right),
             (Kind::Radius { mode: RadiusMode::Both, one_time: false }, NEVER, "another"),
@@ -974,6 +1023,77 @@ fn a_certificate_is_a_factor_and_a_refused_one_is_written_down_at_once() {
         let reply = world.send(&mut conn, "alice", Request::Certificate(certificate(good)));
         assert!(matches!(reply, Reply::Refuse(_)), "{kind:?}: {reply:?}");
         assert!(conn.transcript.iter().any(|line| line == "held back"), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_certificate_of_the_login_ca_stands_for_a_code_while_the_account_holds_it() {
+    let held = of_login_ca(HELD as u64);
+    let other_key = Certified { key: "SHA256:x".into(), ..held.clone() };
+    let bound = Kind::Bound { one_time: false };
+    for (kind, rule, shown, accepted) in [
+        (bound, "certificate+otp", held.clone(), true),
+        (radius(RadiusMode::Challenge), "certificate+otp", held.clone(), true),
+        (bound, "key+otp, password+otp", held.clone(), false),
+        (bound, "certificate+otp", other_key, false),
+        (bound, "certificate+otp", of_login_ca(12), false),
+        (bound, "certificate+otp", of_login_ca(u64::MAX), false),
+        (Kind::Disabled, "certificate+otp", held.clone(), false),
+        (Kind::Locked, "certificate+otp", held.clone(), false),
+        (Kind::Closed, "certificate+otp", held.clone(), false),
+        (Kind::Unknown, "certificate+otp", held, false),
+    ] {
+        let rule: crate::domain::SignInRule = rule.parse().unwrap();
+        let policy = SignInPolicy::new(Some(rule), Vec::new());
+        let mut world = World::new(kind).ruled_by(&policy);
+        let mut conn = Conn::new();
+        let what = format!("{kind:?} {policy} {shown:?}");
+        let reply = world.send(&mut conn, "alice", Request::Certificate(Ok(shown)));
+        match reply {
+            Reply::Accept(who) => {
+                assert!(accepted, "{what}");
+                assert_eq!(who.given(), Factors::CERTIFICATE.with(Factors::OTP));
+                assert!(!who.code_given(), "{what}");
+            }
+            Reply::Refuse(_) => assert!(!accepted, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_remembered_login_stands_for_a_code_and_for_nothing_else() {
+    let bound = Kind::Bound { one_time: false };
+    for (kind, rule, asked, accepted) in [
+        (bound, "key+otp", &[][..], true),
+        (radius(RadiusMode::Code), "key+otp", &[], true),
+        (bound, "password+key+otp", &["Password: "], true),
+        (bound, "password+otp", &["Password: "], true),
+        (Kind::Locked, "key+otp", &["6-digit"], false),
+        (Kind::Closed, "key+otp", &["6-digit"], false),
+        (Kind::Disabled, "key+otp", &["Password: ", "6-digit"], false),
+    ] {
+        for (key, remembered) in [(LAPTOP, true), (KEY, false)] {
+            let rule: crate::domain::SignInRule = rule.parse().unwrap();
+            let policy = SignInPolicy::new(Some(rule), Vec::new());
+            let mut world = World::new(kind).ruled_by(&policy);
+            let mut conn = Conn::new();
+            world.send(&mut conn, "alice", Request::Key(key.into()));
+            let mut prompts = Vec::new();
+            while !conn.over && prompts.len() < 3 {
+                let request = world.proceed(&conn, "alice");
+                world.send(&mut conn, "alice", request);
+                let Some(question) = &conn.asked else { break };
+                prompts.push(prompt_of(Some(question)).to_owned());
+            }
+            let what = format!("{kind:?} {policy} {key}: {prompts:?}");
+            assert_eq!(world.accepted == 1, accepted, "{what}");
+            let code_asked = prompts.iter().any(|prompt| prompt.starts_with("6-digit"));
+            assert_eq!(code_asked, !accepted || !remembered, "{what}");
+            if remembered {
+                assert_eq!(prompts.len(), asked.len(), "{what}");
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use russh::keys::PrivateKey;
 use russh::server::{
     Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey, run_stream,
 };
-use russh::{Channel, ChannelId, Disconnect, MethodKind, MethodSet, Pty, Sig};
+use russh::{Channel, ChannelId, ChannelWriteHalf, Disconnect, MethodKind, MethodSet, Pty, Sig};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -29,6 +29,7 @@ use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
 use crate::server::forward::ConnectionFlow;
 use crate::server::handler::{Ended, prohibited};
+use crate::server::settings::Settings;
 use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
 use crate::server::traffic::Counts;
@@ -51,7 +52,7 @@ pub(in crate::server) async fn serve(
     let _cut = cancel.clone().drop_guard();
     let _screen = conn.screens.token();
     let flow = conn.flow.open(channel.id());
-    let (stream, drain) = ChannelStream::new(channel, flow, counts);
+    let (stream, drain, channel) = ChannelStream::new(channel, flow, counts);
     let (stream, control) = GuardedStream::new(stream, conn.settings.login_grace);
     let door = Door {
         conn: Arc::clone(conn),
@@ -77,6 +78,7 @@ pub(in crate::server) async fn serve(
         why = &mut inner => {
             cancel.cancel();
             control.kill();
+            close(conn, &channel).await;
             return why;
         }
         within = drain.run() => match within {
@@ -91,8 +93,18 @@ pub(in crate::server) async fn serve(
     if tokio::time::timeout(LAST, inner).await.is_err() {
         tracing::error!(session = %conn.id, "an inner connection outlives its channel");
     }
+    close(conn, &channel).await;
     // A client that is told why goes, too.
     door.relay.get().and_then(|relay| relay.ended()).unwrap_or(cut)
+}
+
+/// Closes the client's channel: one that only said that nothing more comes, as `ssh -W` does, would
+/// wait for ever.
+async fn close(conn: &Connection, channel: &ChannelWriteHalf<Msg>) {
+    tokio::select! {
+        _gone = channel.close() => {}
+        () = conn.cancel.cancelled() => {}
+    }
 }
 
 /// What the inner connection's callbacks share.
@@ -124,7 +136,7 @@ async fn run(
             return "the bastion could not make its host key".to_owned();
         }
     };
-    let config = config(key, certificate, conn.settings.flow.window);
+    let config = config(key, certificate, &conn.settings);
     let handler = Handler { door: Arc::clone(door), state: State::New };
     let mut session = match run_stream(Arc::new(config), stream, handler).await {
         Ok(session) => session,
@@ -166,10 +178,10 @@ async fn run(
 fn config(
     key: PrivateKey,
     certificate: russh::keys::Certificate,
-    window: u32,
+    settings: &Settings,
 ) -> russh::server::Config {
     let none = crate::auth::machine::Methods::INTERACTIVE;
-    ssh::config(key, certificate, none, window)
+    ssh::config(key, certificate, none, settings.flow.window, settings.older_clients)
 }
 
 /// Where letting somebody in has come to.

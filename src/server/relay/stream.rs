@@ -48,8 +48,6 @@ pub(super) struct ChannelStream {
     intake: Arc<Intake>,
     writer: Pin<Box<dyn AsyncWrite + Send>>,
     counts: Arc<Counts>,
-    /// Kept: dropping it closes the channel.
-    _channel: ChannelWriteHalf<Msg>,
 }
 
 /// Drains a channel; runs until the client closes it.
@@ -59,17 +57,18 @@ pub(super) struct Drain {
 }
 
 impl ChannelStream {
-    /// The stream of `channel`, and what must run beside it.
+    /// The stream of `channel`, what must run beside it, and what the channel is closed by: nothing of
+    /// it does so when it is dropped.
     pub(super) fn new(
         channel: Channel<Msg>,
         flow: Arc<ChannelFlow>,
         counts: Arc<Counts>,
-    ) -> (Self, Drain) {
+    ) -> (Self, Drain, ChannelWriteHalf<Msg>) {
         let (read, write) = channel.split();
         let intake = Arc::new(Intake { state: Mutex::default(), flow });
         let drain = Drain { channel: read, intake: Arc::clone(&intake) };
         let writer = Box::pin(write.make_writer());
-        (Self { intake, writer, counts, _channel: write }, drain)
+        (Self { intake, writer, counts }, drain, write)
     }
 }
 

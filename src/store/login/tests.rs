@@ -108,3 +108,18 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
         assert_eq!(statements, reference, "{typed}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_window_alone_binds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let alice = add(&store, "alice", None).await;
+    // As an older version left it, whose reset said of no password that it may bind.
+    let mut tx = store.begin().await.unwrap();
+    tx.let_password_bind(&alice, false).await.unwrap();
+    tx.commit().await.unwrap();
+    let secret = totp::Secret::generate().unwrap();
+    let new = NewAuthenticator { account: &alice, epoch: 1, secret: &secret, step: TimeStep(0) };
+    let bound = store.bind(&new, Vec::new(), &Context::default(), NOW).await.unwrap();
+    assert_eq!(bound.unwrap_err(), Refusal::AlreadyBound);
+}

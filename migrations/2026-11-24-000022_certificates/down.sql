@@ -1,0 +1,2 @@
+DROP TABLE session_certificates;
+DROP TABLE login_certificates;

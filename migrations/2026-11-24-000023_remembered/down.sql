@@ -1,0 +1,2 @@
+DROP TABLE remembered_logins;
+DROP TABLE group_remember;
