@@ -286,17 +286,9 @@ pub(in crate::server) async fn gather(
             ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
             ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
             ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } => {
-                if !uplink.push_early(Piece::Data(data)) {
-                    return None;
-                }
-            }
-            ChannelMsg::Eof => {
-                if !uplink.push_early(Piece::Eof) {
-                    return None;
-                }
-            }
-            ChannelMsg::Close => return None,
+            ChannelMsg::Data { data } if uplink.push_early(Piece::Data(data.clone())) => {}
+            ChannelMsg::Eof if uplink.push_early(Piece::Eof) => {}
+            ChannelMsg::Data { .. } | ChannelMsg::Eof | ChannelMsg::Close => return None,
             _ => {}
         }
     }
