@@ -235,6 +235,8 @@ impl Answering for Handler {
 impl russh::server::Handler for Handler {
     type Error = Ended;
 
+    // The requests on channels, and for ports: answered in `server::answers`, acted on in `shell`, or in
+    // `relay::session` for a target that was chosen.
     answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {

@@ -385,6 +385,7 @@ impl Answering for Handler {
 impl russh::server::Handler for Handler {
     type Error = Ended;
 
+    // The requests on channels, and for ports: answered in `server::answers`, acted on in `session`.
     answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
