@@ -29,6 +29,7 @@ mod own;
 mod postgres;
 mod postgres_tls;
 mod radius;
+mod radius_doctor;
 mod radius_forged;
 mod radius_login;
 mod radius_tls;
