@@ -32,6 +32,7 @@ mod radius;
 mod radius_doctor;
 mod radius_forged;
 mod radius_login;
+mod radius_own;
 mod radius_tls;
 mod record;
 mod record_abuse;
