@@ -33,6 +33,7 @@ mod radius_doctor;
 mod radius_forged;
 mod radius_login;
 mod radius_own;
+mod radius_shell;
 mod radius_tls;
 mod record;
 mod record_abuse;
