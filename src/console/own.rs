@@ -298,11 +298,15 @@ impl Own<'_> {
     ) -> anyhow::Result<Result<(), Refusal>> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
-        let attempt = Attempt { account, epoch, claim, key: None, given, steps: Vec::new(), notes };
+        let (steps, kept) = (Vec::new(), notes.clone());
+        let attempt = Attempt { account, epoch, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),
-            Err(Refusal::AccountChanged) => self.refuse(Refusal::AccountChanged, CHANGED).await,
+            Err(Refusal::AccountChanged) => {
+                self.store.record_all(&self.context, kept).await?;
+                self.refuse(Refusal::AccountChanged, CHANGED).await
+            }
             Err(reason) => Ok(Err(reason)),
         }
     }

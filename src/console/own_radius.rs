@@ -51,6 +51,7 @@ struct Asking<'a> {
     mode: RadiusMode,
     /// What is to work once.
     codes: Codes,
+    /// What a server decided, to be written down with what comes of it.
     notes: Vec<Note>,
     /// Challenges so far.
     round: u32,
@@ -157,16 +158,22 @@ impl Asking<'_> {
         };
         let message = noted(reply.message.trim());
         let answered = Event::RadiusAnswered { server: noted(&reply.server), verdict, message };
-        self.notes.push(self.own.note(answered));
+        match verdict {
+            // Its user may let it go, and what happened until then is written down all the same.
+            RadiusVerdict::Challenge => {
+                self.own.store.record(self.own.now(), &self.own.context, answered).await?;
+            }
+            RadiusVerdict::Accept | RadiusVerdict::Reject => {
+                self.notes.push(self.own.note(answered));
+            }
+        }
         Ok((reply.verdict, reply.message))
     }
 
     /// Writes down that nobody answered, and ends the command.
-    async fn unanswered<T>(&mut self, error: &str) -> anyhow::Result<T> {
+    async fn unanswered<T>(&self, error: &str) -> anyhow::Result<T> {
         tracing::error!(error = printable(error), "nobody proves who they are by RADIUS");
-        let mut notes = std::mem::take(&mut self.notes);
-        notes.push(self.own.note(unanswered(error)));
-        self.own.store.record_all(&self.own.context, notes).await?;
+        self.own.store.record(self.own.now(), &self.own.context, unanswered(error)).await?;
         self.own.refuse(Refusal::RadiusUnavailable, DEAD).await
     }
 }
