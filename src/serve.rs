@@ -83,6 +83,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         binding_grace: server.binding_grace.0,
         binding_window: login.binding_window.0,
         max_channels: server.max_channels,
+        max_sessions_per_account: server.max_sessions_per_account,
         dial_timeout: forward.dial_timeout.0,
         flow: FlowLimits {
             window: u32::try_from(forward.window.bytes())?,
@@ -94,6 +95,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
         radius: radius_settings(config)?,
         record: record_settings(config),
         banner: server.banner.clone(),
+        older_clients: server.older_clients,
         public_host: config.server.public_host.clone(),
         host_name: host_name(),
         public_port: server.public_port,

@@ -5,7 +5,7 @@ use std::io::{BufRead, Write as _};
 use anyhow::{Context as _, anyhow};
 
 use super::output::{Format, Row, list};
-use super::{Out, Verbs};
+use super::{Out, Verbs, turn};
 use crate::audit::Record;
 use crate::audit::chain::{Anchor, Checkpoint, GENESIS, Link, Verifier, verify_export};
 use crate::cli::ListEvents;
@@ -14,7 +14,9 @@ use crate::keys::AuditPublicKey;
 use crate::store::EventFilter;
 
 /// How many events are read at a time.
-const PAGE: i64 = 2000;
+const PAGE: i64 = 500;
+/// After how many events that were checked others get to work.
+const BREATH: usize = 32;
 
 /// Runs `audit list`.
 ///
@@ -29,6 +31,7 @@ pub async fn list_events(
     let time = |when: Option<When>| when.map(|when| when.resolve(verbs.now, &zone)).transpose();
     let ListEvents { kind, user, session, since, until, limit } = asked;
     let filter = EventFilter { kind, user, session, since: time(since)?, until: time(until)? };
+    let _turn = turn().await;
     let rows = verbs.store.events(&filter, i64::from(limit)).await?;
     let records = rows.iter().map(|row| {
         serde_json::from_str::<Record>(&row.body)
@@ -52,10 +55,14 @@ pub async fn verify_store(
     let mut verifier = Verifier::new(&key, anchors);
     let mut last = 0;
     while last < head.seq {
+        let _turn = turn().await;
         let page = verbs.store.events_after(last, PAGE.min(head.seq - last)).await?;
         let Some(end) = page.last() else { break };
         last = end.seq;
-        for row in page {
+        for (number, row) in page.into_iter().enumerate() {
+            if number % BREATH == 0 {
+                tokio::task::yield_now().await; // Each is a signature to check.
+            }
             let found = row.is_found_by_what_it_says();
             verifier.push(&Link::from(row).by_its_own_number()).map_err(|b| broken(&b))?;
             if let Some(damage) = verifier.reject().filter(|_| !found) {
@@ -118,9 +125,11 @@ pub async fn export(verbs: &Verbs<'_>, out: &mut Out<'_>) -> anyhow::Result<()> 
     let head = verbs.store.audit_head().await?;
     let mut last = 0;
     while last < head.seq {
+        let turn = turn().await;
         let page = verbs.store.events_after(last, PAGE.min(head.seq - last)).await?;
         let Some(end) = page.last() else { break };
         last = end.seq;
+        drop(turn);
         for row in page {
             writeln!(out, "{}", Link::from(row).to_line())?;
         }

@@ -17,6 +17,8 @@ mod user;
 
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 pub use access::{explain, grants, groups};
 pub use audit::{export, list_events, verify_file, verify_store};
 pub use certificate::{certificates, revoke_certificate};
@@ -30,6 +32,15 @@ use crate::audit::Context;
 use crate::auth::password;
 use crate::domain::{RadiusMode, UnixTime};
 use crate::store::Store;
+
+/// One for the whole process.
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// Waits for one's turn at work that takes much time or memory: reading and checking many rows. Nobody
+/// keeps it while their output is taken, so who reads slowly holds up nobody.
+pub async fn turn() -> Option<SemaphorePermit<'static>> {
+    TURN.acquire().await.ok() // It is never closed.
+}
 
 /// What every verb works with.
 #[derive(Debug, Clone, Copy)]

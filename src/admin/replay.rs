@@ -167,6 +167,7 @@ pub async fn search_all(
             break;
         }
         let path = verbs.recordings.join(&row.path);
+        let _turn = super::turn().await;
         let most = asked.limit as usize - found.len();
         let needle = asked.text.clone();
         let hits = tokio::task::spawn_blocking(move || {

@@ -30,7 +30,7 @@ pub async fn sessions(
 ) -> anyhow::Result<()> {
     match command {
         SessionCommand::List { live, user, limit } => {
-            let filter = SessionFilter { live, user: user.map(String::from) };
+            let filter = SessionFilter { live, user: user.map(String::from), account: None };
             list_sessions(verbs, &filter, limit, out).await?;
         }
         SessionCommand::Show { id } => {
@@ -90,6 +90,7 @@ pub async fn list_sessions(
     limit: u32,
     out: &mut Out<'_>,
 ) -> anyhow::Result<()> {
+    let _turn = super::turn().await;
     let rows = verbs.store.sessions(filter, i64::from(limit)).await?;
     let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
     let mut targets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

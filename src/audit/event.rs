@@ -153,8 +153,10 @@ words! {
         Expired = "expired",
         /// The name leads to an address that is never forwarded to.
         ForbiddenAddress = "forbidden-address",
-        /// More channels than one connection may open.
+        /// More channels than one connection may have open, or opened faster than it may.
         TooManyChannels = "too-many-channels",
+        /// More sessions than one account may have.
+        TooManySessions = "too-many-sessions",
         /// The bastion is stopping.
         Draining = "draining",
         /// The caller's role does not allow the command.
@@ -182,6 +184,7 @@ impl Refusal {
             | Self::RadiusOneFactor
             | Self::CertificateRefused
             | Self::StoreFailed
+            | Self::TooManySessions
             | Self::Busy => false,
             Self::UnknownUser
             | Self::Disabled
@@ -233,6 +236,8 @@ words! {
         GraceExpired = "grace-expired",
         /// The client broke the protocol or its limits.
         ProtocolError = "protocol-error",
+        /// The account had as many as it may have already.
+        TooManySessions = "too-many-sessions",
     }
 }
 
@@ -287,6 +292,8 @@ pub enum Event {
     ServerStopped,
     /// A source was refused connections for `seconds`, after `after`.
     SourcePenalized { seconds: u64, after: Refusal },
+    /// So many refusals before sign-in were not written down by themselves, since there were too many.
+    RefusalsSuppressed { count: u64 },
 
     /// A step of signing in was passed.
     StepPassed {

@@ -48,11 +48,13 @@ pub enum OwnCertificate {
 pub enum OwnKeys {
     /// Add public keys from standard input, or one that is pasted into the terminal
     #[command(
-        after_help = "On a terminal a key and a code are asked for. Without one, a line with the code follows the keys:\n\nExamples: ssh -t alice@bastion keys add\n          (cat ~/.ssh/id_ed25519.pub; echo code 492039) | ssh alice@bastion keys add"
+        after_help = "On a terminal a key and a code are asked for. Without one, the code of the sign-in does, if the command is\nthe first thing on its connection and follows within a minute; else a line with a code follows the keys:\n\nExamples: ssh alice@bastion keys add < ~/.ssh/id_ed25519.pub\n          ssh -t alice@bastion keys add\n          (cat ~/.ssh/id_ed25519.pub; echo code 492039) | ssh alice@bastion keys add"
     )]
     Add,
     /// Remove a key by its fingerprint. Your other sessions end
-    #[command(after_help = "Example: ssh alice@bastion keys remove SHA256:...")]
+    #[command(
+        after_help = "Asks for a code of the authenticator first.\nExample: ssh -t alice@bastion keys remove SHA256:..."
+    )]
     Remove {
         /// As 'keys' shows it: SHA256:...
         fingerprint: String,

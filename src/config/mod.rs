@@ -95,6 +95,8 @@ pub struct Server {
     pub public_port: u16,
     /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
+    /// Whether MACs and a key exchange are offered that only older clients need.
+    pub older_clients: bool,
     /// The most connections.
     pub max_connections: usize,
     /// The most connections that nobody has signed in on.
@@ -103,6 +105,8 @@ pub struct Server {
     pub max_unauthenticated_per_source: usize,
     /// The most channels open at a time on one connection.
     pub max_channels: usize,
+    /// The most sessions of one account on this node at a time; 0: any number.
+    pub max_sessions_per_account: usize,
     /// From accepting a connection to its sign-in.
     pub login_grace: Span,
     /// From the first sight of the QR code to the sign-in.
@@ -124,10 +128,12 @@ impl Default for Server {
             public_host: String::new(),
             public_port: 0,
             banner: String::new(),
+            older_clients: false,
             max_connections: 4096,
             max_unauthenticated: 100,
             max_unauthenticated_per_source: 20,
             max_channels: 64,
+            max_sessions_per_account: 100,
             login_grace: Span::seconds(120),
             binding_grace: Span::seconds(600),
             keepalive: Span::seconds(30),

@@ -44,7 +44,7 @@ use crate::keys::LoginCa;
 use crate::policy::{self, Subject};
 use crate::radius;
 use crate::recording::player::Key;
-use crate::store::{SessionFilter, Store};
+use crate::store::Store;
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -98,6 +98,8 @@ pub struct Service<'a> {
     pub radius: Option<Arc<radius::Client>>,
     /// The epoch of the session that it is done in.
     pub epoch: &'a OwnEpoch,
+    /// When the code was given that this connection began with, if what is done is the first thing on it.
+    pub code_at: Option<UnixTime>,
     /// Whether the source may try one more answer right now; counts it.
     pub may_try: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -170,6 +172,11 @@ pub async fn run(
         store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
         bail!("your role, {}, does not allow that command", caller.who.role());
     }
+    if listed(&console.command).is_some_and(|rows| rows > MOST_LISTED) {
+        let reason = Refusal::NotOffered;
+        store.record(now, &caller.context, Event::CommandRefused { command, reason }).await?;
+        bail!("--limit can be {MOST_LISTED} at most here: run it on the bastion's host for more");
+    }
     store.record(now, &caller.context, Event::CommandRun { command }).await?;
     if let Some(verb) = OwnVerb::of(&console.command) {
         let dialog = Dialog::new(typed, terminal, out.into_sink(), stderr);
@@ -181,6 +188,19 @@ pub async fn run(
     dispatch(caller, &verbs, console.command, keys(typed), &mut out).await?;
     out.send().await?;
     Ok(0)
+}
+
+/// The most rows of one list: it is put together in memory.
+const MOST_LISTED: u32 = 2000;
+
+/// How many rows a command lists at most, if that is for its caller to say.
+fn listed(command: &ConsoleCommand) -> Option<u32> {
+    match command {
+        ConsoleCommand::Audit(ConsoleAudit::List(asked)) => Some(asked.limit),
+        ConsoleCommand::Session(SessionCommand::List { limit, .. }) => Some(*limit),
+        ConsoleCommand::Session(SessionCommand::Search(asked)) => Some(asked.limit),
+        _ => None,
+    }
 }
 
 /// The least role that a command takes.
@@ -250,8 +270,7 @@ async fn dispatch(
         | ConsoleCommand::Passwd => bail!("this command is run elsewhere"),
         ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {
-            let user = Some(caller.who.user().to_string());
-            let filter = SessionFilter { live: false, user };
+            let filter = contents::own_sessions(caller);
             admin::list_sessions(verbs, &filter, 50, out).await
         }
         ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,

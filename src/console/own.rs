@@ -4,6 +4,8 @@
 //! Always holds: a code works once, by the same compare-and-set as in a login; wrong answers count
 //! towards the same lock; after a few of them a dialog ends; every refusal is audited.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -19,6 +21,10 @@ use crate::store::{FailureNote, Store, Throttled};
 
 /// Wrong answers after which a dialog ends.
 pub(super) const TRIES: u32 = 3;
+
+/// How long the code of a sign-in counts as just typed: less than the 90 s that a code may be typed in, so
+/// that it proves no less than a code which comes with what it is for.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Something users do about their own account that takes a dialog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,6 +248,13 @@ impl Own<'_> {
         bail!("too many wrong answers: nothing was changed");
     }
 
+    /// Whether the code of the sign-in stands for one that would be typed now: what is done is the first
+    /// thing on the connection that it opened, and no more than [`FRESH`] passed. A connection that is
+    /// shared (`ControlMaster`) is one that somebody may find open, so its later channels do not count.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.caller.service.code_at.is_some_and(|at| self.now() < at.plus(FRESH))
+    }
+
     /// Refuses who tries faster than people do.
     pub(super) async fn may_try(&self) -> anyhow::Result<()> {
         if (self.caller.service.may_try)() {
@@ -299,7 +312,11 @@ impl Own<'_> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, kept) = (Vec::new(), notes.clone());
-        let attempt = Attempt { account, epoch, claim, key: None, given, steps, notes };
+        let factor = match claim {
+            Claim::Radius { .. } => Factor::Radius,
+            _ => Factor::Totp,
+        };
+        let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),
@@ -356,7 +373,7 @@ impl Own<'_> {
     }
 }
 
-/// To whom RADIUS servers check the codes of.
+/// What is told whose codes RADIUS servers check.
 const ELSEWHERE: &str = "your codes are checked by a RADIUS server, so your authenticator is looked \
                          after where that is: ask your administrator";
 const CHANGED: &str = "your account was changed meanwhile: sign in again";

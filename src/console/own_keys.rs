@@ -1,38 +1,49 @@
 //! `keys add` and `keys remove`: users look after their own public keys.
 //!
 //! Always holds: a key, which can stand for the password from then on, is added only after a fresh
-//! code, and only if it is strong. Without a terminal, the code is a line after the keys: what is
-//! read from a pipe is never taken for a code by its place alone.
+//! code, and only if it is strong; removing one takes a code, too. Without a terminal nothing can be asked
+//! (standard input is the file with the keys): the code is that of the sign-in, if the command is the first
+//! thing on the connection and follows at once, or a line after the keys. What is read from a pipe is
+//! never taken for a code by its place alone.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::authenticator::OTHERS_END;
 use super::dialog::{Dialog, NoAnswer};
 use super::own::{Own, Proof};
 use crate::admin;
+use crate::audit::Refusal;
 use crate::domain::printable;
 
 /// What the line with the code begins with.
 const CODE: &str = "code ";
+/// What to do without a fresh code.
+const STALE: &str = "no code came with the key, and this connection was opened too long ago, or is shared: \
+                     connect anew (ssh -S none), end with a line such as \"code 492039\", or use a \
+                     terminal (ssh -t) and paste the key";
 /// The most lines that are read.
 const MAX_LINES: usize = 100;
 
 pub(super) async fn add(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
-    let text = if dialog.has_terminal() {
+    let (text, is_proven) = if dialog.has_terminal() {
         let line = dialog.ask("Public key: ", true).await?;
-        line.expose_secret().to_owned()
+        (line.expose_secret().to_owned(), false)
     } else {
         let (text, code) = piped(dialog).await?;
-        let code = code.context(
-            "no code came with the key: end with a line such as \"code 492039\", or connect with a \
-             terminal (ssh -t)",
-        )?;
-        dialog.answer(code.expose_secret());
-        text
+        if let Some(code) = &code {
+            dialog.answer(code.expose_secret());
+        } else if !own.is_fresh() {
+            return own.refuse(Refusal::WrongCode, STALE).await;
+        }
+        (text, code.is_none())
     };
     let keys = admin::read_keys(&text)?;
-    own.prove(dialog, Proof::Code).await?;
+    if is_proven {
+        own.account().await?; // Not if it is locked or changed by now.
+    } else {
+        own.prove(dialog, Proof::Code).await?;
+    }
     let (account, name) = (own.account_and_epoch(), own.caller.who.user());
     let added = own.store.add_own_keys(account, name, &keys, &own.context, own.now()).await?;
     own.made(added).await?;
@@ -70,6 +81,7 @@ pub(super) async fn remove(
     dialog: &mut Dialog<'_>,
     fingerprint: &str,
 ) -> anyhow::Result<()> {
+    own.prove(dialog, Proof::Code).await?;
     let (store, context, now) = (own.store, &own.context, own.now());
     let who = own.caller.who;
     own.change(async |epoch| {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use governor::DefaultDirectRateLimiter;
 use russh::server::run_stream;
 use secrecy::SecretString;
 use tokio::net::TcpStream;
@@ -18,8 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Bastion;
 use super::forward::flow::ConnectionFlow;
-use super::guard::{Admission, Offence};
+use super::guard::{Admission, Offence, direct};
 use super::handler::{Ended, Handler, prohibited};
+use super::live::SessionEnd;
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
@@ -33,8 +35,12 @@ use crate::store::{FailureNote, Throttled};
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Refused requests that a connection may make at once; and one more each second.
 const REFUSALS: usize = 100;
+/// Channels that a connection may open: a second, and at once.
+const OPENS: (u32, u32) = (20, 500);
 /// Refusals of one connection that may wait to be written down.
 const REFUSALS_WAITING: usize = 16;
+/// Looks of the watch in a row that a connection may be changing its own account at, two a second.
+const SPARED: usize = 5;
 /// How long tasks have to write their ends down after the connection ended.
 const WIND_UP: Duration = Duration::from_secs(10);
 
@@ -55,6 +61,8 @@ pub(crate) struct Connection {
     /// What holds a user's terminal, and gives it back before the connection ends.
     pub(super) screens: TaskTracker,
     pub(super) flow: Arc<ConnectionFlow>,
+    /// For how many looks in a row it was not ended, since it changed its own account just then.
+    spared: AtomicUsize,
     admission: Mutex<Admission>,
     signed_in: OnceLock<Authenticated>,
     /// What became of its epoch by changes made in this session.
@@ -79,16 +87,24 @@ pub(crate) struct Connection {
     /// What sessions on the bastion may ask for on behalf of targets that the menu leads to.
     for_menu: Mutex<Vec<Capability>>,
     channels: AtomicUsize,
+    /// Whether a channel was opened already.
+    had_channel: AtomicBool,
+    /// How fast channels may be opened: each is an event or two, and may run a command, one more.
+    opens: DefaultDirectRateLimiter,
     /// What it carried: a sum over everything on it.
     pub(super) traffic: Arc<Traffic>,
 }
 
 /// One of the channels that a connection may have open; given back when dropped.
-pub(super) struct ChannelSlot(Arc<Connection>);
+pub(super) struct ChannelSlot {
+    conn: Arc<Connection>,
+    /// Whether it is the connection's first.
+    pub(super) is_first: bool,
+}
 
 impl Drop for ChannelSlot {
     fn drop(&mut self) {
-        self.0.channels.fetch_sub(1, Ordering::SeqCst);
+        self.conn.channels.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -110,11 +126,20 @@ impl Connection {
     }
 
     /// Takes in that somebody signed in: the deadlines before that are over.
-    pub(super) fn sign_in(&self, who: Authenticated) {
+    pub(super) fn sign_in(self: &Arc<Self>, who: Authenticated) {
         self.control.disarm();
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner).authenticated();
+        let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.authenticated(std::time::Instant::now());
+        drop(admission);
         if self.signed_in.set(who).is_err() {
             self.end(EndReason::ProtocolError, "signed in twice");
+        }
+        let most = self.settings.max_sessions_per_account;
+        if most > 0 && self.bastion.live.sessions_like(self) > most {
+            let reason = Refusal::TooManySessions;
+            self.record(Event::SignInRefused { reason });
+            let message = format!("you have {most} sessions here already: end one of them first");
+            self.end(EndReason::TooManySessions, &message);
         }
     }
 
@@ -143,6 +168,21 @@ impl Connection {
         let signed_in =
             self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
         signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch)| (account, *epoch)))
+    }
+
+    /// Whether a change of its account may still be its own, which it is about to take in. That takes
+    /// a moment, and not many looks in a row: whoever changes it without end is ended nevertheless.
+    pub(super) fn is_spared(&self) -> bool {
+        self.epoch.is_changing() && self.spared.load(Ordering::SeqCst) < SPARED
+    }
+
+    /// Takes note of whether it was spared.
+    pub(super) fn note_spared(&self, spared: bool) {
+        if spared {
+            self.spared.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.spared.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Takes note of what failed if the client leaves now.
@@ -203,13 +243,19 @@ impl Connection {
         self.for_menu.lock().unwrap_or_else(PoisonError::into_inner).contains(&right)
     }
 
-    /// A place for one more channel, if there is one.
+    /// A place for one more channel, if there is one, and it does not come too soon.
     pub(super) fn channel_slot(self: &Arc<Self>) -> Option<ChannelSlot> {
+        if self.opens.check().is_err() {
+            return None;
+        }
         let most = self.settings.max_channels;
         let taken = self
             .channels
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
-        taken.ok().map(|_| ChannelSlot(Arc::clone(self)))
+        taken.ok().map(|_| ChannelSlot {
+            conn: Arc::clone(self),
+            is_first: !self.had_channel.swap(true, Ordering::SeqCst),
+        })
     }
 
     /// A place for a channel, to be taken before anything is waited for; if there is none, that is
@@ -221,7 +267,7 @@ impl Connection {
         self.channel_slot().ok_or_else(|| {
             let (request, reason) = (request.to_owned(), Refusal::TooManyChannels);
             self.record_refusal(Event::RequestRefused { request, reason });
-            prohibited("too many channels on this connection: close some first")
+            prohibited("too many channels on this connection: close some, or wait")
         })
     }
 
@@ -292,6 +338,7 @@ pub(super) async fn serve(
         cancel: CancellationToken::new(),
         tasks: TaskTracker::new(),
         screens: TaskTracker::new(),
+        spared: AtomicUsize::new(0),
         admission: Mutex::new(admission),
         signed_in: OnceLock::new(),
         epoch: OwnEpoch::default(),
@@ -307,6 +354,8 @@ pub(super) async fn serve(
         stop: CancellationToken::new(),
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
+        had_channel: AtomicBool::new(false),
+        opens: direct(OPENS),
         traffic: Arc::default(),
         bastion,
     });
@@ -382,10 +431,11 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     }
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
-        let sums = conn.traffic.sums();
-        if let Err(error) = store.close_session(&conn.id, reason, sums, &conn.context(), now).await
-        {
-            tracing::error!(%error, session = %conn.id, "failed to write the session's end");
+        let (session, carried) = (conn.id.clone(), conn.traffic.sums());
+        let end = SessionEnd { session, reason, carried, context: conn.context(), at: now };
+        if let Err(error) = end.write(store).await {
+            tracing::error!(%error, session = %conn.id, "failed to write the session's end: tried again");
+            conn.bastion.live.keep(end);
         }
     }
     if conn.who().is_none() {
@@ -441,7 +491,7 @@ async fn penalize(conn: &Connection, outcome: &Result<(), Ended>) {
     {
         events.push(Event::SourcePenalized { seconds: left.as_secs(), after });
     }
-    for event in events {
+    for event in events.into_iter().filter(|_| conn.bastion.guard.may_record()) {
         if let Err(error) = store.record(now, &conn.context(), event).await {
             tracing::error!(%error, "failed to write an audit event of a refused connection");
         }

@@ -19,9 +19,15 @@ use super::relay;
 use super::traffic::Meter;
 use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
+use crate::clock::Clock;
 use crate::domain::{Destination, Id, Mode, UnixTime, noted};
 use crate::policy::{Checked, Decision, Permit, Refused, Subject};
 use crate::store::Carrier;
+
+/// How often what is permitted without an end is looked at.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long nobody looks at the clock while waiting for a time.
+const NAP: Duration = Duration::from_secs(60);
 
 /// Serves one channel open to its end. Runs on the connection's task set.
 pub(super) async fn serve(
@@ -308,6 +314,20 @@ async fn watch(
     until_refused(conn, until, cancel, ask).await
 }
 
+/// Waits until the clock says `until`, or as long as was left until then; a day if there is no such
+/// time. The clock is looked at again and again: it may be set meanwhile.
+async fn reached(clock: &Clock, until: Option<UnixTime>) {
+    let Some(until) = until else { return tokio::time::sleep(DAY).await };
+    loop {
+        let left = until.since(clock.now());
+        let nap = left.min(NAP);
+        tokio::time::sleep(nap + Duration::from_millis(1)).await;
+        if nap == left {
+            return;
+        }
+    }
+}
+
 /// Waits until what was permitted is so no longer; gives why. `ask` asks the policy, and gives until
 /// when at least its answer holds, as `until` is for the answer before: it is asked again then, and
 /// at each change in the store. Never ends once `cancel` is cancelled.
@@ -323,10 +343,8 @@ where
     let mut revisions = conn.bastion.revisions();
     let mut ends = until;
     loop {
-        let now = conn.bastion.clock.now();
-        let left = until.map_or(Duration::from_secs(24 * 3600), |until| until.since(now));
         tokio::select! {
-            () = tokio::time::sleep(left + Duration::from_millis(1)) => {}
+            () = reached(&conn.bastion.clock, until) => {}
             changed = revisions.changed() => if changed.is_err() {
                 std::future::pending::<()>().await; // The bastion is going; so will the connection.
             },
@@ -346,5 +364,31 @@ where
                 until = Some(conn.bastion.clock.now().plus(Duration::from_secs(1)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TestClock;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_forward_ends_what_is_over_by_it_within_a_minute() {
+        let hands = TestClock::at(UnixTime(0));
+        let clock = Clock::Test(hands.clone());
+        let began = tokio::time::Instant::now();
+        let step = async {
+            tokio::time::sleep(Duration::from_secs(90)).await;
+            hands.advance(DAY);
+        };
+        tokio::join!(reached(&clock, Some(UnixTime(0).plus(DAY))), step);
+        let lasted = began.elapsed();
+        assert!((90..=151).contains(&lasted.as_secs()), "{lasted:?}");
+        // What is over is over at once; what has no end is looked at once a day.
+        let began = tokio::time::Instant::now();
+        reached(&clock, Some(UnixTime(0))).await;
+        assert!(began.elapsed() < Duration::from_secs(1));
+        reached(&clock, None).await;
+        assert!(began.elapsed() >= DAY);
     }
 }

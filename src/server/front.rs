@@ -28,6 +28,8 @@ pub struct Front {
     pub methods: Methods,
     /// A channel's window in bytes.
     pub window: u32,
+    /// Whether older clients find algorithms that they know.
+    pub older_clients: bool,
 }
 
 impl Front {
@@ -41,7 +43,13 @@ impl Front {
             names.into_iter().filter(|name| !name.is_empty()).map(str::to_owned).collect();
         names.sort();
         names.dedup();
-        Self { host_key, names, methods: settings.rules.methods, window: settings.flow.window }
+        Self {
+            host_key,
+            names,
+            methods: settings.rules.methods,
+            window: settings.flow.window,
+            older_clients: settings.older_clients,
+        }
     }
 
     /// The names by which somebody who reached the bastion at `local` may know it. ssh looks for the
@@ -66,7 +74,8 @@ impl Front {
     ) -> Result<SshConfig, keys::Error> {
         let (public, names) = (self.host_key.public_key(), self.names_at(local));
         let certificate = keys::host_certificate(ca, public, &names, now, VALIDITY)?;
-        Ok(ssh::config(self.host_key.clone(), certificate, self.methods, self.window))
+        let key = self.host_key.clone();
+        Ok(ssh::config(key, certificate, self.methods, self.window, self.older_clients))
     }
 }
 
@@ -79,8 +88,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = |name: &str| keys::load_or_create(&dir.path().join(name), name).unwrap();
         let names = ["localhost", "gate"].map(str::to_owned).to_vec();
-        let front =
-            Front { host_key: key("host"), names, methods: Methods::INTERACTIVE, window: 1 };
+        let front = Front {
+            host_key: key("host"),
+            names,
+            methods: Methods::INTERACTIVE,
+            window: 1,
+            older_clients: false,
+        };
         let ca = key("ca");
         for (local, principals) in [
             (Some("192.0.2.1"), vec!["192.0.2.1", "gate", "localhost"]),

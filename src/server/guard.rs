@@ -3,26 +3,33 @@
 //!
 //! Always holds: a place that was given is given back when its [`Admission`] is dropped, whatever
 //! happened in between; every table is bounded; a source is an IPv4 address or the /64 of an IPv6
-//! one. No lock is held across a wait.
+//! one, and counts for its /56 and its /48, too, which one customer may hold all of. Beside the places
+//! of those not signed in are a quarter as many for sources that somebody signed in from lately:
+//! strangers, however many, do not shut them out. No lock is held across a wait.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::domain::Source;
 
 /// The most sources that penalties and reports are remembered of.
 const MAX_SOURCES: usize = 65_536;
+/// For how long it is known that somebody signed in from a source.
+const KNOWN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A penalty below this is remembered and not yet enforced.
 const ENFORCED_FROM: Duration = Duration::from_secs(15);
 /// The longest penalty.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Reports a second, and at once: many sources must not fill the audit log, nor its line.
 const REPORTS: (u32, u32) = (2, 20);
+/// Events a second, and at once, of connections that were let in and whose sign-in was refused.
+const REFUSALS: (u32, u32) = (50, 500);
 /// How often one source's refusals are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
@@ -88,6 +95,9 @@ pub struct Guard {
     state: Mutex<State>,
     attempts: Mutex<Arc<DefaultKeyedRateLimiter<IpNet>>>,
     reports: DefaultDirectRateLimiter,
+    refusals: DefaultDirectRateLimiter,
+    /// Refusals that were not written down one by one since that was last said.
+    suppressed: AtomicU64,
 }
 
 struct State {
@@ -98,6 +108,8 @@ struct State {
     /// Until when each source's penalty lasts.
     penalties: HashMap<IpNet, Instant>,
     reported: HashMap<IpNet, Instant>,
+    /// When somebody signed in from a source last.
+    known: HashMap<IpNet, Instant>,
 }
 
 impl std::fmt::Debug for Guard {
@@ -112,20 +124,21 @@ pub struct Admission {
     guard: Arc<Guard>,
     /// Until somebody signs in.
     unauthenticated: bool,
-    /// The source it counts for, until then.
-    by_source: Option<IpNet>,
+    /// The networks it counts for, until then: its source, and what that is part of.
+    by_source: Vec<IpNet>,
+    /// Where it is from, once that is known.
+    source: Option<IpNet>,
 }
 
 impl Guard {
     /// A guard with these limits and an empty record.
     pub fn new(limits: Limits) -> Arc<Self> {
         let attempts = Mutex::new(limiter(&limits));
-        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        let reports =
-            Quota::per_second(at_least_one(REPORTS.0)).allow_burst(at_least_one(REPORTS.1));
         Arc::new(Self {
             attempts,
-            reports: RateLimiter::direct(reports),
+            reports: direct(REPORTS),
+            refusals: direct(REFUSALS),
+            suppressed: AtomicU64::new(0),
             state: Mutex::new(State {
                 limits,
                 connections: 0,
@@ -133,6 +146,7 @@ impl Guard {
                 by_source: HashMap::new(),
                 penalties: HashMap::new(),
                 reported: HashMap::new(),
+                known: HashMap::new(),
             }),
         })
     }
@@ -157,13 +171,15 @@ impl Guard {
         if state.connections >= state.limits.connections {
             return Err(Denied::Full);
         }
-        if state.unauthenticated >= state.limits.unauthenticated {
+        // Whether it may have one of the last of these is asked once it is known where it is from.
+        if state.unauthenticated >= state.limits.unauthenticated + state.reserved() {
             return Err(Denied::TooManyUnauthenticated);
         }
         state.connections += 1;
         state.unauthenticated += 1;
         drop(state);
-        Ok(Admission { guard: Arc::clone(self), unauthenticated: true, by_source: None })
+        let (guard, by_source) = (Arc::clone(self), Vec::new());
+        Ok(Admission { guard, unauthenticated: true, by_source, source: None })
     }
 
     /// Gives a new connection from `source` a place, or says why not.
@@ -208,6 +224,21 @@ impl Guard {
         false
     }
 
+    /// Whether one more refusal of somebody who is not signed in is written down by itself: many sources
+    /// together must not keep the store's one writer from everybody else. It is counted if not.
+    pub fn may_record(&self) -> bool {
+        let within = self.refusals.check().is_ok();
+        if !within {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        within
+    }
+
+    /// How many refusals were only counted since the last call.
+    pub fn take_suppressed(&self) -> u64 {
+        self.suppressed.swap(0, Ordering::Relaxed)
+    }
+
     /// Forgets what no longer matters.
     pub fn prune(&self, now: Instant) {
         let attempts = Arc::clone(&self.attempts.lock().unwrap_or_else(PoisonError::into_inner));
@@ -218,11 +249,20 @@ impl Guard {
         state.penalties.shrink_to_fit();
         state.reported.retain(|_, last| now < *last + REPORT_EVERY);
         state.reported.shrink_to_fit();
+        state.known.retain(|_, last| now < *last + KNOWN_FOR);
+        state.known.shrink_to_fit();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// So many a second, and so many at once.
+pub(super) fn direct((per_second, at_once): (u32, u32)) -> DefaultDirectRateLimiter {
+    let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+    let quota = Quota::per_second(at_least_one(per_second)).allow_burst(at_least_one(at_once));
+    RateLimiter::direct(quota)
 }
 
 fn limiter(limits: &Limits) -> Arc<DefaultKeyedRateLimiter<IpNet>> {
@@ -235,6 +275,40 @@ impl State {
     fn counted(&self, source: &Source) -> Option<IpNet> {
         let exempt = self.limits.exempt.iter().any(|net| net.contains(&source.ip()));
         (!exempt).then(|| source.network())
+    }
+
+    /// Places for sources that are known, beside those of everybody.
+    fn reserved(&self) -> usize {
+        (self.limits.unauthenticated / 4).max(1)
+    }
+
+    fn is_known(&self, network: &IpNet, now: Instant) -> bool {
+        self.known.get(network).is_some_and(|last| now < *last + KNOWN_FOR)
+    }
+
+    /// Takes note that somebody signed in from a source; the one that was heard of longest ago makes
+    /// room for it.
+    fn note_known(&mut self, network: IpNet, now: Instant) {
+        if self.known.len() >= MAX_SOURCES && !self.known.contains_key(&network) {
+            let oldest = self.known.iter().min_by_key(|(_, last)| **last).map(|(net, _)| *net);
+            oldest.and_then(|oldest| self.known.remove(&oldest));
+        }
+        self.known.insert(network, now);
+    }
+
+    /// The networks that a source counts for, each with the most connections from it that nobody has
+    /// signed in on: twice a source's for a site of IPv6 sources, and something between for a part.
+    fn counts_for(&self, source: IpNet) -> Vec<(IpNet, usize)> {
+        let most = self.limits.unauthenticated_per_source;
+        let mut counts = vec![(source, most)];
+        if let IpNet::V6(network) = source {
+            let wider = [(56, most.saturating_mul(3) / 2), (48, most.saturating_mul(2))];
+            counts.extend(wider.into_iter().filter_map(|(prefix, most)| {
+                let wider = Ipv6Net::new(network.addr(), prefix).ok()?.trunc();
+                Some((IpNet::V6(wider), most))
+            }));
+        }
+        counts
     }
 
     fn penalty(&self, network: &IpNet, now: Instant) -> Option<Duration> {
@@ -261,41 +335,56 @@ impl Admission {
     /// The cap or penalty in the way.
     pub fn identify(&mut self, source: &Source, now: Instant) -> Result<(), Denied> {
         let mut state = self.guard.state();
+        let network = source.network();
+        self.source = Some(network);
+        if state.unauthenticated > state.limits.unauthenticated && !state.is_known(&network, now) {
+            return Err(Denied::TooManyUnauthenticated);
+        }
         let Some(network) = state.counted(source) else { return Ok(()) };
         if let Some(left) = state.penalty(&network, now).filter(|left| *left >= ENFORCED_FROM) {
             return Err(Denied::Penalized(left));
         }
-        let most = state.limits.unauthenticated_per_source;
-        let count = state.by_source.entry(network).or_default();
-        if *count >= most {
+        let counts = state.counts_for(network);
+        let count = |net: &IpNet| state.by_source.get(net).copied().unwrap_or_default();
+        if counts.iter().any(|(net, most)| count(net) >= *most) {
             return Err(Denied::TooManyFromSource);
         }
-        *count += 1;
-        drop(state);
-        self.by_source = Some(network);
+        for (net, _) in counts {
+            *state.by_source.entry(net).or_default() += 1;
+            self.by_source.push(net);
+        }
         Ok(())
     }
 
     /// Somebody signed in: from now on only the cap on all connections counts it.
-    pub fn authenticated(&mut self) {
+    pub fn authenticated(&mut self, now: Instant) {
+        self.leave();
+        if let Some(source) = self.source {
+            self.guard.state().note_known(source, now);
+        }
+    }
+
+    /// Gives the place among those back that nobody has signed in on.
+    fn leave(&mut self) {
         if std::mem::take(&mut self.unauthenticated) {
             let mut state = self.guard.state();
             state.unauthenticated = state.unauthenticated.saturating_sub(1);
-            leave_source(&mut state, self.by_source.take());
+            for network in self.by_source.drain(..) {
+                leave_source(&mut state, network);
+            }
         }
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.authenticated();
+        self.leave();
         let mut state = self.guard.state();
         state.connections = state.connections.saturating_sub(1);
     }
 }
 
-fn leave_source(state: &mut State, network: Option<IpNet>) {
-    let Some(network) = network else { return };
+fn leave_source(state: &mut State, network: IpNet) {
     if let Some(count) = state.by_source.get_mut(&network) {
         *count = count.saturating_sub(1);
         if *count == 0 {
@@ -331,11 +420,43 @@ mod tests {
         assert_eq!(guard.admit(&source(1), now).unwrap_err(), Denied::TooManyFromSource);
         held.extend((0..2).map(|_| guard.admit(&source(2), now).unwrap()));
         assert_eq!(guard.admit(&source(3), now).unwrap_err(), Denied::TooManyUnauthenticated);
-        held.iter_mut().for_each(Admission::authenticated);
+        held.iter_mut().for_each(|one| one.authenticated(now));
         held.extend((0..3).map(|_| guard.admit(&source(1), now).unwrap()));
         assert_eq!(guard.admit(&source(4), now).unwrap_err(), Denied::Full);
         drop(held);
         assert!(guard.admit(&source(4), now).is_ok());
+    }
+
+    /// One customer's networks, and a handful of addresses.
+    #[test]
+    fn neither_a_site_nor_many_sources_shut_out_who_is_known() {
+        let many = Limits {
+            connections: 1000,
+            unauthenticated: 100,
+            unauthenticated_per_source: 20,
+            ..limits()
+        };
+        let (guard, now) = (Guard::new(many), Instant::now());
+        let six = |network: u16| Source(format!("[2001:db8:0:{network:x}::1]:1").parse().unwrap());
+        let mut held: Vec<Admission> = Vec::new();
+        let mut hold = |sources: &mut dyn Iterator<Item = Source>| {
+            let before = held.len();
+            for source in sources {
+                held.extend((0..30).map_while(|_| guard.admit(&source, now).ok()));
+            }
+            held.len() - before
+        };
+        guard.admit(&source(200), now).unwrap().authenticated(now);
+        // A /60 is part of one /56; then the rest of the /48.
+        assert_eq!(hold(&mut (0..16).map(six)), 30);
+        assert_eq!(hold(&mut (0x100..0x1000).map(six)), 10);
+        // Addresses have nothing in common: they take all that is left, and no more.
+        assert_eq!(hold(&mut (1..16).map(source)), 60);
+        assert_eq!(guard.admit(&source(16), now).unwrap_err(), Denied::TooManyUnauthenticated);
+        // Who signed in lately is let in, also many times.
+        assert_eq!(hold(&mut [source(200)].into_iter()), 20);
+        let later = now + KNOWN_FOR;
+        assert_eq!(guard.admit(&source(200), later).unwrap_err(), Denied::TooManyUnauthenticated);
     }
 
     #[test]
@@ -380,6 +501,15 @@ mod tests {
     }
 
     #[test]
+    fn refusals_past_the_budget_are_counted() {
+        let guard = Guard::new(limits());
+        let written = (0..2000).filter(|_| guard.may_record()).count();
+        assert!((500..700).contains(&written), "{written}");
+        assert_eq!(guard.take_suppressed(), 2000 - written as u64);
+        assert_eq!(guard.take_suppressed(), 0);
+    }
+
+    #[test]
     fn the_table_of_penalties_is_bounded() {
         let (guard, now) = (Guard::new(limits()), Instant::now());
         for n in 0..70_000_u32 {
@@ -400,12 +530,13 @@ mod tests {
             for (what, from, which) in moves {
                 match what {
                     0 => held.extend(guard.admit(&source(from), now)),
-                    1 => if let Some(one) = held.get_mut(which) { one.authenticated() },
+                    1 => if let Some(one) = held.get_mut(which) { one.authenticated(now) },
                     _ => if which < held.len() { drop(held.swap_remove(which)) },
                 }
                 let state = guard.state();
                 prop_assert_eq!(state.connections, held.len());
-                prop_assert!(state.unauthenticated <= 5 && state.by_source.values().all(|n| *n <= 3));
+                // Five of anybody's, and one more of who is known.
+                prop_assert!(state.unauthenticated <= 6 && state.by_source.values().all(|n| *n <= 3));
             }
             drop(held);
             let state = guard.state();

@@ -1,4 +1,5 @@
-//! The connections of this process, and the watch over what must end them.
+//! The connections of this process, and the watch over what must end them. An end that could not be
+//! written down is tried again until it is, or the next start does it.
 //!
 //! Always holds: a kill, a disabled, removed, unbound or re-passworded account, or a rule for signing
 //! in that asks for more than was given, ends its live sessions within about a second on every node, because every such change bumps the store's
@@ -12,9 +13,10 @@ use tokio::sync::watch;
 
 use super::Bastion;
 use super::connection::Connection;
-use crate::audit::EndReason;
-use crate::domain::{Id, SignInPolicy};
-use crate::store::Live;
+use crate::audit::{Context, EndReason};
+use crate::auth::machine::Authenticated;
+use crate::domain::{Id, SignInPolicy, UnixTime};
+use crate::store::{Error, Live, Store};
 
 /// How often the store is asked whether anything changed.
 const POLL: Duration = Duration::from_millis(500);
@@ -30,7 +32,25 @@ const MISSED: u32 = 4;
 
 /// The connections of this process by session id.
 #[derive(Default)]
-pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>);
+pub(super) struct Table(Mutex<HashMap<Id, Arc<Connection>>>, Mutex<Vec<SessionEnd>>);
+
+/// The end of a session, as it is to be written down.
+pub(super) struct SessionEnd {
+    pub(super) session: Id,
+    pub(super) reason: EndReason,
+    /// What it carried, up and down.
+    pub(super) carried: (u64, u64),
+    pub(super) context: Context,
+    pub(super) at: UnixTime,
+}
+
+impl SessionEnd {
+    /// Writes it down, unless it is already.
+    pub(super) async fn write(&self, store: &Store) -> Result<(), Error> {
+        let Self { session, reason, carried, context, at } = self;
+        store.close_session(session, *reason, *carried, context, *at).await
+    }
+}
 
 impl Table {
     pub(super) fn enter(&self, conn: &Arc<Connection>) {
@@ -40,6 +60,38 @@ impl Table {
 
     pub(super) fn leave(&self, id: &Id) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Keeps an end that could not be written, for [`watch`] to try again.
+    pub(super) fn keep(&self, end: SessionEnd) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).push(end);
+    }
+
+    /// How many ends are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Writes the ends that are kept, until one fails again.
+    async fn write_kept(&self, store: &Store) -> Result<(), Error> {
+        loop {
+            let end = self.1.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(end) = end else { return Ok(()) };
+            // What takes too long is dropped in the middle: it must be kept nevertheless.
+            let written = tokio::time::timeout(LOOK, end.write(store)).await;
+            if let Err(error) = written.unwrap_or(Err(Error::Busy)) {
+                self.keep(end);
+                return Err(error);
+            }
+            tracing::info!(session = %end.session, "a session's end is written down after all");
+        }
+    }
+
+    /// How many sessions the account has here that signed in on `conn`, this one included.
+    pub(super) fn sessions_like(&self, conn: &Connection) -> usize {
+        let Some(account) = conn.who().map(Authenticated::account) else { return 0 };
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.values().filter(|c| c.who().is_some_and(|who| who.account() == account)).count()
     }
 
     /// Everything that is connected now.
@@ -69,19 +121,23 @@ impl Table {
                 let message = "the certificate that you signed in with was revoked";
                 conn.end(EndReason::Revoked, message);
             }
-            let is_changing = conn.epoch.is_changing(); // Before its epoch is read.
+            let is_spared = conn.is_spared(); // Before its epoch is read.
             let Some((account, epoch)) = conn.identity() else { continue };
             // A session that signed in after the store was read is not in `epochs`, or has an epoch
             // that is newer than what was read.
             let ended = match epochs.get(account) {
                 None => false,
-                Some(None) => true,
-                Some(Some(now)) if *now > epoch && is_changing => {
-                    later = true;
-                    false
+                Some(None) => {
+                    conn.end(EndReason::Revoked, "your account was changed: sign in again");
+                    continue;
                 }
                 Some(Some(now)) => *now > epoch,
             };
+            conn.note_spared(ended && is_spared);
+            if ended && is_spared {
+                later = true;
+                continue;
+            }
             if ended {
                 conn.end(EndReason::Revoked, "your account was changed: sign in again");
             }
@@ -113,13 +169,16 @@ pub(super) async fn watch(bastion: Arc<Bastion>, revisions: watch::Sender<i64>) 
         ticks.tick().await;
         part.turn();
         let looked = tokio::time::timeout(LOOK, look(&bastion, &revisions, again)).await;
-        match looked.unwrap_or(Err(crate::store::Error::Busy)) {
+        match looked.unwrap_or(Err(Error::Busy)) {
             Ok(later) => (failing, again) = (false, later),
             Err(error) if !failing => {
                 failing = true; // Said once, not twice a second.
                 tracing::error!(%error, "failed to watch the store: nobody can sign in until it is back");
             }
             Err(_) => {}
+        }
+        if !failing && let Err(error) = bastion.live.write_kept(&bastion.store).await {
+            tracing::debug!(%error, "a session's end still cannot be written down");
         }
     }
 }
@@ -130,7 +189,7 @@ async fn look(
     bastion: &Bastion,
     revisions: &watch::Sender<i64>,
     again: bool,
-) -> Result<bool, crate::store::Error> {
+) -> Result<bool, Error> {
     let revision = bastion.store.revision().await?;
     if revision == *revisions.borrow() && !again {
         return Ok(false);

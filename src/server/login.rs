@@ -216,7 +216,9 @@ impl Login {
     /// Writes down that the login ends here, and ends it.
     async fn refuse(&mut self, reason: Refusal, context: Context) -> Reply {
         self.conn.note_failure();
-        self.write_notes(Some(Event::SignInRefused { reason }), &context).await;
+        let event = Event::SignInRefused { reason };
+        let event = self.conn.bastion.guard.may_record().then_some(event);
+        self.write_notes(event, &context).await;
         self.note_given_up(); // Without what was just written.
         Reply::Disconnect(reason)
     }

@@ -149,6 +149,11 @@ impl Bastion {
         own_addresses(self.listeners(), found, socket::is_ours)
     }
 
+    /// How many sessions are over here whose end could not be written down yet.
+    pub fn failed_ends(&self) -> usize {
+        self.live.kept()
+    }
+
     /// Tells of every change that a forward's permit has to be checked against.
     fn revisions(&self) -> watch::Receiver<i64> {
         self.revisions.clone()
@@ -197,6 +202,8 @@ pub async fn run(
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(beat));
     let carried = traffic::write_down(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(carried));
+    let summing = sum_refusals_up(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(summing));
     let old = Arc::clone(&bastion);
     let closing = async move { relay::keep::close_left_open(&old).await };
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(closing));
@@ -220,6 +227,7 @@ pub async fn run(
     bastion.relay.writer.drain().await;
     stop_watching.cancel();
     watching.wait().await;
+    write_suppressed(&bastion).await;
     bastion.store.record(bastion.clock.now(), &server_context(), Event::ServerStopped).await
 }
 
@@ -293,6 +301,27 @@ async fn turn_away(bastion: &Bastion, source: Source, reason: Refusal, why: &str
     let event = Event::SignInRefused { reason };
     if let Err(error) = bastion.store.record(bastion.clock.now(), &context, event).await {
         tracing::error!(%error, "failed to write an audit event of a refused connection");
+    }
+}
+
+/// Says once a minute how many refusals were not written down by themselves, if there were any.
+async fn sum_refusals_up(bastion: Arc<Bastion>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        ticks.tick().await;
+        write_suppressed(&bastion).await;
+    }
+}
+
+async fn write_suppressed(bastion: &Bastion) {
+    let count = bastion.guard.take_suppressed();
+    if count == 0 {
+        return;
+    }
+    tracing::warn!(count, "refusals before sign-in were counted and not written down one by one");
+    let event = Event::RefusalsSuppressed { count };
+    if let Err(error) = bastion.store.record(bastion.clock.now(), &server_context(), event).await {
+        tracing::error!(%error, count, "failed to write down how many refusals there were");
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Settings {
     pub binding_window: Duration,
     /// The most channels open at a time on one connection.
     pub max_channels: usize,
+    /// The most sessions of one account at a time; 0: any number.
+    pub max_sessions_per_account: usize,
     /// How long resolving, and how long dialling, a target may take.
     pub dial_timeout: Duration,
     /// How much one channel, and all together, may hold for slow targets.
@@ -44,6 +46,8 @@ pub struct Settings {
     pub record: RecordSettings,
     /// Shown before anything is asked.
     pub banner: String,
+    /// Whether older clients find algorithms that they know.
+    pub older_clients: bool,
     /// The bastion's name as people type it; empty if nobody configured one.
     pub public_host: String,
     /// The name that the host gives itself.

@@ -31,12 +31,11 @@ pub(super) async fn open(
     };
     let owner = Arc::clone(conn);
     conn.tasks.spawn(async move {
-        let _slot = slot;
         // Before it is accepted: requests come right after that, and are answered at once.
         let rights = session_rights(&owner).await;
         owner.prepare_menu(&rights);
         reply.accept().await;
-        serve(&owner, channel, handle, &rights).await;
+        serve(&owner, channel, handle, &rights, slot.is_first).await;
     });
 }
 
@@ -65,6 +64,7 @@ async fn serve(
     channel: Channel<Msg>,
     handle: Handle,
     rights: &[Capability],
+    is_first: bool,
 ) {
     let id = channel.id();
     let (mut from_user, out) = channel.split();
@@ -91,7 +91,7 @@ async fn serve(
     };
     let controls = Controls::default();
     tokio::select! {
-        () = run(conn, words, &setup, &uplink, &user) => {}
+        () = run(conn, (words, is_first), &setup, &uplink, &user) => {}
         _ = relay::intake(&mut from_user, &uplink, &controls) => {}
         () = relay::tell_of_stopping(conn, &user, &setup) => {}
         () = conn.cancel.cancelled() => {}
@@ -109,6 +109,7 @@ pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> consol
         binding_window: conn.settings.binding_window,
         radius: conn.settings.radius.client.clone(),
         epoch: &conn.epoch,
+        code_at: None,
         may_try: Arc::new(move || guard.attempt(&source)),
     };
     console::Caller {
@@ -140,7 +141,7 @@ pub(super) fn typed(uplink: Arc<Uplink>) -> console::Typed {
 
 async fn run(
     conn: &Arc<Connection>,
-    words: Option<Vec<u8>>,
+    (words, is_first): (Option<Vec<u8>>, bool),
     setup: &Setup,
     uplink: &Arc<Uplink>,
     user: &User,
@@ -148,7 +149,8 @@ async fn run(
     let Some(who) = conn.who() else { return };
     let words = words.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let has_terminal = setup.terminal.is_some();
-    let caller = caller(conn, who);
+    let mut caller = caller(conn, who);
+    caller.service.code_at = who.code_at().filter(|_| is_first);
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);

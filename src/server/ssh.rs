@@ -10,6 +10,10 @@
 //! from its own server, at about twice the cost of GCM; `Ciphers aes128-gcm@openssh.com` at the client
 //! gets GCM. CTR stays offered all the same: Dropbear, paramiko before 3.5 and older libraries have no
 //! GCM, and whoever comes with one would rather be let in than be told about ciphers.
+//!
+//! With `server.older_clients`, what comes last is for clients that have nothing else: MACs over the
+//! plain text (RFC 6668), which Dropbear and libssh2 before 1.11 need, and ECDH over P-256 (RFC 5656),
+//! which JSch of 2018 needs. They stand last; whoever prefers one (paramiko, PuTTY with AES-CTR) gets it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -31,6 +35,7 @@ pub fn config(
     certificate: Certificate,
     methods: Methods,
     window: u32,
+    older_clients: bool,
 ) -> russh::server::Config {
     russh::server::Config {
         server_id: SshId::Standard(Cow::Borrowed(concat!(
@@ -49,7 +54,7 @@ pub fn config(
         maximum_packet_size: 32 * 1024,
         channel_buffer_size: CHANNEL_QUEUE,
         event_buffer_size: EVENT_QUEUE,
-        preferred: preferred(),
+        preferred: if older_clients { older_preferred() } else { preferred() },
         // Dead peers are TCP keepalive's to find, the grace time `stream`'s: russh's keepalive kills
         // OpenSSH clients that are not signed in yet, and its inactivity timer any packet puts off.
         inactivity_timeout: None,
@@ -100,6 +105,15 @@ fn preferred() -> Preferred {
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::default()
     }
+}
+
+/// The same, and after it what older clients need.
+fn older_preferred() -> Preferred {
+    let ours = preferred();
+    let (mut exchanges, mut macs) = (ours.kex.into_owned(), ours.mac.into_owned());
+    exchanges.push(kex::ECDH_SHA2_NISTP256);
+    macs.extend([mac::HMAC_SHA256, mac::HMAC_SHA512]);
+    Preferred { kex: Cow::Owned(exchanges), mac: Cow::Owned(macs), ..preferred() }
 }
 
 /// What the bastion speaks to targets: as to clients, and ChaCha20 and plain MACs for older ones.

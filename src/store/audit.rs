@@ -1,14 +1,17 @@
 //! The audit log in the store.
 //!
 //! Always holds: an event gets its number by updating the one row of `audit_head` first, so that
-//! writers of all nodes stand in a line until the transaction ends, and numbers have no gaps.
+//! writers of all nodes stand in a line until the transaction ends, and numbers have no gaps; nothing
+//! is written behind an end that lies before what this process wrote.
+
+use std::sync::PoisonError;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::pool::on;
 use super::schema::{audit_events, audit_head};
-use super::{Error, Store, Tx};
+use super::{Error, Inner, Store, Tx};
 use crate::audit::chain::{Anchor, Checkpoint, Link};
 use crate::audit::{Context, Event, Note, Record};
 use crate::domain::{IdPrefix, UnixTime};
@@ -95,6 +98,7 @@ impl Tx<'_> {
                 .get_result(conn)
                 .await
         })?;
+        self.store.check_end(last - count, &prev)?;
         for (seq, Note { at, event }) in (last - count + 1..).zip(notes) {
             let (node, context) = (self.store.node.clone(), context.clone());
             let record = Record { seq, at, node, prev, context, event };
@@ -104,6 +108,7 @@ impl Tx<'_> {
         on!(&mut self.lease.engine, conn => {
             diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&prev)).execute(conn).await
         })?;
+        self.end = Some(Anchor { seq: last, hash: prev });
         Ok(())
     }
 
@@ -125,6 +130,32 @@ impl Tx<'_> {
             diesel::insert_into(audit_events::table).values(row).execute(conn).await
         })?;
         Ok(link)
+    }
+}
+
+impl Inner {
+    /// Refuses to go on behind an end that was cut back, or is another than the one that this process
+    /// wrote: signed once more, the log would look whole. Later events of other nodes are none of that.
+    fn check_end(&self, seq: i64, hash: &str) -> Result<(), Error> {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*written {
+            Some(ours) if seq < ours.seq || (seq == ours.seq && hash != ours.hash) => {
+                let error = Error::CutBack { written: ours.seq, end: seq };
+                tracing::error!(%error, "the audit log was tampered with: nothing is written");
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes note of an end that lasts.
+    pub(super) fn note_written(&self, end: Option<Anchor>) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(end) = end
+            && written.as_ref().is_none_or(|ours| ours.seq < end.seq)
+        {
+            *written = Some(end);
+        }
     }
 }
 

@@ -521,8 +521,11 @@ impl Tx<'_> {
         let present = self.second_factor(&attempt.account).await?.factor;
         // Unbound since: neither a code nor what was claimed before is of any use.
         let fits = match (&attempt.claim, present) {
-            (Claim::Nothing | Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
-            (Claim::Nothing | Claim::Radius { .. }, Factor::Radius) => true,
+            (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
+            (Claim::Radius { .. }, Factor::Radius) => true,
+            // What was claimed before was the factor of then: a group's can change, and moves no epoch.
+            (Claim::Nothing, Factor::Totp) => bound && attempt.factor == present,
+            (Claim::Nothing, Factor::Radius) => attempt.factor == present,
             (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
             (Claim::Certificate(_) | Claim::Remembered(_), Factor::Totp) => bound,
             (Claim::Certificate(_) | Claim::Remembered(_), Factor::Radius) => true,

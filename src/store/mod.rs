@@ -25,7 +25,7 @@ mod sign_in;
 mod target;
 mod user;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use diesel::prelude::*;
 
@@ -46,6 +46,7 @@ pub use target::{AccountRow, AccountSecret, TrustedKey};
 pub use user::{BindingPassword, KeyRow, LockRow, NewUser, UserDetail, UserRow};
 
 use crate::audit::Record;
+use crate::audit::chain::Anchor;
 use crate::keys::AuditKey;
 use pool::{Lease, Pool, on};
 
@@ -64,6 +65,18 @@ pub enum Error {
     /// A query failed.
     #[error("failed to use the store: {0}")]
     Query(#[source] diesel::result::Error),
+    /// The audit log ends before what this process wrote to it, or in another event.
+    #[error(
+        "the audit log ends with event {end}, but is not as this process left it at event {written}: \
+         it was cut back or replaced, and nothing is written to it until a restart; run 'sallyport \
+         audit verify' with an anchor"
+    )]
+    CutBack {
+        /// The last event that this process wrote.
+        written: i64,
+        /// The last event that there is.
+        end: i64,
+    },
     /// The schema could not be brought up to date.
     #[error("failed to bring the store's schema up to date: {0}")]
     Migrate(String),
@@ -152,6 +165,8 @@ struct Inner {
     keyring: seal::Keyring,
     audit_key: AuditKey,
     node: String,
+    /// The end of the audit log as this process last wrote it.
+    written: Mutex<Option<Anchor>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -166,6 +181,8 @@ pub(crate) struct Tx<'a> {
     store: &'a Inner,
     /// What it appended to the audit log: told to the log for operators once it lasts.
     appended: Vec<Record>,
+    /// The end of the log with that.
+    end: Option<Anchor>,
 }
 
 impl Store {
@@ -219,7 +236,7 @@ impl Store {
             (pool::Engine::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
         lease.run_sql(sql).await?;
-        Ok(Tx { lease, store: &self.0, appended: Vec::new() })
+        Ok(Tx { lease, store: &self.0, appended: Vec::new(), end: None })
     }
 }
 
@@ -228,6 +245,7 @@ impl Tx<'_> {
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
         self.lease.run_sql("COMMIT").await?;
         self.lease.give_back();
+        self.store.note_written(self.end.take());
         self.appended.iter().for_each(audit::mirror);
         Ok(())
     }

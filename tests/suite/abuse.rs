@@ -1,15 +1,21 @@
 //! Ways round the counting of failures, and round being ended, that must lead nowhere.
 
+use std::time::{Duration, Instant};
+
 use sallyport::audit::Context;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::raw::{
-    DISCONNECT, INFO_REQUEST, Packet, RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS,
+    CHANNEL_OPEN_CONFIRMATION, CLOSE, DISCONNECT, INFO_REQUEST, Packet, RawClient,
+    USERAUTH_FAILURE, USERAUTH_SUCCESS,
 };
 use crate::support::ssh::Client;
 use crate::support::{eventually, on_both_engines};
 
-on_both_engines!(a_password_without_a_code_counts_as_a_failure);
+on_both_engines!(
+    a_password_without_a_code_counts_as_a_failure,
+    an_end_that_could_not_be_written_is_written_later,
+);
 
 async fn a_password_without_a_code_counts_as_a_failure(engine: Engine) {
     let bastion = TestBastion::start_with(engine, "[login]\nlock_after = 4\n").await;
@@ -136,6 +142,71 @@ async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
     let other = Client::new(&bastion, "bob");
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     other.ssh(&["bastion", "help"]).await.ok();
+}
+
+async fn an_end_that_could_not_be_written_is_written_later(engine: Engine) {
+    let bastion = TestBastion::start(engine).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let signed_in = bastion.event("signed-in", &[("user", "alice")]).await;
+    bastion.tamper("ALTER TABLE audit_events RENAME TO audit_events_away").await;
+    drop(client);
+    eventually("it is over here", async || (bastion.bastion.failed_ends() == 1).then_some(()))
+        .await;
+    bastion.tamper("ALTER TABLE audit_events_away RENAME TO audit_events").await;
+    let ended = bastion.event("session-ended", &[("user", "alice")]).await;
+    assert_eq!(ended["session"], signed_in["session"]);
+    let rows = bastion.store().sessions(&Default::default(), 5).await.unwrap();
+    assert!(rows[0].ended_at.is_some());
+    assert_eq!(bastion.kinds("session-ended").await.len(), 1);
+}
+
+/// Somebody who changes their own account all the time is not ended for that, but is for what others
+/// change.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_outlasts_a_new_password_by_changing_the_account_without_end() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let mut channels = 0;
+    let mut reset = None;
+    loop {
+        // Each asks for a change as soon as it is there; and each that ends makes room for another.
+        if channels < 60 {
+            client.ask_channel("session", channels, Packet::default()).await;
+            channels += 1;
+        }
+        let Some(packet) = client.receive().await else { break };
+        let number = u32::from_be_bytes(packet[1..5].try_into().unwrap());
+        match packet[0] {
+            DISCONNECT => break,
+            CHANNEL_OPEN_CONFIRMATION => {
+                let id = u32::from_be_bytes(packet[5..9].try_into().unwrap());
+                let exec = Packet::new(98).number(id).text("exec").bytes(&[1]);
+                client.send(&exec.text("keys remove SHA256:x").0).await;
+            }
+            CLOSE => {
+                client.send(&Packet::new(CLOSE).number(number).0).await;
+                client.ask_channel("session", number, Packet::default()).await;
+            }
+            _ => {}
+        }
+        if channels == 60 && reset.is_none() {
+            let hash = bastion.bastion.hashing.hash("another teapot 77".into()).await.unwrap();
+            let context = Context::default();
+            let changed =
+                bastion.store().set_password(&alice.name, &hash, false, &context, bastion.now());
+            changed.await.unwrap();
+            reset = Some(Instant::now());
+        }
+        assert!(reset.is_none_or(|at| at.elapsed() < Duration::from_secs(10)), "it is not ended");
+    }
+    assert!(reset.is_some());
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "revoked")]).await;
 }
 
 /// Opens a session with this window and asks for a shell in a terminal; gives the channel's number.

@@ -63,8 +63,48 @@ fn printable(text: &str) {
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_without_an_end_is_refused() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let otto = Console::open(&bastion, "otto", Role::Auditor).await;
+    for words in [
+        "audit list --limit 4294967295",
+        "session list --limit 2001",
+        "session search text --limit 4294967295",
+    ] {
+        let ran = otto.types(words).await;
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
+        assert!(ran.err.contains("--limit can be 2000 at most"), "{ran:?}");
+        bastion.event("command-refused", &[("command", words), ("reason", "not-offered")]).await;
+    }
+    otto.may(&bastion, "audit list --limit 2000").await;
+}
+
+/// What takes much work is done one after the other, and holds up nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_commands_wait_for_each_other_and_nobody_for_them() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let otto = Console::open(&bastion, "otto", Role::Auditor).await;
+    let turn = sallyport::admin::turn().await;
+    let heavy = ["audit verify", "audit export", "audit list", "session list"];
+    let start = |words: &&str| otto.client.command("ssh", &["bastion", words]).spawn().unwrap();
+    let mut children: Vec<Child> = heavy.iter().map(start).collect();
+    for words in heavy {
+        bastion.event("command-run", &[("user", "otto"), ("command", words)]).await;
+    }
+    otto.may(&bastion, "help").await;
+    for child in &mut children {
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    drop(turn);
+    for (child, words) in children.into_iter().zip(heavy) {
+        let out = tokio::time::timeout(crate::support::PATIENCE, child.wait_with_output()).await;
+        assert!(out.expect("it did not end").unwrap().status.success(), "{words}");
+    }
+}
+
 async fn live_session(bastion: &TestBastion, user: &str) -> String {
-    let filter = SessionFilter { live: true, user: Some(user.to_owned()) };
+    let filter = SessionFilter { live: true, user: Some(user.to_owned()), account: None };
     let rows = bastion.store().sessions(&filter, 9).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
     rows[0].id.clone()

@@ -58,6 +58,88 @@ async fn logged_in(bastion: &TestBastion, from: &str, user: &str, code: &str) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn refusals_past_the_budget_are_one_event() {
+    let mut bastion = TestBastion::start(Engine::Sqlite).await;
+    bastion.person("alice").await;
+    let before = bastion.kinds("sign-in-refused").await.len();
+    let attack = async {
+        for _ in 0..10 {
+            let mut client = RawClient::connect(bastion.port).await;
+            client.send_password("alice", "a guess").await;
+            client.reply().await;
+            client.send_password("bob", "another").await; // Another name ends it.
+            while client.reply().await != DISCONNECT {}
+        }
+    };
+    let others = async {
+        loop {
+            while bastion.bastion.guard.may_record() {}
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = attack => {}
+        () = others => {}
+    }
+    bastion.stop().await;
+    let summed = bastion.kinds("refusals-suppressed").await;
+    assert!(!summed.is_empty() && summed.iter().all(|event| event["count"].as_u64() > Some(0)));
+    let changed = bastion.kinds("sign-in-refused").await.split_off(before);
+    let changed = changed.iter().filter(|event| event["reason"] == "user-changed").count();
+    assert!(changed < 5, "{changed} were written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_has_so_many_sessions_and_no_more() {
+    let bastion =
+        TestBastion::start_with(Engine::Sqlite, "[server]\nmax_sessions_per_account = 2\n").await;
+    let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
+    let mut first = logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await;
+    let _second = logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await;
+    let mut third = logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await;
+    let told = third.receive_disconnect().await;
+    assert!(told.contains("you have 2 sessions here already"), "{told}");
+    bastion.event("sign-in-refused", &[("user", "alice"), ("reason", "too-many-sessions")]).await;
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "too-many-sessions")]).await;
+    // Those before are as they were, and others have their own number.
+    first.ask_channel("session", 0, raw::Packet::default()).await;
+    first.opened(0).await.unwrap();
+    let _other = logged_in(&bastion, "127.0.0.1", "bob", &bastion.code(&bob)).await;
+    // One that ended makes room.
+    drop(first);
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "client-closed")]).await;
+    let mut fourth = logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await;
+    fourth.ask_channel("session", 0, raw::Packet::default()).await;
+    fourth.opened(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_are_opened_faster_than_anybody_needs_are_refused() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let mut client = logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await;
+    let (mut opened, began) = (0_u64, Instant::now());
+    for ours in 0..2000 {
+        client.ask_channel("session", ours, raw::Packet::default()).await;
+        match client.opened(ours).await {
+            Ok(id) => {
+                opened += 1;
+                client.send(&raw::Packet::new(raw::CLOSE).number(id).0).await;
+                while client.next().await[0] != raw::CLOSE {}
+            }
+            Err((code, why)) => {
+                assert_eq!((code, why.contains("or wait")), (1, true), "{why}");
+                break;
+            }
+        }
+    }
+    let allowed = 500..=501 + 20 * (began.elapsed().as_secs() + 1);
+    assert!(allowed.contains(&opened), "{opened} were opened");
+    let refused = [("request", "session"), ("reason", "too-many-channels")];
+    bastion.event("request-refused", &refused).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_may_hold_so_many_connections_that_nobody_signed_in_on() {
     let caps =
         "[server]\npenalty_exempt = [\"127.0.0.9/32\"]\nmax_unauthenticated_per_source = 2\n";

@@ -54,6 +54,7 @@ async fn it_leads_to_a_recorded_shell_and_back() {
         screen.shows(text).await;
     }
     screen.resize(30, 90).await;
+    screen.reaches(29).await;
     screen.press("db").await;
     screen.until("plain", false).await;
     screen.press("\u{1b}").await;
@@ -262,7 +263,7 @@ async fn whoever_is_ended_gets_their_terminal_back() {
             screen.shows("in-2").await;
             assert!(screen.alternate());
         }
-        let filter = SessionFilter { live: true, user: None };
+        let filter = SessionFilter { live: true, user: None, account: None };
         let (store, context) = (hop.bastion.store(), Context::default());
         let sessions = store.sessions(&filter, 1).await.unwrap();
         let id = sessions[0].id.parse().unwrap();

@@ -134,6 +134,7 @@ async fn new_recovery_codes_take_a_code_that_works_once(engine: Engine) {
     // Or given up.
     let mut screen = alice.terminal("otp codes");
     screen.expect("6-digit code: ").await;
+    screen.raw().await;
     screen.press("12\u{3}").await;
     screen.expect("given up").await;
     assert_eq!(screen.ended().await, Some(1));
@@ -357,8 +358,12 @@ async fn keys_are_added_and_removed() {
     let (weak, _) = key_pair(&alice.client, "weak", &["-t", "rsa", "-b", "1024"]).await;
     let code = |code: &str| format!("code {code}");
 
+    // The connection is shared, and this is not the first thing on it.
+    alice.pipes("otp", &[]).await.ok();
     let ran = alice.pipes("keys add", &[&public]).await.failed();
     assert!(ran.err.contains("end with a line such as"), "{}", ran.err);
+    let fields = [("user", "alice"), ("command", "keys add"), ("reason", "wrong-code")];
+    bastion.event("command-refused", &fields).await;
     let ran = alice.pipes("keys add", &["no key", &code("123456")]).await.failed();
     assert!(ran.err.contains("failed to read a public key"), "{}", ran.err);
     let fresh = bastion.code(&alice.person);
@@ -385,9 +390,16 @@ async fn keys_are_added_and_removed() {
     with_key.answers(&[&bastion.code(&alice.person)]);
     with_key.ssh(&["bastion", "targets"]).await.ok();
 
-    let ran = alice.pipes("keys remove SHA256:nothing", &[]).await.failed();
+    // Without a code nothing is removed.
+    let remove = format!("keys remove {fingerprint}");
+    let ran = alice.pipes(&remove, &[]).await.failed();
+    assert!(ran.err.contains("the input ended before"), "{}", ran.err);
+    alice.pipes(&remove, &["000000", "000001"]).await.failed();
+    assert!(bastion.kinds("key-removed").await.is_empty());
+    let code = bastion.code(&alice.person);
+    let ran = alice.pipes("keys remove SHA256:nothing", &[&code]).await.failed();
     assert!(ran.err.contains("you have no key with that fingerprint"), "{}", ran.err);
-    alice.pipes(&format!("keys remove {fingerprint}"), &[]).await.ok();
+    alice.pipes(&remove, &[&bastion.code(&alice.person)]).await.ok();
     let event = bastion.event("key-removed", &fields).await;
     assert_eq!(event["actor"], serde_json::json!({ "user": "alice" }));
     alice.only_the_other_ended(&bastion).await;
@@ -403,6 +415,40 @@ async fn keys_are_added_and_removed() {
     assert_eq!(screen.ended().await, Some(0));
     let detail = bastion.store().user(&alice.person.name).await.unwrap();
     assert_eq!(detail.keys.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_file_goes_by_the_code_that_was_just_signed_in_with() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let alice = bastion.person("alice").await;
+    let client = Client::new(&bastion, "alice");
+    let (first, print) = key_pair(&client, "first", &["-t", "ed25519"]).await;
+    let (second, _) = key_pair(&client, "second", &["-t", "ed25519"]).await;
+    let add = async |code: &str, key: &str, wait: Duration| {
+        client.answers(&[PASSWORD, code]);
+        let mut ssh = client.command("ssh", &["bastion", "keys", "add"]);
+        let mut child = ssh.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let ran = bastion.kinds("command-run").await.len() + 1;
+        eventually("the command runs", async || {
+            (bastion.kinds("command-run").await.len() == ran).then_some(())
+        })
+        .await;
+        bastion.clock.advance(wait);
+        let mut stdin = child.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, key.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (added, said) = add(&bastion.code(&alice), &first, Duration::from_secs(59)).await;
+    assert!(added && said.contains(&print), "{said}");
+    bastion.event("key-added", &[("user", "alice"), ("key", &print)]).await;
+    // Too late, and with a recovery code, which is no way to a key.
+    let (added, said) = add(&bastion.code(&alice), &second, Duration::from_secs(60)).await;
+    assert!(!added && said.contains("opened too long ago"), "{said}");
+    let (added, said) = add(&alice.recovery_code(0), &second, Duration::ZERO).await;
+    assert!(!added && said.contains("no code came with the key"), "{said}");
+    assert_eq!(bastion.kinds("key-added").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,11 +28,21 @@ async fn every_command_finds_its_store() {
         &["grant", "add", "--group", "dba", "--label", "env=prod"],
         &["otp", "reset", "alice"],
         &["user", "disable", "otto"],
-        &["key", "rotate"],
+        &["key", "add"],
         &["audit", "verify"],
     ] {
         server.run(args).await.ok();
     }
+    let alone = server.run(&["key", "rotate"]).await.failed();
+    assert!(alone.err.contains("other nodes may share this store"), "{alone:?}");
+    let keys = json(&server, &["key", "list"]).await;
+    let added = keys.as_array().unwrap().iter().find(|key| key["seals"] == false).unwrap();
+    // It says with its next beat that it holds the key, too.
+    eventually("every node holds the key", async || {
+        let to = ["key", "rotate", "--to", added["id"].as_str().unwrap()];
+        (server.run(&to).await.code == Some(0)).then_some(())
+    })
+    .await;
     let again = server.run(&["user", "add", "alice"]).await.failed();
     assert!(again.err.contains("alice"), "{again:?}");
     let users = json(&server, &["user", "list"]).await;

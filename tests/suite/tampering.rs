@@ -18,7 +18,39 @@ on_both_engines!(
     what_was_cut_off_with_its_head_is_told_by_an_anchor,
     a_chain_made_anew_is_told_by_its_signatures,
     columns_that_say_something_else_are_told,
+    what_is_cut_back_while_it_is_written_is_not_signed_anew,
 );
+
+/// A log that is cut back behind the back of a process that writes to it does not get a new end.
+async fn what_is_cut_back_while_it_is_written_is_not_signed_anew(engine: Engine) {
+    let (bastion, head) = log(engine).await;
+    let store = bastion.store();
+    let other = bastion.other_store().await;
+    let write_as = async |store: &Store, reason: Refusal| {
+        let event = Event::SignInRefused { reason };
+        store.record(bastion.now(), &Context::default(), event).await.map_err(|e| e.to_string())
+    };
+    let write = async |store: &Store| write_as(store, Refusal::WrongCode).await;
+    // Another process's events are no sign of it.
+    write(&other).await.unwrap();
+    write(store).await.unwrap();
+    let cut = |seq: i64| {
+        format!(
+            "DELETE FROM audit_events WHERE seq > {seq}; UPDATE audit_head SET seq = {seq}, hash = \
+             (SELECT hash FROM audit_events WHERE seq = {seq});"
+        )
+    };
+    bastion.tamper(&cut(head.seq + 1)).await;
+    let error = write(store).await.unwrap_err();
+    assert!(error.contains("ends with event 15") && error.contains("at event 16"), "{error}");
+    assert!(write(store).await.is_err(), "it forgot");
+    let (end, newest) = store.audit_end().await.unwrap();
+    assert_eq!((end.seq, newest), (15, 15), "something was written");
+    // Of the same length, and another all the same.
+    write_as(&other, Refusal::WrongPassword).await.unwrap();
+    let error = write(store).await.unwrap_err();
+    assert!(error.contains("ends with event 16") && error.contains("at event 16"), "{error}");
+}
 
 /// A bastion whose log has 14 events, and its end.
 async fn log(engine: Engine) -> (TestBastion, Anchor) {

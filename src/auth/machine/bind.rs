@@ -83,6 +83,7 @@ impl Machine {
     pub(super) fn bound(&mut self, epoch: i64, codes: &[SecretString]) -> Effect {
         self.steps.push(Step::Binding);
         self.given = self.given.with(Factors::OTP);
+        self.code_at = Some(self.at);
         if let Some((Some(account), _)) = &mut self.found {
             account.epoch = epoch;
             account.drift = None;

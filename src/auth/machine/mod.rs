@@ -81,6 +81,7 @@ pub struct Authenticated {
     epoch: i64,
     given: Factors,
     code_given: bool,
+    code_at: Option<UnixTime>,
 }
 
 impl Authenticated {
@@ -113,6 +114,11 @@ impl Authenticated {
     /// certificate stands for.
     pub fn code_given(&self) -> bool {
         self.code_given
+    }
+
+    /// When a code of the authenticator was given, if one was: no recovery code, and no RADIUS server's.
+    pub fn code_at(&self) -> Option<UnixTime> {
+        self.code_at
     }
 }
 
@@ -198,6 +204,8 @@ pub struct Machine {
     given: Factors,
     /// The fingerprint of the key among it.
     key: Option<String>,
+    /// When a code of the authenticator was given.
+    code_at: Option<UnixTime>,
     radius: radius::Dialog,
     /// What to tell before the next refusal.
     parting: Option<&'static str>,
@@ -223,6 +231,7 @@ impl Machine {
             first: First::Missing,
             given: Factors::NONE,
             key: None,
+            code_at: None,
             radius: radius::Dialog::default(),
             parting: None,
             stage: Stage::Idle,
@@ -361,10 +370,11 @@ impl Machine {
 
     fn attempt(&mut self, claim: Claim) -> Option<Attempt> {
         let account = self.account()?;
-        let (id, epoch) = (account.id.clone(), account.epoch);
+        let (id, epoch, factor) = (account.id.clone(), account.epoch, account.factor.factor);
         Some(Attempt {
             account: id,
             epoch,
+            factor,
             claim,
             key: self.key.clone(),
             given: self.given,
@@ -384,6 +394,7 @@ impl Machine {
             epoch: account.epoch,
             given: self.given,
             code_given: self.steps.iter().any(|step| step.is_code()),
+            code_at: self.code_at,
         };
         let mut notices = Vec::new();
         if used_recovery {
@@ -418,6 +429,7 @@ impl Machine {
         self.first = First::Missing;
         self.given = Factors::NONE;
         self.key = None;
+        self.code_at = None;
         self.old_password = None;
         self.radius = radius::Dialog::default();
         self.steps.clear();

@@ -96,6 +96,7 @@ impl Machine {
         };
         self.steps.push(step);
         self.given = self.given.with(Factors::OTP);
+        self.code_at = matches!(claim, Claim::Code(_)).then_some(self.at);
         if self.must_change_password() {
             match self.attempt(claim) {
                 Some(attempt) => Effect::Claim(attempt),

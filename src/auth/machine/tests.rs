@@ -798,7 +798,7 @@ fn policy() -> impl Strategy<Value = SignInPolicy> {
 
 #[test]
 fn nobody_is_accepted_with_less_than_is_asked_and_each_second_factor_works_once() {
-    let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 2500, ..Config::default() });
     let (accepted, bound) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     runner
         .run(&(select(&Kind::ALL[..]), policy(), dialog()), |(kind, policy, dialog)| {

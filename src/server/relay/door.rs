@@ -29,6 +29,7 @@ use crate::server::connection::Connection;
 use crate::server::direct::NotOpened;
 use crate::server::forward::ConnectionFlow;
 use crate::server::handler::{Ended, prohibited};
+use crate::server::settings::Settings;
 use crate::server::ssh;
 use crate::server::stream::{GuardedStream, StreamControl};
 use crate::server::traffic::Counts;
@@ -135,7 +136,7 @@ async fn run(
             return "the bastion could not make its host key".to_owned();
         }
     };
-    let config = config(key, certificate, conn.settings.flow.window);
+    let config = config(key, certificate, &conn.settings);
     let handler = Handler { door: Arc::clone(door), state: State::New };
     let mut session = match run_stream(Arc::new(config), stream, handler).await {
         Ok(session) => session,
@@ -177,10 +178,10 @@ async fn run(
 fn config(
     key: PrivateKey,
     certificate: russh::keys::Certificate,
-    window: u32,
+    settings: &Settings,
 ) -> russh::server::Config {
     let none = crate::auth::machine::Methods::INTERACTIVE;
-    ssh::config(key, certificate, none, window)
+    ssh::config(key, certificate, none, settings.flow.window, settings.older_clients)
 }
 
 /// Where letting somebody in has come to.

@@ -230,7 +230,8 @@ impl Agent {
         let mut process = command(tool("ssh-agent"));
         let process = process.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
         let process = process.spawn().unwrap();
-        eventually("the agent listens", async || socket.exists().then_some(())).await;
+        let listens = || std::os::unix::net::UnixStream::connect(&socket).is_ok();
+        eventually("the agent listens", async || listens().then_some(())).await;
         let mut add = command(tool("ssh-add"));
         add.arg("-q").arg(hop.sshd.identity()).env("SSH_AUTH_SOCK", &socket);
         assert!(ended(&mut add.spawn().unwrap()).await.success());

@@ -248,6 +248,16 @@ impl RawClient {
         Some(payload)
     }
 
+    /// What the server says when it ends the connection.
+    pub async fn receive_disconnect(&mut self) -> String {
+        loop {
+            let packet = self.receive().await.expect("it ended without a word");
+            if packet[0] == DISCONNECT {
+                return String::from_utf8_lossy(take(&mut &packet[5..])).into_owned();
+            }
+        }
+    }
+
     async fn expect(&mut self, message: u8) -> Option<Vec<u8>> {
         let packet = self.receive().await?;
         assert_eq!(packet[0], message, "{packet:?}");

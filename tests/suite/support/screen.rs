@@ -52,6 +52,16 @@ impl Screen {
         assert!(super::ended(&mut stty.spawn().unwrap()).await.success());
     }
 
+    /// Waits until the program takes every key as it is, ^C too.
+    pub async fn raw(&self) {
+        super::eventually("the terminal is raw", async || {
+            let tty = std::fs::read_to_string(self.tty.path()).unwrap();
+            let stty = command("/bin/stty").args(["-F", tty.trim(), "-a"]).output().await.unwrap();
+            String::from_utf8_lossy(&stty.stdout).contains("-isig").then_some(())
+        })
+        .await;
+    }
+
     /// Waits until `text` is printed, after what was waited for before.
     pub async fn expect(&mut self, text: &str) {
         let mut buffer = [0; 4096];
@@ -72,14 +82,24 @@ impl Screen {
 
     /// Waits until the screen shows `text`, or no longer shows it.
     pub async fn until(&mut self, text: &str, shown: bool) {
+        let what = format!("{text:?}, {shown}");
+        self.becomes(&what, |screen| screen.contents().contains(text) == shown).await;
+    }
+
+    /// Waits until something is drawn on this row, the first of which is 0.
+    pub async fn reaches(&mut self, row: u16) {
+        let drawn = |screen: &vt100::Screen| screen.rows(0, 80).nth(row.into());
+        let what = format!("row {row}");
+        self.becomes(&what, |screen| drawn(screen).is_some_and(|row| !row.trim().is_empty())).await;
+    }
+
+    async fn becomes(&mut self, what: &str, is_so: impl Fn(&vt100::Screen) -> bool) {
         let mut buffer = [0; 4096];
-        while self.text().contains(text) != shown {
+        while !is_so(self.terminal.screen()) {
             let read = tokio::time::timeout(PATIENCE, self.output.read(&mut buffer)).await;
             let read = match read {
                 Ok(Ok(read)) if read > 0 => read,
-                other => {
-                    panic!("{text:?}, {shown}: not so ({other:?}); the screen:\n{}", self.text())
-                }
+                other => panic!("{what}: not so ({other:?}); the screen:\n{}", self.text()),
             };
             self.terminal.process(&buffer[..read]);
         }
