@@ -62,7 +62,7 @@ pub enum Command {
     },
     /// Check configuration, keys and store without starting or changing anything
     Check,
-    /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
+    /// Look at clock, keys, store, space, RADIUS servers and host keys; fails if something is broken
     #[command(after_help = "Example: sallyport doctor --json")]
     Doctor,
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, sign-in, key

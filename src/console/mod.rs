@@ -12,6 +12,7 @@ mod epoch;
 pub mod menu;
 mod own;
 mod own_keys;
+mod own_radius;
 mod passwd;
 mod ssh_config;
 mod ways;
@@ -41,6 +42,7 @@ use crate::domain::{Mode, RadiusMode, Role, Source, Target, UnixTime, printable}
 use crate::hashing::Hashing;
 use crate::keys::LoginCa;
 use crate::policy::{self, Subject};
+use crate::radius;
 use crate::recording::player::Key;
 use crate::store::Store;
 
@@ -92,6 +94,8 @@ pub struct Service<'a> {
     pub throttle: ThrottleRules,
     /// How long an authenticator may be bound after the last was unbound.
     pub binding_window: Duration,
+    /// Asks RADIUS servers; `None` if there are none.
+    pub radius: Option<Arc<radius::Client>>,
     /// The epoch of the session that it is done in.
     pub epoch: &'a OwnEpoch,
     /// When the code was given that this connection began with, if what is done is the first thing on it.

@@ -30,7 +30,7 @@ use std::net::IpAddr;
 use secrecy::SecretString;
 
 pub use messages::{Attempt, Certified, Claim, Claimed, Effect, Input, Question, Reply, Request};
-pub use radius::{Codes, RadiusAnswer, RadiusFault, RadiusRules};
+pub use radius::{Codes, MAX_CHALLENGES, RadiusAnswer, RadiusFault, RadiusRules, both_in_one};
 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
