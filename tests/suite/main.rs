@@ -48,6 +48,7 @@ mod remembered;
 mod secrets;
 mod shipped_files;
 mod sign_in;
+mod step_up;
 mod store;
 mod support;
 mod systemd;
