@@ -53,6 +53,7 @@ impl<'a> StepUp<'a> {
             Err(wrong) => {
                 let said = wrong.said();
                 self.0.failed(wrong).await?;
+                self.0.account().await?; // Unless that was the one that locks.
                 Ok(Err(said))
             }
         }
