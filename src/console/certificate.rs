@@ -1,7 +1,8 @@
 //! `certificate`: a short-lived certificate of the login CA for one of the user's keys.
 //!
 //! Always holds: a certificate is given only in a session that a code was used up for, so that none
-//! leads to another; the store knows of it before its holder does.
+//! leads to another, and as the first thing of it, so that whoever finds one open gets none for a key of
+//! their own; the store knows of it before its holder does.
 
 use anyhow::{Context as _, bail};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -27,6 +28,13 @@ pub(super) async fn issue(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
     if !who.code_given() {
         let text = "a certificate is given only to who has just signed in with a code: sign in \
                     without the one that you have, as with 'ssh -F none'";
+        return own.refuse(Refusal::SignInRule, text).await;
+    }
+    // The time of a code that a RADIUS server checked is not kept.
+    let just_now = own.is_fresh() || (who.code_at().is_none() && caller.service.is_first);
+    if !just_now {
+        let text = "a certificate is given only right after a code, on a connection of its own, as with \
+                    'ssh -F none' or 'ssh -S none'";
         return own.refuse(Refusal::SignInRule, text).await;
     }
     let source = caller.source.ip();

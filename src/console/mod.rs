@@ -102,6 +102,8 @@ pub struct Service<'a> {
     pub epoch: &'a OwnEpoch,
     /// When the code was given that this connection began with, if what is done is the first thing on it.
     pub code_at: Option<UnixTime>,
+    /// Whether what is done is the first thing on the connection.
+    pub is_first: bool,
     /// Whether the source may try one more answer right now; counts it.
     pub may_try: Arc<dyn Fn() -> bool + Send + Sync>,
 }

@@ -110,6 +110,7 @@ pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> consol
         radius: conn.settings.radius.client.clone(),
         epoch: &conn.epoch,
         code_at: None,
+        is_first: false,
         may_try: Arc::new(move || guard.attempt(&source)),
     };
     console::Caller {
@@ -151,6 +152,7 @@ async fn run(
     let has_terminal = setup.terminal.is_some();
     let mut caller = caller(conn, who);
     caller.service.code_at = who.code_at().filter(|_| is_first);
+    caller.service.is_first = is_first;
     let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
     let out = &user.out;
     let mut stdout = TerminalLines::new(out.make_writer(), has_terminal);

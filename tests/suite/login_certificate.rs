@@ -13,7 +13,7 @@ use crate::support::hop::{Ran, fed};
 use crate::support::keypair::KeyPair;
 use crate::support::ssh::{Client, Run};
 use crate::support::sshd::Sshd;
-use crate::support::{eventually, on_both_engines};
+use crate::support::{ended, eventually, on_both_engines};
 
 on_both_engines!(
     a_certificate_stands_for_a_code_until_it_expires,
@@ -131,6 +131,28 @@ async fn a_certificate_stands_for_a_code_until_it_expires(engine: Engine) {
     bastion.clock.advance(Duration::from_secs(8 * 3600));
     holder.enter(&bastion, &[]).await.failed();
     assert!(bastion.store().certificates(None, bastion.now()).await.unwrap().is_empty());
+}
+
+/// Whoever finds a session of hers open must not get hours out of it for a key of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_session_gives_no_certificate() {
+    let bastion = self::bastion(Engine::Sqlite).await;
+    let holder = Holder::new(&bastion).await;
+    let client = Client::new(&bastion, "alice");
+    let control = client.path("control");
+    let client = client.host("bastion", &format!("ControlPath {}", control.display()));
+    client.answers(&[PASSWORD, &bastion.code(&holder.alice)]);
+    let mut master = client.command("ssh", &["-M", "-N", "bastion"]);
+    let mut master = master.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the master is up", async || control.exists().then_some(())).await;
+    client.ssh(&["bastion", "targets"]).await.ok();
+    let mut command = client.command("ssh", &["bastion", "certificate"]);
+    let ran = fed(&mut command, holder.line()).await.failed();
+    assert!(ran.err.contains("only right after a code"), "{}", ran.err);
+    let refused = [("command", "certificate"), ("reason", "sign-in-rule")];
+    bastion.event("command-refused", &refused).await;
+    client.ssh(&["-O", "exit", "bastion"]).await.ok();
+    ended(&mut master).await;
 }
 
 async fn sallyport_keygen(args: &[&str]) -> Run {

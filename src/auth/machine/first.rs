@@ -30,13 +30,20 @@ impl Machine {
             self.note(Event::StepFailed { step: Step::Key, reason: Refusal::UnknownKey });
             return Effect::Reply(Reply::Refuse(self.rules.methods));
         }
-        self.first = First::Key;
+        self.prove_key();
         self.given = self.given.with(Factors::KEY);
         self.key = Some(key.to_owned());
         self.steps.retain(|step| matches!(step, Step::Password | Step::Certificate));
         self.steps.push(Step::Key);
         self.note(Event::StepPassed { step: Step::Key, key: Some(key.to_owned()) });
         self.go_on(now)
+    }
+
+    /// A password that was given before stays what it was, a guess too: it is still to be counted.
+    fn prove_key(&mut self) {
+        if !self.first.is_password() {
+            self.first = First::Key;
+        }
     }
 
     /// Takes a certificate in, or writes down at once why not: its holder may leave next.
@@ -63,7 +70,7 @@ impl Machine {
             }
             Some(_) => {}
         }
-        self.first = First::Key;
+        self.prove_key();
         self.given = self.given.with(Factors::CERTIFICATE);
         self.steps.retain(|step| matches!(step, Step::Password | Step::Key));
         self.steps.push(Step::Certificate);
@@ -108,7 +115,7 @@ impl Machine {
             return end;
         }
         // A second guess without a code for the first: that one failed, right or wrong.
-        if matches!(self.first, First::Password { .. } | First::Held) {
+        if self.first.is_password() {
             return self.fail(Refusal::GivenUp, None);
         }
         self.stage = Stage::CheckingPassword { interactive };

@@ -148,6 +148,13 @@ enum First {
     Key,
 }
 
+impl First {
+    /// Whether a password was given, right or wrong.
+    fn is_password(self) -> bool {
+        matches!(self, Self::Password { .. } | Self::Held)
+    }
+}
+
 /// Which answer is waited for.
 #[derive(Debug)]
 enum Stage {
@@ -265,7 +272,7 @@ impl Machine {
     /// code, and nobody would hear of a key in the wrong hands.
     pub fn given_up(&self) -> Option<GivenUp> {
         let waits = !matches!(self.stage, Stage::AwaitRecoveryRead | Stage::AwaitNoticeRead(_));
-        let password = matches!(self.first, First::Password { .. } | First::Held);
+        let password = self.first.is_password();
         let tried = password || self.first == First::Key || !self.notes.is_empty();
         (waits && tried).then(|| GivenUp {
             account: self.account().map(|account| account.id.clone()),
@@ -405,7 +412,8 @@ impl Machine {
         if let Some(seconds) = account.drift {
             notices.push(prompt::clock_drift(seconds));
         }
-        if notices.is_empty() {
+        // Without a code the last request may be one that no question can be the answer to.
+        if notices.is_empty() || !authenticated.code_given {
             return self.accept(authenticated);
         }
         self.stage = Stage::AwaitNoticeRead(authenticated);
@@ -422,7 +430,9 @@ impl Machine {
 
     fn fail(&mut self, reason: Refusal, drift: Option<i64>) -> Effect {
         self.stage = Stage::Idle;
-        let counts = reason.counts();
+        // What refuses a certificate is no guess; a password that was given before it may be one.
+        let counts =
+            reason.counts() || (reason == Refusal::CertificateRefused && self.first.is_password());
         let account = self.account().map(|account| account.id.clone());
         Effect::Fail { reason, counts, drift, account, notes: self.take_notes() }
     }

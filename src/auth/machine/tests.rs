@@ -1,6 +1,8 @@
 //! What holds of every login, whatever a client sends: arbitrary dialogs against a model of the
 //! store that keeps its promises (a step, a recovery code and a binding once; the epoch checked).
 
+mod guesses;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
