@@ -95,7 +95,7 @@ pub struct Server {
     pub public_port: u16,
     /// Shown to every client before anything is asked; empty: nothing.
     pub banner: String,
-    /// Whether MACs and a key exchange are offered that only older clients need.
+    /// Whether MACs are offered that only older clients need.
     pub older_clients: bool,
     /// The most connections.
     pub max_connections: usize,

@@ -1,9 +1,9 @@
 //! Which SSH we speak: algorithms, keys, sizes.
 //!
-//! Always holds: key exchange is curve25519, with ML-KEM where the client has it, and ECDH over P-256
-//! only with `server.older_clients` (russh computes the large groups inline, which is a way to stop a
-//! server before signing in); ciphers are AES with GCM first, and ChaCha20 only where the processor has
-//! no AES; no compression before or after signing in.
+//! Always holds: key exchange is curve25519, with ML-KEM where the client has it (russh computes
+//! the large groups inline, which is a way to stop a server before signing in); ciphers are AES
+//! with GCM first, and ChaCha20 only where the processor has no AES; no compression before or after
+//! signing in.
 //!
 //! Of what both have the client's order decides (RFC 4253 section 7.1): an OpenSSH that puts AES-CTR
 //! before AES-GCM, as up to 9.9, gets AES-CTR. That is still cheaper than the ChaCha20 that it gets
@@ -11,9 +11,8 @@
 //! gets GCM. CTR stays offered all the same: Dropbear, paramiko before 3.5 and older libraries have no
 //! GCM, and whoever comes with one would rather be let in than be told about ciphers.
 //!
-//! With `server.older_clients`, what comes last is for clients that have nothing else: MACs over the
-//! plain text (RFC 6668), which Dropbear and libssh2 before 1.11 need, and ECDH over P-256 (RFC 5656),
-//! which JSch of 2018 needs. They stand last; whoever prefers one (paramiko, PuTTY with AES-CTR) gets it.
+//! With `server.older_clients`, MACs over the plain text (RFC 6668) follow, for clients that have
+//! nothing else: Dropbear and libssh2 before 1.11. Whoever prefers one to ours, such as paramiko, gets it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -109,11 +108,9 @@ fn preferred() -> Preferred {
 
 /// The same, and after it what older clients need.
 fn older_preferred() -> Preferred {
-    let ours = preferred();
-    let (mut exchanges, mut macs) = (ours.kex.into_owned(), ours.mac.into_owned());
-    exchanges.push(kex::ECDH_SHA2_NISTP256);
-    macs.extend([mac::HMAC_SHA256, mac::HMAC_SHA512]);
-    Preferred { kex: Cow::Owned(exchanges), mac: Cow::Owned(macs), ..preferred() }
+    let mut ours = preferred();
+    ours.mac.to_mut().extend([mac::HMAC_SHA256, mac::HMAC_SHA512]);
+    ours
 }
 
 /// What the bastion speaks to targets: as to clients, and ChaCha20 and plain MACs for older ones.

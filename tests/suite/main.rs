@@ -8,6 +8,7 @@ mod abuse;
 mod architecture;
 mod certificate;
 mod cli;
+mod clients;
 mod console;
 mod crash;
 mod data_path;

@@ -13,6 +13,7 @@
 )]
 
 pub mod bastion;
+pub mod dialog;
 pub mod freeradius;
 pub mod hop;
 pub mod keypair;
