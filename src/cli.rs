@@ -62,7 +62,7 @@ pub enum Command {
     },
     /// Check configuration, keys and store without starting or changing anything
     Check,
-    /// Look at clock, keys, store, free space and targets' host keys; fails if something is broken
+    /// Look at clock, keys, store, space, RADIUS servers and host keys; fails if something is broken
     #[command(after_help = "Example: sallyport doctor --json")]
     Doctor,
     /// Users: add, list, show, disable, enable, unlock, remove, passwd, factor, sign-in, key
@@ -97,7 +97,7 @@ pub enum Command {
     /// Certificate authorities: show
     #[command(subcommand)]
     Ca(CaCommand),
-    /// The key that secrets are sealed under: rotate
+    /// The keys that secrets are sealed under: list, add, rotate
     #[command(subcommand)]
     Key(KeyCommand),
     /// Print a completion script for a shell

@@ -4,6 +4,8 @@
 //! Always holds: it changes nothing; one check that cannot be made does not keep the others from being
 //! made, and is not taken for a good one.
 
+mod radius;
+
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +26,7 @@ use crate::{keys, logging, setup};
 const MAX_BEHIND: Duration = Duration::from_secs(30);
 /// How long a program that is asked may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Targets that are asked at a time.
+/// Targets, or RADIUS servers, that are asked at a time.
 const AT_A_TIME: usize = 16;
 /// The least that should be free where the data are, in bytes.
 const MIN_FREE: u64 = 100 << 20;
@@ -78,13 +80,14 @@ pub struct Patient<'a> {
 /// A check: what it found, in order.
 type Check = for<'a> fn(&'a Patient<'a>) -> BoxFuture<'a, Vec<Finding>>;
 
-/// Every check, in the order they are made. A new one (of RADIUS servers, for example) goes here.
+/// Every check, in the order they are made. A new one goes here.
 const CHECKS: &[Check] = &[
     |patient| Box::pin(async { clock(patient).await }),
     |patient| Box::pin(async { key_files(patient) }),
     |patient| Box::pin(async { store(patient).await }),
     |patient| Box::pin(async { space(patient) }),
     |patient| Box::pin(async { names(patient) }),
+    |patient| Box::pin(async { radius::servers(patient).await }),
     |patient| Box::pin(async { targets(patient).await }),
 ];
 

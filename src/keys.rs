@@ -1,8 +1,10 @@
-//! The bastion's own key files: host key, certificate authorities, audit key.
+//! Key files (host key, certificate authorities, audit key) and other secret files; the certificates
+//! that the authorities give; the public keys of others.
 //!
-//! Always holds: every private key is an unencrypted Ed25519 key in OpenSSH's format, readable by
-//! its owner only; a file that others can read is refused, not repaired. Private halves never
-//! leave this module's types except into russh's configuration.
+//! Always holds: every key of the bastion's own is an unencrypted Ed25519 key in OpenSSH's format,
+//! readable by its owner only; a secret file that others can read is refused, not repaired. The audit
+//! key and the login CA's key do not leave their types; those of the host, the host CA and the user CA
+//! go on to `server`, for russh and for making certificates.
 
 mod certificate;
 
@@ -48,7 +50,7 @@ pub enum Error {
         reason: String,
     },
     /// A certificate could not be made.
-    #[error("failed to make the host certificate: {0}")]
+    #[error("failed to make a certificate: {0}")]
     Certificate(String),
     /// The system has no randomness to give.
     #[error("failed to get randomness from the system: {0}")]
@@ -63,11 +65,17 @@ pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mode = fs::metadata(path).map_err(io)?.permissions().mode();
     // systemd shows credentials as 0440 to root's group, in a folder only the service can enter.
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|d| path.starts_with(d));
-    if mode & 0o077 != 0 && !credential {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY");
+    if mode & 0o077 != 0 && !folder.is_some_and(|folder| is_credential(path, Path::new(&folder))) {
         return Err(Error::Permissions(path.to_owned()));
     }
     fs::read(path).map(zeroize::Zeroizing::new).map_err(io)
+}
+
+/// Whether a file is in the folder of credentials. An empty or relative one is no such folder: every path
+/// begins with an empty one.
+fn is_credential(path: &Path, folder: &Path) -> bool {
+    folder.is_absolute() && path.starts_with(folder)
 }
 
 /// Writes a new secret file with mode 0600, whole or not at all.
@@ -378,6 +386,21 @@ impl Signatures for AuditPublicKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_absolute_folder_holds_credentials() {
+        let key = Path::new("/run/credentials/sallyport.service/host_key");
+        for (folder, is) in [
+            ("/run/credentials/sallyport.service", true),
+            ("/run/credentials/sally", false),
+            ("", false),
+            (".", false),
+            ("run/credentials", false),
+        ] {
+            assert_eq!(is_credential(key, Path::new(folder)), is, "{folder:?}");
+        }
+        assert!(!is_credential(Path::new("data/host_key"), Path::new("data")));
+    }
 
     #[test]
     fn keys_are_made_once_and_guarded() {

@@ -77,8 +77,12 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
     };
     let mut loaded = load()?;
     let log = &loaded.config.log;
-    // Only a server logs what goes well: a command shows its result.
-    let level = if matches!(cli.command, Command::Serve) { log.level.as_str() } else { "warn" };
+    // Only a server logs what goes well: a command shows its result, and doctor also what does not.
+    let level = match cli.command {
+        Command::Serve => log.level.as_str(),
+        Command::Doctor => "error",
+        _ => "warn",
+    };
     let filter = logging::init(log.format, level)?;
     match cli.command {
         Command::Serve => serve::serve(loaded, load, filter).await.map(|()| true),

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Methods, RadiusRules, Rules};
 use crate::clock::Clock;
-use crate::config::{Config, KeyFile, Loaded, Method, RadiusServer, Transport};
+use crate::config::{Config, KeyFile, Loaded, Method};
 use crate::console::Certificates;
 use crate::keys::{self, Authorities};
 use crate::logging;
@@ -30,9 +30,7 @@ use crate::server::hashing::Hashing;
 use crate::server::radius::RadiusSettings;
 use crate::server::settings::RecordSettings;
 use crate::server::{self, Bastion, Front, Settings, relay, socket};
-use crate::setup::{
-    cost, host_name, init, node, password_rules, private_folder, secret_file, welcome,
-};
+use crate::setup::{self, cost, host_name, init, password_rules, private_folder, welcome};
 use crate::store::Store;
 
 pub use reload::reload;
@@ -122,43 +120,10 @@ fn radius_settings(config: &Config) -> anyhow::Result<RadiusSettings> {
     if radius.server.is_empty() {
         return Ok(RadiusSettings::default());
     }
-    let servers = radius.server.iter().map(|server| radius_server(config, server));
+    let servers = radius.server.iter().map(|server| setup::radius_server(config, server));
     let servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
-    let name =
-        if radius.nas_identifier.is_empty() { node(config) } else { radius.nas_identifier.clone() };
-    let settings =
-        radius::Settings { dead_time: radius.dead_time.0, ..radius::Settings::new(&name) };
-    let client = radius::Client::new(servers, settings)?;
+    let client = radius::Client::new(servers, setup::radius_settings(config))?;
     Ok(RadiusSettings { client: Some(Arc::new(client)), refusal_wait: radius.refusal_wait.0 })
-}
-
-fn radius_server(config: &Config, server: &RadiusServer) -> anyhow::Result<radius::Server> {
-    let secret = secret_file(config.radius_secret_path(server).as_deref())?;
-    let secret = match (secret, server.transport) {
-        (Some(secret), _) => secret,
-        (None, Transport::Tls) => radius::RADSEC_SECRET.into(),
-        (None, Transport::Udp) => anyhow::bail!(
-            "the RADIUS server {name} has no secret: write it to a file of mode 0600 and name that in \
-             secret_file, or pass the systemd credential radius_{name}",
-            name = server.name
-        ),
-    };
-    let transport = match server.transport {
-        Transport::Udp => radius::Transport::Udp,
-        Transport::Tls => radius::Transport::Tls(radius::Tls {
-            ca_file: server.ca_file.clone(),
-            certificate_file: server.certificate_file.clone(),
-            key_file: server.key_file.clone(),
-            server_name: Some(server.server_name.clone()).filter(|name| !name.is_empty()),
-        }),
-    };
-    Ok(radius::Server {
-        timeout: server.timeout.0,
-        tries: server.tries,
-        require_message_authenticator: server.require_message_authenticator,
-        transport,
-        ..radius::Server::udp(&server.name, &server.address, secret)
-    })
 }
 
 fn record_settings(config: &Config) -> RecordSettings {

@@ -1,7 +1,9 @@
 //! What has to be there before anything can be done: folder, keys, store, a first administrator.
 //!
-//! Always holds: only [`init`] makes anything, and no keys for a store that has users already; the
-//! first administrator's password is shown once, and never to a log.
+//! Always holds: only [`init`] makes anything, and for a store that has users already no key but the
+//! login CA's; the first administrator's password is shown once, and never to a log.
+
+mod radius;
 
 use std::fs;
 use std::io::Write as _;
@@ -21,6 +23,8 @@ use crate::keys::{self, AuditKey};
 use crate::store::seal::Keyring;
 use crate::store::{NewUser, Opening, Settings as StoreSettings, Store};
 use crate::{logging, server};
+
+pub use radius::{radius_server, radius_settings};
 
 /// What a hash costs by the configuration.
 pub fn cost(config: &Config) -> Cost {

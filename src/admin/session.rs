@@ -30,7 +30,7 @@ pub async fn sessions(
 ) -> anyhow::Result<()> {
     match command {
         SessionCommand::List { live, user, limit } => {
-            let filter = SessionFilter { live, user: user.map(String::from) };
+            let filter = SessionFilter { live, user: user.map(String::from), account: None };
             list_sessions(verbs, &filter, limit, out).await?;
         }
         SessionCommand::Show { id } => {

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -33,6 +34,17 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The file was found, not named, and somebody else decides what stands in it.
+    #[error(
+        "the configuration {path} was found here but not taken: {reason}; if it is to be used, say \
+         --config {path}"
+    )]
+    Untrusted {
+        /// Which file.
+        path: PathBuf,
+        /// Who else can write it.
+        reason: &'static str,
     },
     /// The file is not TOML, or has a key or a value that is none.
     #[error("failed to read the configuration {path}:{line}:{column}: {message}")]
@@ -145,6 +157,9 @@ impl Source {
         let places = places.iter().map(AsRef::as_ref).filter(|_| named.is_none());
         for path in named.into_iter().chain(places) {
             if let Some(source) = read(path)? {
+                if named.is_none() {
+                    trust(path)?;
+                }
                 return Ok(source);
             }
         }
@@ -226,6 +241,45 @@ impl Source {
             column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
             message,
         }
+    }
+}
+
+/// Refuses a file that nobody named (it lies in whatever folder a command is run in, by root too) if
+/// somebody else could have put it there or can change it.
+fn trust(path: &Path) -> Result<(), Error> {
+    let look = |at: &Path| {
+        let found = std::fs::metadata(at);
+        found.map_err(|source| Error::Read { path: path.to_owned(), source })
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let (file, folder) = (look(path)?, look(folder.unwrap_or(Path::new(".")))?);
+    let caller = rustix::process::geteuid().as_raw();
+    let owned = |found: &std::fs::Metadata| (found.uid(), found.gid(), found.mode());
+    let reason = match (distrust(owned(&file), caller), distrust(owned(&folder), caller)) {
+        (Some(Distrust::Owner), _) => "it belongs to another user",
+        (Some(Distrust::Writable), _) => "others can write it (chmod go-w)",
+        (None, Some(Distrust::Owner)) => "its folder belongs to another user",
+        (None, Some(Distrust::Writable)) => "others can write its folder (chmod go-w)",
+        (None, None) => return Ok(()),
+    };
+    Err(Error::Untrusted { path: path.to_owned(), reason })
+}
+
+/// Why a file or folder is not trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Distrust {
+    Owner,
+    Writable,
+}
+
+/// Whether another than `caller` and root decides over what has this owner, group and mode. A user's own
+/// group, which has their number, may write.
+fn distrust((owner, group, mode): (u32, u32, u32), caller: u32) -> Option<Distrust> {
+    let others = if group == owner { 0o002 } else { 0o022 };
+    if owner != caller && owner != 0 {
+        Some(Distrust::Owner)
+    } else {
+        (mode & others != 0).then_some(Distrust::Writable)
     }
 }
 

@@ -52,7 +52,7 @@ pub async fn contents(
         when_empty: when_empty(caller).to_owned(),
     };
     let mut last: HashMap<String, String> = HashMap::new();
-    for (target, account) in store.last_accounts(user).await? {
+    for (target, account) in store.last_accounts(user, caller.who.account()).await? {
         last.entry(target).or_insert(account);
     }
     let access = store.access_of(caller.who.account()).await?;
@@ -74,6 +74,12 @@ pub async fn contents(
         command: caller.line(target),
     };
     Ok((facts, granted.into_iter().map(entry).collect()))
+}
+
+/// The caller's own sessions: not those of somebody who had the name before.
+pub(super) fn own_sessions(caller: &Caller<'_>) -> SessionFilter {
+    let (user, account) = (caller.who.user().to_string(), caller.who.account().clone());
+    SessionFilter { live: false, user: Some(user), account: Some(account) }
 }
 
 /// When and from where one of the grants holds; nothing if one holds always.
@@ -108,8 +114,7 @@ pub async fn page(
             "Your authenticator"
         }
         Page::Sessions => {
-            let filter = SessionFilter { live: false, user: Some(name.to_string()) };
-            admin::list_sessions(&verbs, &filter, SESSIONS, &mut out).await?;
+            admin::list_sessions(&verbs, &own_sessions(caller), SESSIONS, &mut out).await?;
             "Your sessions"
         }
     };

@@ -12,6 +12,7 @@ mod epoch;
 pub mod menu;
 mod own;
 mod own_keys;
+mod own_radius;
 mod passwd;
 mod ssh_config;
 mod step_up;
@@ -43,8 +44,9 @@ use crate::domain::{Mode, RadiusMode, Role, Source, Target, UnixTime, printable}
 use crate::hashing::Hashing;
 use crate::keys::LoginCa;
 use crate::policy::{self, Subject};
+use crate::radius;
 use crate::recording::player::Key;
-use crate::store::{SessionFilter, Store};
+use crate::store::Store;
 
 /// Who typed a command.
 #[derive(Debug)]
@@ -94,6 +96,8 @@ pub struct Service<'a> {
     pub throttle: ThrottleRules,
     /// How long an authenticator may be bound after the last was unbound.
     pub binding_window: Duration,
+    /// Asks RADIUS servers; `None` if there are none.
+    pub radius: Option<Arc<radius::Client>>,
     /// The epoch of the session that it is done in.
     pub epoch: &'a OwnEpoch,
     /// When the code was given that this connection began with, if what is done is the first thing on it.
@@ -268,8 +272,7 @@ async fn dispatch(
         | ConsoleCommand::Passwd => bail!("this command is run elsewhere"),
         ConsoleCommand::KnownHosts => known_hosts(caller, verbs, out).await,
         ConsoleCommand::Sessions => {
-            let user = Some(caller.who.user().to_string());
-            let filter = SessionFilter { live: false, user };
+            let filter = contents::own_sessions(caller);
             admin::list_sessions(verbs, &filter, 50, out).await
         }
         ConsoleCommand::Session(command) => admin::sessions(verbs, command, keys, out).await,

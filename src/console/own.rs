@@ -10,13 +10,13 @@ use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::dialog::{Dialog, NoAnswer};
-use super::{Caller, Channel, authenticator, certificate, own_keys, passwd};
+use super::{Caller, Channel, authenticator, certificate, own_keys, own_radius, passwd};
 use crate::audit::{Context, Event, Note, Refusal, Step};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
 use crate::auth::{prompt, recovery, totp};
 use crate::cli::{ConsoleCommand, OwnKeys, OwnOtp};
-use crate::domain::{AccountName, Factor, Id, TargetName, UnixTime, printable};
+use crate::domain::{AccountName, Factor, Id, RadiusMode, TargetName, UnixTime, printable};
 use crate::store::{FailureNote, Store, Throttled};
 
 /// Wrong answers after which a dialog ends.
@@ -60,6 +60,11 @@ impl OwnVerb {
             ConsoleCommand::Certificate { what: None } => Self::Certificate,
             _ => return None,
         })
+    }
+
+    /// Whether it is about the authenticator itself.
+    fn is_of_authenticator(&self) -> bool {
+        matches!(self, Self::Rebind | Self::Codes | Self::Unbind)
     }
 
     /// What is typed for it.
@@ -176,6 +181,8 @@ pub(super) struct Wrong {
     pub(super) step: Step,
     pub(super) reason: Refusal,
     pub(super) drift: Option<i64>,
+    /// What happened before it was found to be.
+    pub(super) notes: Vec<Note>,
 }
 
 impl Wrong {
@@ -200,6 +207,9 @@ impl<'a> Own<'a> {
     }
 
     async fn lead(&self, verb: OwnVerb, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
+        if verb.is_of_authenticator() {
+            self.bound().await?;
+        }
         match verb {
             OwnVerb::Rebind => authenticator::rebind(self, dialog).await,
             OwnVerb::Codes => authenticator::codes(self, dialog).await,
@@ -221,8 +231,8 @@ impl<'a> Own<'a> {
         (who.account(), self.caller.service.epoch.since(who.epoch()))
     }
 
-    /// The account as it is now, with its authenticator, if answers may be tried at all.
-    pub(super) async fn account(&self) -> anyhow::Result<(Account, Otp)> {
+    /// The account as it is now, if answers may be tried at all.
+    pub(super) async fn account(&self) -> anyhow::Result<Account> {
         let service = &self.caller.service;
         let (whose, rules, now) = (self.whose(), &service.throttle, self.now());
         let name = self.caller.who.user();
@@ -236,17 +246,33 @@ impl<'a> Own<'a> {
             let text = format!("too many wrong answers: try again after {until}");
             return self.refuse(Refusal::Locked, &text).await;
         }
+        Ok(*account)
+    }
+
+    /// The account as it is now, with its authenticator.
+    pub(super) async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
+        let account = self.account().await?;
         if account.factor.factor != Factor::Totp {
-            let text = "your codes are not checked here: ask your administrator";
+            let text = match self.purpose {
+                Purpose::Command(_) => ELSEWHERE,
+                Purpose::Target(..) => NOT_OURS,
+            };
             return self.refuse(Refusal::NotOffered, text).await;
         }
         match account.otp.clone() {
-            Some(otp) => Ok((*account, otp)),
+            Some(otp) => Ok((account, otp)),
             None => {
                 let text = "no authenticator is bound: sign in again to bind one";
                 self.refuse(Refusal::BindingClosed, text).await
             }
         }
+    }
+
+    /// How RADIUS servers check the account's codes, if they do.
+    pub(super) async fn radius_mode(&self) -> anyhow::Result<Option<RadiusMode>> {
+        let factor = self.account().await?.factor;
+        let mode = factor.mode.unwrap_or(self.caller.service.rules.radius.mode);
+        Ok((factor.factor == Factor::Radius).then_some(mode))
     }
 
     /// Writes down that the command was refused, and ends it.
@@ -258,7 +284,10 @@ impl<'a> Own<'a> {
 
     /// Asks for a code until one is right, or a few were wrong.
     pub(super) async fn prove(&self, dialog: &mut Dialog<'_>, proof: Proof) -> anyhow::Result<()> {
-        self.account().await?;
+        if let Some(mode) = self.radius_mode().await? {
+            return own_radius::prove(self, dialog, mode).await;
+        }
+        self.bound().await?;
         let question = match proof {
             Proof::Code => prompt::CODE,
             Proof::CodeOrRecovery => "6-digit code, or a recovery code: ",
@@ -274,7 +303,7 @@ impl<'a> Own<'a> {
             self.failed(wrong).await?;
             dialog.say(&text).await?;
             if left > 0 {
-                self.account().await?; // Unless that was the one that locks.
+                self.bound().await?; // Unless that was the one that locks.
             }
         }
         bail!("too many wrong answers: nothing was changed");
@@ -302,9 +331,10 @@ impl<'a> Own<'a> {
         answer: &SecretString,
         proof: Proof,
     ) -> anyhow::Result<Result<(), Wrong>> {
-        let (account, otp) = self.account().await?;
+        let (account, otp) = self.bound().await?;
         let text = answer.expose_secret();
-        let code = |reason, drift| Wrong { step: Step::Code, reason, drift };
+        let notes = Vec::new;
+        let code = |reason, drift| Wrong { step: Step::Code, reason, drift, notes: notes() };
         let claim = match recovery::normalize(text) {
             Some(recovery) if proof == Proof::CodeOrRecovery => {
                 Claim::RecoveryCode(recovery::hash(&account.id, &recovery))
@@ -331,29 +361,47 @@ impl<'a> Own<'a> {
             | Claim::Certificate(_)
             | Claim::Remembered(_) => Step::Code,
         };
+        Ok(match self.claim(claim, notes()).await? {
+            Ok(()) => Ok(()),
+            Err(reason) => Err(Wrong { step, reason, drift: None, notes: notes() }),
+        })
+    }
+
+    /// Uses a claim up, so that it works once; or why it does not.
+    pub(super) async fn claim(
+        &self,
+        claim: Claim,
+        mut notes: Vec<Note>,
+    ) -> anyhow::Result<Result<(), Refusal>> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
-        let (steps, notes) = (Vec::new(), self.purpose.passed().map(|event| self.note(event)));
-        let notes = notes.into_iter().collect();
-        let factor = Factor::Totp;
+        let (steps, kept) = (Vec::new(), notes.clone());
+        notes.extend(self.purpose.passed().map(|event| self.note(event)));
+        let factor = match claim {
+            Claim::Radius { .. } => Factor::Radius,
+            _ => Factor::Totp,
+        };
         let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
         match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),
-            Err(Refusal::AccountChanged) => self.refuse(Refusal::AccountChanged, CHANGED).await,
-            Err(reason) => Ok(Err(Wrong { step, reason, drift: None })),
+            Err(Refusal::AccountChanged) => {
+                self.store.record_all(&self.context, kept).await?;
+                self.refuse(Refusal::AccountChanged, CHANGED).await
+            }
+            Err(reason) => Ok(Err(reason)),
         }
     }
 
     /// Counts a wrong answer, and waits as a login would.
     pub(super) async fn failed(&self, wrong: Wrong) -> anyhow::Result<()> {
-        let Wrong { step, reason, drift } = wrong;
+        let Wrong { step, reason, drift, mut notes } = wrong;
         let rules = &self.caller.service.throttle;
         let account = Some(self.caller.who.account().clone());
         let counts = reason.counts();
         let failure = FailureNote { account, reason, counts, drift };
         let refused = self.purpose.failed(reason);
-        let notes = vec![self.note(Event::StepFailed { step, reason })];
+        notes.push(self.note(Event::StepFailed { step, reason }));
         let (whose, context, now) = (self.whose(), &self.context, self.now());
         let failed = self.store.fail_with(refused, failure, notes, &whose, rules, context, now);
         let failures = failed.await?;
@@ -390,14 +438,25 @@ impl<'a> Own<'a> {
     }
 }
 
+/// What is told whose codes RADIUS servers check.
+const ELSEWHERE: &str = "your codes are checked by a RADIUS server, so your authenticator is looked \
+                         after where that is: ask your administrator";
+/// The same, where a target asks for a code.
+const NOT_OURS: &str = "a fresh code is asked for there, and yours are checked by a RADIUS server, which \
+                        is not asked for it: ask your administrator";
 const CHANGED: &str = "your account was changed meanwhile: sign in again";
 
 /// What to say of a wrong answer.
-fn said(reason: Refusal) -> &'static str {
+pub(super) fn said(reason: Refusal) -> &'static str {
     match reason {
         Refusal::ReplayedCode => "That code was used already: wait for the next one.",
         Refusal::WrongRecoveryCode => "That recovery code is wrong, or was used.",
         Refusal::WrongPassword => "That password is wrong.",
+        Refusal::TooManyAttempts => "The RADIUS server asked too many questions.",
+        Refusal::RadiusRejected => "The RADIUS server rejected that.",
+        Refusal::RadiusOneFactor => {
+            "The RADIUS server asked for no code, so its answer does not count: tell your administrator."
+        }
         _ => "That code is wrong.",
     }
 }

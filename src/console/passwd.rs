@@ -12,11 +12,17 @@ use super::own::{Own, Proof, TRIES, Wrong};
 use crate::audit::{Event, Refusal, Step};
 use crate::auth::password::{self, Broken, Verified};
 use crate::auth::prompt;
+use crate::domain::RadiusMode;
 
 /// The most new passwords that may break a rule.
 const MAX_NEW_PASSWORDS: u32 = 6;
 
 pub(super) async fn change(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
+    if own.radius_mode().await? == Some(RadiusMode::Both) {
+        let text = "your password is checked by a RADIUS server, so it is changed where that is: ask \
+                    your administrator";
+        return own.refuse(Refusal::NotOffered, text).await;
+    }
     own.prove(dialog, Proof::Code).await?;
     let old = old_password(own, dialog).await?;
     let new = new_password(own, dialog, &old).await?;
@@ -38,14 +44,14 @@ async fn old_password(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Result<
     for _ in 0..TRIES {
         let typed = dialog.ask("The password you have now: ", false).await?;
         own.may_try().await?;
-        let (account, _) = own.account().await?; // Not if it is locked by now.
+        let account = own.account().await?; // Not if it is locked by now.
         let hashing = &own.caller.service.hashing;
         match hashing.verify(typed.clone(), Some(account.password)).await? {
             Verified::Match { .. } => return Ok(typed),
             Verified::Mismatch => {}
         }
         let (step, reason) = (Step::Password, Refusal::WrongPassword);
-        own.failed(Wrong { step, reason, drift: None }).await?;
+        own.failed(Wrong { step, reason, drift: None, notes: Vec::new() }).await?;
         dialog.say("That password is wrong.").await?;
     }
     bail!("too many wrong answers: nothing was changed");

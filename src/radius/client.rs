@@ -18,8 +18,9 @@ use super::packet::{Access, Answer, Ask, Decision, SharedSecret};
 use super::server::{Server, Settings, SetupError, Transport};
 use super::{radsec, udp};
 
-/// Whom [`Client::probe`] asks about where a server does not know Status-Server.
-const PROBE_USER: &str = "radius-probe-no-such-user";
+/// How the name begins of whom [`Client::probe`] asks about where a server does not know
+/// Status-Server; the rest is random, so that nobody can have it.
+const PROBE_USER: &str = "radius-probe-no-such-user-";
 
 /// A client of one or more servers.
 #[derive(Debug)]
@@ -200,10 +201,14 @@ impl Client {
             return Ok(Probe { answer: answered, took: began.elapsed(), signed: answer.signed });
         }
         began = Instant::now();
-        let password = random_password()
-            .map_err(|error| Error::AllDead(Failures(vec![peer.failure(Reason::Random(error))])))?;
+        let random = || {
+            random_hex().map_err(|error| {
+                Error::AllDead(Failures(vec![peer.failure(Reason::Random(error))]))
+            })
+        };
+        let (user, password) = (format!("{PROBE_USER}{}", random()?), random()?.into());
         let ask = Ask::Access(Access {
-            user: PROBE_USER,
+            user: &user,
             password: &password,
             nas_identifier: &self.settings.nas_identifier,
             calling_station: "",
@@ -342,11 +347,11 @@ impl Peer {
     }
 }
 
-/// A password that nobody has.
-fn random_password() -> Result<SecretString, getrandom::Error> {
+/// A name or a password that nobody has.
+fn random_hex() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

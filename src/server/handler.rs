@@ -75,6 +75,18 @@ pub(super) struct Handler {
     user: Option<String>,
 }
 
+/// The name that a request of `user` signs in as, on a connection whose first was of `first`: never that
+/// one's, unless both are the same as they were sent.
+fn requested<'a>(first: &'a str, user: &'a str) -> &'a str {
+    let (login, _) = selector::parse(first);
+    match user {
+        _ if user == first => login,
+        // Plain "alice" after "alice+db1": what tells them apart is in the first.
+        _ if user == login => first,
+        _ => user,
+    }
+}
+
 impl Handler {
     pub(super) fn new(conn: Arc<Connection>) -> Self {
         let login = Some(Login::new(Arc::clone(&conn)));
@@ -83,17 +95,13 @@ impl Handler {
 
     /// The name that signs in. Another user name than the first, also if only what it chooses
     /// differs, is passed on whole and refused (RFC 4252 section 5).
-    fn login_name<'a>(&mut self, user: &'a str) -> &'a str {
-        let (login, selector) = selector::parse(user);
-        match &self.user {
-            None => {
-                self.user = Some(user.to_owned());
-                self.entrance = selector.map(|selector| Arc::new(Entrance::new(selector)));
-                login
-            }
-            Some(first) if first == user => login,
-            Some(_) => user,
-        }
+    fn login_name(&mut self, user: &str) -> String {
+        let first = self.user.get_or_insert_with(|| {
+            let chosen = selector::parse(user).1;
+            self.entrance = chosen.map(|selector| Arc::new(Entrance::new(selector)));
+            user.to_owned()
+        });
+        requested(first, user).to_owned()
     }
 
     /// Serves a connection from the chosen target on. Its place is taken before the way there is known,
@@ -120,7 +128,7 @@ impl Handler {
     }
 
     async fn request(&mut self, user: &str, request: Request) -> Result<Auth, Ended> {
-        let name = self.login_name(user).to_owned();
+        let name = self.login_name(user);
         let Some(login) = self.login.as_mut().filter(|_| !self.cut_off) else {
             return Err(Ended::Refused(Refusal::TooManyAttempts));
         };
@@ -227,6 +235,9 @@ impl Answering for Handler {
 impl russh::server::Handler for Handler {
     type Error = Ended;
 
+    // The callbacks for data, windows and requests on channels (`pty_request` to `signal`) and for ports
+    // (`tcpip_forward` and its like), from `server::answers`. What was asked on a channel is acted on in
+    // `shell`, or for a target in `relay::session`; what was asked about ports in `relay::onward`.
     answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {
@@ -265,7 +276,7 @@ impl russh::server::Handler for Handler {
         user: &str,
         certificate: &Certificate,
     ) -> Result<Auth, Ended> {
-        let name = self.login_name(user).to_owned();
+        let name = self.login_name(user);
         let (conn, source) = (&self.conn, self.conn.source.ip());
         let now = conn.bastion.clock.now();
         let shown = conn.settings.authorities.check(certificate, &name, source, now);
@@ -427,6 +438,18 @@ impl russh::server::Handler for Handler {
 mod tests {
     use super::*;
     use std::io::ErrorKind;
+
+    #[test]
+    fn another_user_name_never_signs_in_as_the_first() {
+        for (first, login) in
+            [("alice", "alice"), ("alice+db1", "alice"), ("alice+root@db1", "alice")]
+        {
+            assert_eq!(requested(first, first), login);
+            for user in ["alice", "alice+db1", "alice+root@db1", "alice+", "bob", "bob+db1", ""] {
+                assert!(user == first || requested(first, user) != login, "{first}, then {user}");
+            }
+        }
+    }
 
     #[test]
     fn a_client_that_ended_is_told_from_a_network_that_did() {

@@ -107,6 +107,7 @@ pub(super) fn caller<'a>(conn: &'a Connection, who: &'a Authenticated) -> consol
         rules: &conn.settings.rules,
         throttle: conn.settings.throttle,
         binding_window: conn.settings.binding_window,
+        radius: conn.settings.radius.client.clone(),
         epoch: &conn.epoch,
         code_at: None,
         may_try: Arc::new(move || guard.attempt(&source)),

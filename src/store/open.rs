@@ -182,17 +182,18 @@ fn address(settings: &Settings) -> Result<Address, Error> {
     Ok(Address::Postgres(Box::new(config), tls(settings.tls_ca_file.as_deref())?))
 }
 
-/// Whether it is on this machine, by where the bytes go: libpq's `hostaddr` goes before `host`.
+/// Whether it is on this machine by all that is said of it: libpq's `hostaddr` is where the bytes go, and
+/// `host` is whose they are to be. Where neither is said, nothing is known.
 fn is_local(config: &tokio_postgres::Config) -> bool {
-    if !config.get_hostaddrs().is_empty() {
-        return config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
-    }
-    config.get_hosts().iter().all(|host| match host {
+    let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
+    let named = hosts.iter().all(|host| match host {
         Host::Unix(_) => true,
         Host::Tcp(name) => {
             name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
         }
-    })
+    });
+    let is_said = !hosts.is_empty() || !addresses.is_empty();
+    is_said && named && addresses.iter().all(std::net::IpAddr::is_loopback)
 }
 
 /// Takes `sslmode` out of a URL: it has more values than the driver knows (libpq, section 32.19).
@@ -316,7 +317,12 @@ mod tests {
             ("postgres://u@localhost,db.example/d", SslMode::Require),
             ("postgres://u@localhost/d?hostaddr=192.0.2.1", SslMode::Require),
             ("postgres:///d?hostaddr=192.0.2.1", SslMode::Require),
-            ("postgres://u@db.example/d?hostaddr=127.0.0.1", SslMode::Disable),
+            ("postgres://u@/d?hostaddr=10.0.0.9", SslMode::Require),
+            ("postgres://u@/d?hostaddr=127.0.0.1", SslMode::Disable),
+            ("postgres://u@localhost/d?hostaddr=127.0.0.1", SslMode::Disable),
+            ("postgres://u@localhost,localhost/d?hostaddr=127.0.0.1,10.0.0.9", SslMode::Require),
+            ("postgres://u@db.example/d?hostaddr=127.0.0.1", SslMode::Require),
+            ("postgres:///d", SslMode::Require),
             ("postgres://u@db.example/d?sslmode=disable", SslMode::Disable),
             ("postgres://u@db.example/d?sslmode=disable&sslmode=verify-full", SslMode::Require),
             ("postgres://u@db.example/d?ssl%6Dode=disable", SslMode::Require),

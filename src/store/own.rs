@@ -14,7 +14,7 @@ use super::schema::{recovery_codes, user_keys, users::dsl};
 use super::{Error, NewAuthenticator, Store, Tx};
 use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::recovery;
-use crate::domain::{Id, UnixTime, UserName};
+use crate::domain::{Factor, Id, UnixTime, UserName};
 
 impl Store {
     /// Replaces an account's recovery codes; its sessions go on.
@@ -136,7 +136,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(), Refusal>, Error> {
         let mut tx = self.begin().await?;
-        if !tx.hold_bound(account, epoch).await? {
+        if !tx.hold_proven(account, epoch).await? {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
         }
@@ -190,6 +190,23 @@ impl Store {
 }
 
 impl Tx<'_> {
+    /// Whether the account has what a code is checked by, its authenticator or a RADIUS server, and is as
+    /// the session found it; held as by [`Self::hold_bound`].
+    async fn hold_proven(&mut self, account: &Id, epoch: i64) -> Result<bool, Error> {
+        if self.hold_bound(account, epoch).await? {
+            return Ok(true);
+        }
+        let held = on!(self.engine(), conn => {
+            diesel::update(dsl::users)
+                .filter(dsl::id.eq(account.as_str()).and(dsl::epoch.eq(epoch)))
+                .filter(dsl::disabled_at.is_null())
+                .set(dsl::epoch.eq(dsl::epoch))
+                .execute(conn)
+                .await
+        })?;
+        Ok(held == 1 && self.second_factor(account).await?.factor == Factor::Radius)
+    }
+
     /// Whether the account has an authenticator and is as the session found it. An update that changes
     /// nothing holds the row until the transaction ends.
     async fn hold_bound(&mut self, account: &Id, epoch: i64) -> Result<bool, Error> {

@@ -225,18 +225,23 @@ impl Store {
         Ok(rows)
     }
 
-    /// The targets that `user` was on lately, and as which account: the last first, as often as
+    /// The targets that `account`, whose name is `user`, was on lately, and as which account: the last first, as often as
     /// there were recordings.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn last_accounts(&self, user: &UserName) -> Result<Vec<(String, String)>, Error> {
+    pub async fn last_accounts(
+        &self,
+        user: &UserName,
+        account: &Id,
+    ) -> Result<Vec<(String, String)>, Error> {
         let mut tx = self.read().await?;
         let name = user.as_str();
         let rows = on!(tx.engine(), conn => {
             recordings::table
                 .inner_join(sessions::table)
-                .filter(sessions::user_name.eq(name))
+                .filter(sessions::user_name.eq(name)) // Which there is an index for.
+                .filter(sessions::user_id.eq(account.as_str()))
                 .order((sessions::started_at.desc(), recordings::started_at.desc()))
                 .select((recordings::target, recordings::account))
                 .limit(200)

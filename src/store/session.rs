@@ -70,8 +70,10 @@ impl ForwardRow {
 pub struct SessionFilter {
     /// Only those that have not ended.
     pub live: bool,
-    /// Only this user's.
+    /// Only those of this name, whoever had it.
     pub user: Option<String>,
+    /// Only those of this account: a name may have been another's before.
+    pub account: Option<Id>,
 }
 
 /// What a node has to know of its live sessions, when something changed.
@@ -159,7 +161,8 @@ impl Store {
     /// Closes a session.
     ///
     /// # Errors
-    /// When the store fails; the session is then closed as interrupted at the next start.
+    /// When the store fails; the session stays open then: `server::live` tries again, or the next start
+    /// closes it.
     pub async fn close_session(
         &self,
         session: &Id,
@@ -372,6 +375,9 @@ impl Store {
             }
             if let Some(user) = &filter.user {
                 query = query.filter(dsl::user_name.eq(user.as_str()));
+            }
+            if let Some(account) = &filter.account {
+                query = query.filter(dsl::user_id.eq(account.as_str()));
             }
             query.order((dsl::started_at.desc(), dsl::id.asc())).limit(limit).load(conn).await
         })?;

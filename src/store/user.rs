@@ -300,21 +300,14 @@ impl Store {
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
         tx.take_user(name).await?;
-        let mut lifted = 0;
-        // Sites after their networks, as failures take them: no two wait for each other.
-        for sites in [false, true] {
-            let is_theirs = throttle::account.eq(name.as_str());
-            let kind = throttle::source.like(A_SITE).eq(sites);
-            lifted += on!(tx.engine(), conn => {
-                diesel::delete(throttle::table.filter(is_theirs).filter(kind)).execute(conn).await
-            })?;
-        }
+        let lifted = tx.forget_all_failures(name).await?;
         let sources = u64::try_from(lifted).unwrap_or(u64::MAX);
         tx.changed(now, context, Event::UserUnlocked { name: name.clone(), sources }).await?;
         Ok(lifted)
     }
 
-    /// Removes a user with everything of theirs; sessions and audit events stay.
+    /// Removes a user with everything of theirs; sessions and audit events stay. Whoever gets the name
+    /// next inherits no lock.
     ///
     /// # Errors
     /// When there is none of that name, or the store fails.
@@ -326,6 +319,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let id = tx.take_user(name).await?;
+        tx.forget_all_failures(name).await?;
         let lost = tx.grants_where(Some(GrantFilter::User(id.to_string()))).await?;
         on!(tx.engine(), conn => diesel::delete(users::table.find(id.as_str())).execute(conn).await)?;
         tx.append_removed(lost, context, now).await?;
@@ -472,6 +466,20 @@ fn about(context: &Context, name: &UserName) -> Context {
 }
 
 impl Tx<'_> {
+    /// Forgets the failures of a user from everywhere; gives from how many sources there were some.
+    async fn forget_all_failures(&mut self, name: &UserName) -> Result<usize, Error> {
+        let mut forgotten = 0;
+        // Sites after their networks, as failures take them: no two wait for each other.
+        for sites in [false, true] {
+            let is_theirs = throttle::account.eq(name.as_str());
+            let kind = throttle::source.like(A_SITE).eq(sites);
+            forgotten += on!(self.engine(), conn => {
+                diesel::delete(throttle::table.filter(is_theirs).filter(kind)).execute(conn).await
+            })?;
+        }
+        Ok(forgotten)
+    }
+
     /// Puts a one-time password in the place of the account's. Its row is held already.
     pub(super) async fn put_one_time(
         &mut self,

@@ -104,7 +104,7 @@ async fn heavy_commands_wait_for_each_other_and_nobody_for_them() {
 }
 
 async fn live_session(bastion: &TestBastion, user: &str) -> String {
-    let filter = SessionFilter { live: true, user: Some(user.to_owned()) };
+    let filter = SessionFilter { live: true, user: Some(user.to_owned()), account: None };
     let rows = bastion.store().sessions(&filter, 9).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
     rows[0].id.clone()

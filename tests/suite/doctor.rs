@@ -10,14 +10,14 @@ use crate::support::sshd::Sshd;
 use crate::support::{command, eventually};
 
 /// Runs the binary in `dir`.
-async fn sallyport(dir: &Path, args: &[&str]) -> Run {
+pub async fn sallyport(dir: &Path, args: &[&str]) -> Run {
     let mut command = command(env!("CARGO_BIN_EXE_sallyport"));
     command.args(args).current_dir(dir).env("SALLYPORT_RECORD__MIN_FREE", "\"1 MiB\"");
     run(&mut command).await
 }
 
 /// What it finds, and whether it says that all is well.
-async fn doctor(dir: &Path) -> (bool, Vec<Value>) {
+pub async fn doctor(dir: &Path) -> (bool, Vec<Value>) {
     let ran = sallyport(dir, &["doctor", "--json"]).await;
     assert_eq!(ran.err, "", "{ran:?}");
     (ran.code == Some(0), serde_json::from_str(&ran.out).unwrap())
@@ -25,7 +25,7 @@ async fn doctor(dir: &Path) -> (bool, Vec<Value>) {
 
 /// The finding of `check` whose text has `said`.
 #[track_caller]
-fn finding(findings: &[Value], check: &str, grade: &str, said: &str) {
+pub fn finding(findings: &[Value], check: &str, grade: &str, said: &str) {
     let fits = |finding: &Value| {
         (&finding["check"], &finding["grade"]) == (&check.into(), &grade.into())
             && finding["text"].as_str().unwrap().contains(said)

@@ -1,4 +1,5 @@
-//! SIGTERM: what goes on, what is refused, who is told. SIGHUP: what is in force afterwards.
+//! SIGTERM: what goes on, what is refused, who is told; a kill is told in the same way. SIGHUP: what is
+//! in force for new connections (`reload` has the settings).
 
 use std::process::Stdio;
 
@@ -128,7 +129,7 @@ async fn a_recorded_session_is_told_at_the_drains_beginning_and_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_session_that_is_killed_is_told() {
     let said = told(async |bastion| {
-        let live = SessionFilter { live: true, user: None };
+        let live = SessionFilter { live: true, user: None, account: None };
         let id = bastion.store().sessions(&live, 1).await.unwrap()[0].id.parse().unwrap();
         let (now, context) = (bastion.now(), Context::default());
         bastion.store().request_kill(&id, &context, now).await.unwrap();
@@ -148,7 +149,10 @@ async fn a_session_by_selector_that_is_killed_is_told_each_time() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         while !lines.next_line().await.unwrap().unwrap().ends_with("up") {}
         let (store, context) = (hop.bastion.store(), Context::default());
-        let live = store.sessions(&SessionFilter { live: true, user: None }, 5).await.unwrap();
+        let live = store
+            .sessions(&SessionFilter { live: true, user: None, account: None }, 5)
+            .await
+            .unwrap();
         let id = live[0].id.parse().unwrap(); // The newest.
         store.request_kill(&id, &context, hop.bastion.now()).await.unwrap();
         let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;

@@ -263,7 +263,7 @@ async fn whoever_is_ended_gets_their_terminal_back() {
             screen.shows("in-2").await;
             assert!(screen.alternate());
         }
-        let filter = SessionFilter { live: true, user: None };
+        let filter = SessionFilter { live: true, user: None, account: None };
         let (store, context) = (hop.bastion.store(), Context::default());
         let sessions = store.sessions(&filter, 1).await.unwrap();
         let id = sessions[0].id.parse().unwrap();

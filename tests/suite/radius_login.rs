@@ -22,7 +22,7 @@ const ONCE: [&str; 5] = [
 ];
 
 /// Adds somebody who signs in by RADIUS.
-async fn member(bastion: &TestBastion, name: &str, mode: Option<RadiusMode>) {
+pub async fn member(bastion: &TestBastion, name: &str, mode: Option<RadiusMode>) {
     bastion.person(name).await;
     let second = Some(SecondFactor { factor: Factor::Radius, mode });
     set(bastion, name, second).await;
@@ -40,7 +40,7 @@ async fn factor_listed(bastion: &TestBastion, name: &str) -> String {
 }
 
 /// Signs in with these answers; what came of it, and what was asked.
-async fn sign_in(bastion: &TestBastion, name: &str, answers: &[&str]) -> (Run, Vec<String>) {
+pub async fn sign_in(bastion: &TestBastion, name: &str, answers: &[&str]) -> (Run, Vec<String>) {
     let client = Client::new(bastion, name);
     let ran = client.answers(answers).ssh(&ONCE).await;
     let by = format!("({name}@127.0.0.1) ");
@@ -48,7 +48,7 @@ async fn sign_in(bastion: &TestBastion, name: &str, answers: &[&str]) -> (Run, V
     (ran, asked.iter().map(|q| q.strip_prefix(&by).unwrap_or(q).to_owned()).collect())
 }
 
-fn radius(mode: &str, more: &str, servers: &[String]) -> String {
+pub fn radius(mode: &str, more: &str, servers: &[String]) -> String {
     format!(
         "[radius]\nmode = \"{mode}\"\nnas_identifier = \"fort\"\nrefusal_wait = \"0s\"\n{more}\n{}",
         servers.concat()

@@ -12,7 +12,7 @@ use crate::support::ssh::{Client, Run};
 use crate::support::{PATIENCE, command, tool};
 
 /// Puts `extra` in force, and waits until the log names `key` among what is.
-async fn reload(server: &Server, extra: &str, key: &str) {
+pub async fn reload(server: &Server, extra: &str, key: &str) {
     server.configure(extra);
     server.signal(Signal::HUP);
     assert_eq!(server.logged("key", key).await["level"], "INFO");

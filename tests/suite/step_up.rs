@@ -209,7 +209,7 @@ async fn who_is_asked_elsewhere_is_told() {
         .await;
     hop.client.answers(&[&hop.bastion.code(&hop.alice)]);
     let ran = hop.ssh(&["via", "true"]).await.failed();
-    assert!(ran.err.contains("your codes are not checked here"), "{ran:?}");
+    assert!(ran.err.contains("yours are checked by a RADIUS server"), "{ran:?}");
     hop.bastion.event("account-refused", &[("target", "db1"), ("reason", "not-offered")]).await;
     assert_eq!((hop.client.asked().len(), reached(&hop).await), (0, 0));
 }

@@ -32,6 +32,7 @@ on_both_engines!(
     a_session_opens_only_by_the_rule_that_holds_then,
     users_change_and_conflicts_are_told,
     only_a_password_that_was_made_for_it_binds,
+    a_name_that_is_given_again_brings_nothing_along,
     a_login_ends_with_the_factor_that_it_began_with,
     own_keys_are_added_by_the_session_that_asked_or_not_at_all,
     what_must_end_sessions_moves_the_revision_and_the_epoch,
@@ -347,6 +348,50 @@ async fn a_login_ends_with_the_factor_that_it_began_with(engine: Engine) {
     store.set_group_factor(&group, None, &context, now).await.unwrap();
     assert_eq!(claim(began()).await, Err(Refusal::AccountChanged));
     sign_in(store, &alice, epoch, Claim::Nothing, now).await.1.unwrap();
+}
+
+async fn a_name_that_is_given_again_brings_nothing_along(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, now, context) = (bastion.store(), bastion.now(), nobody());
+    let old = bastion.person("alice").await;
+    let name = &old.name;
+    let epoch = account(&bastion, name).await.epoch;
+    let (session, signed) = sign_in(store, &old, epoch, Claim::Code(now.step()), now).await;
+    signed.unwrap();
+    let recording = NewRecording {
+        id: &Id::random().unwrap(),
+        target: &"db1".parse().unwrap(),
+        account: &"root".parse().unwrap(),
+        kind: "shell",
+        command: None,
+        path: "x",
+        grants: &[],
+    };
+    let theirs = Context { session: Some(session), ..nobody() };
+    store.start_recording(&recording, &theirs, now).await.unwrap();
+    let (key, limits) = (whose(name), rules());
+    for _ in 0..limits.lock_after {
+        let (account, reason) = (Some(old.id.clone()), Refusal::WrongCode);
+        let failure = FailureNote { account, reason, counts: true, drift: None };
+        store.fail(failure, Vec::new(), &key, &limits, &context, now).await.unwrap();
+    }
+    assert!(store.locked(now).await.unwrap().contains("alice"));
+    let own = async |id: &Id| {
+        let (user, account) = (Some("alice".to_owned()), Some(id.clone()));
+        let filter = SessionFilter { live: false, user, account };
+        let sessions = store.sessions(&filter, 9).await.unwrap().len();
+        (sessions, store.last_accounts(name, id).await.unwrap().len())
+    };
+    assert_eq!(own(&old.id).await, (1, 1));
+    store.remove_user(name, &context, now).await.unwrap();
+    let new = bastion.person("alice").await;
+    assert_eq!(own(&new.id).await, (0, 0));
+    let (_, throttle) = store.account(Some(name), &key, &limits, now).await.unwrap();
+    assert_eq!(throttle, Throttle::default());
+    assert!(store.locked(now).await.unwrap().is_empty());
+    // Administrators find the old one's by the name.
+    let filter = SessionFilter { live: false, user: Some("alice".into()), account: None };
+    assert_eq!(store.sessions(&filter, 9).await.unwrap().len(), 1);
 }
 
 async fn users_change_and_conflicts_are_told(engine: Engine) {
@@ -1069,7 +1114,7 @@ async fn sessions_and_forwards_are_kept_and_closed(engine: Engine) {
         open.push(session);
     }
     let list = async |live: bool, user: Option<&str>, limit: i64| -> Vec<String> {
-        let filter = SessionFilter { live, user: user.map(str::to_owned) };
+        let filter = SessionFilter { live, user: user.map(str::to_owned), account: None };
         let rows = store.sessions(&filter, limit).await.unwrap();
         rows.into_iter().map(|row| row.id).collect()
     };

@@ -16,7 +16,7 @@ use crate::support::{PATIENCE, command, ended, eventually_or};
 
 /// The one live session, with what is open of it.
 async fn live(store: &Store) -> (SessionRow, Vec<ForwardRow>, Vec<RecordingRow>) {
-    let filter = SessionFilter { live: true, user: None };
+    let filter = SessionFilter { live: true, user: None, account: None };
     let rows = store.sessions(&filter, 9).await.unwrap();
     let [row] = <[SessionRow; 1]>::try_from(rows).unwrap();
     let forwards = store.forwards_of(&row.id).await.unwrap();
@@ -137,7 +137,7 @@ async fn a_killed_servers_session_has_what_was_last_known_of_it() {
 }
 
 async fn live_bytes(server: &Server) -> (i64, i64) {
-    let filter = SessionFilter { live: true, user: None };
+    let filter = SessionFilter { live: true, user: None, account: None };
     let rows = server.store().sessions(&filter, 9).await.unwrap();
     (rows[0].bytes_up, rows[0].bytes_down)
 }

@@ -16,8 +16,8 @@ use super::{Claim, Effect, First, Machine, Stage, ask, prompt};
 use crate::audit::{Event, Note, RadiusVerdict, Refusal, Step};
 use crate::domain::{Factor, Factors, RadiusMode, noted};
 
-/// The most challenges in one login.
-const MAX_CHALLENGES: u32 = 8;
+/// The most challenges in one dialog with a server.
+pub const MAX_CHALLENGES: u32 = 8;
 /// What is shorter is a choice from a list ("1: SMS, 2: call"), and no code.
 const MIN_CODE: usize = 4;
 
@@ -43,6 +43,27 @@ impl Default for RadiusRules {
             code_life: Duration::from_secs(90),
         }
     }
+}
+
+impl RadiusRules {
+    /// Whether a server that accepts after `round` challenges saw a password and nothing more.
+    pub fn is_one_factor(&self, mode: RadiusMode, round: u32) -> bool {
+        let alone = match mode {
+            RadiusMode::Code => false,
+            RadiusMode::Both => !self.both_in_one,
+            RadiusMode::Challenge => true,
+        };
+        alone && round == 0
+    }
+}
+
+/// A password with the code right behind it.
+pub fn both_in_one(password: &SecretString, code: &SecretString) -> SecretString {
+    let (password, code) = (password.expose_secret(), code.expose_secret());
+    let mut both = String::with_capacity(password.len() + code.len());
+    both.push_str(password);
+    both.push_str(code);
+    both.into()
 }
 
 /// What a server answered.
@@ -75,8 +96,15 @@ impl Codes {
         self.0.iter().map(|code| code.as_str())
     }
 
+    /// Adds the answer to a challenge, unless it is too short for a code.
+    pub fn push_answer(&mut self, typed: &SecretString) {
+        if typed.expose_secret().chars().count() >= MIN_CODE {
+            self.push(typed);
+        }
+    }
+
     /// Without blanks, which a server may or may not heed: one more makes no other code.
-    fn push(&mut self, code: &SecretString) {
+    pub fn push(&mut self, code: &SecretString) {
         let typed = code.expose_secret();
         let mut bare = Zeroizing::new(String::with_capacity(typed.len()));
         bare.extend(typed.chars().filter(|c| !c.is_whitespace()));
@@ -142,11 +170,7 @@ impl Machine {
                 self.ask_radius(code, 0)
             }
             (Some(RadiusMode::Both), Some(password)) if self.rules.radius.both_in_one => {
-                let (password, code) = (password.expose_secret(), typed.expose_secret().trim());
-                let mut both = String::with_capacity(password.len() + code.len());
-                both.push_str(password);
-                both.push_str(code);
-                let both = SecretString::from(both);
+                let both = both_in_one(&password, &typed.expose_secret().trim().into());
                 self.radius.codes.push(&both);
                 self.ask_radius(both, 0)
             }
@@ -165,9 +189,7 @@ impl Machine {
 
     /// Takes in the answer to a challenge.
     pub(super) fn answer_challenge(&mut self, typed: SecretString, round: u32) -> Effect {
-        if typed.expose_secret().chars().count() >= MIN_CODE {
-            self.radius.codes.push(&typed);
-        }
+        self.radius.codes.push_answer(&typed);
         self.ask_radius(typed, round)
     }
 
@@ -216,12 +238,9 @@ impl Machine {
 
     /// Whether a server that accepts after `round` challenges saw a password and nothing more.
     fn is_one_factor(&self, round: u32) -> bool {
-        let alone = match self.radius_mode() {
-            Some(RadiusMode::Code) => false,
-            Some(RadiusMode::Both) => !self.rules.radius.both_in_one,
-            Some(RadiusMode::Challenge) | None => true,
-        };
-        alone && round == 0
+        // Without a mode, nobody was to be asked: then nothing alone is enough.
+        let mode = self.radius_mode().unwrap_or(RadiusMode::Challenge);
+        self.rules.radius.is_one_factor(mode, round)
     }
 
     fn radius_accepted(&mut self) -> Effect {

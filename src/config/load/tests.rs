@@ -167,6 +167,39 @@ fn the_first_place_that_has_a_file_counts_and_must_be_readable() {
 }
 
 #[test]
+fn a_file_that_somebody_else_can_write_is_not_found_by_default() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for ((owner, group, mode), caller, why) in [
+        ((1000, 1000, 0o644), 1000, None),
+        ((1000, 1000, 0o664), 1000, None),
+        ((1000, 100, 0o664), 1000, Some(Distrust::Writable)),
+        ((1000, 1000, 0o646), 1000, Some(Distrust::Writable)),
+        ((0, 0, 0o644), 1000, None),
+        ((0, 0, 0o1777), 1000, Some(Distrust::Writable)),
+        ((1000, 1000, 0o600), 0, Some(Distrust::Owner)),
+        ((1001, 1001, 0o644), 1000, Some(Distrust::Owner)),
+    ] {
+        assert_eq!(distrust((owner, group, mode), caller), why, "{owner} {mode:o} {caller}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    std::fs::write(&path, "").unwrap();
+    let set = |at: &Path, mode| {
+        std::fs::set_permissions(at, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let found = || Source::find(None, &[&path]).map(|source| source.path);
+    assert_eq!(found().unwrap(), Some(path.clone()));
+    set(folder.path(), 0o1777);
+    let error = found().unwrap_err().to_string();
+    assert!(error.contains("others can write its folder") && error.contains("--config"), "{error}");
+    set(folder.path(), 0o700);
+    set(&path, 0o666);
+    assert!(matches!(found(), Err(Error::Untrusted { .. })));
+    // Whoever names it takes it as it is.
+    assert!(Source::find(Some(&path), &[&path]).is_ok());
+}
+
+#[test]
 fn the_variable_names_the_file_unless_the_command_line_does() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, node: &str| {

@@ -292,16 +292,8 @@ pub(in crate::server) async fn gather(
             ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
             ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
             ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } => {
-                if !uplink.push_early(Piece::Data(data)) {
-                    return None;
-                }
-            }
-            ChannelMsg::Eof => {
-                if !uplink.push_early(Piece::Eof) {
-                    return None;
-                }
-            }
+            ChannelMsg::Data { data } => uplink.push_early(Piece::Data(data)).then_some(())?,
+            ChannelMsg::Eof => uplink.push_early(Piece::Eof).then_some(())?,
             ChannelMsg::Close => return None,
             _ => {}
         }

@@ -86,6 +86,16 @@ impl FreeRadius {
         configured(name, self.port(variant), &self.file("secret"))
     }
 
+    /// Its virtual server over TLS, as a bastion's configuration names it, with this client's certificate.
+    pub fn configured_tls(&self, name: &str, client: &str) -> String {
+        let (port, dir) = (self.port("RADSEC"), self.dir.path().display());
+        format!(
+            "[[radius.server]]\nname = \"{name}\"\naddress = \"localhost:{port}\"\n\
+             transport = \"tls\"\nca_file = \"{dir}/ca.pem\"\ntimeout = \"15s\"\n\
+             certificate_file = \"{dir}/{client}.pem\"\nkey_file = \"{dir}/{client}.key\"\n"
+        )
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -165,11 +175,23 @@ pub fn configured(name: &str, port: u16, secret: &Path) -> String {
 /// The same, with time left to type it: FreeRADIUS knows only the present one.
 pub async fn fresh_code(secret: &str) -> String {
     use sallyport::clock::Clock;
+    // Not in its first second: what `time()` tells oathtool lags by a tick of the kernel behind the
+    // clock that is read here, so that it could still show the code before.
     super::eventually("a code is young", async || {
-        (Clock::System.now().seconds() % 30 < 6).then_some(())
+        (1..6).contains(&(Clock::System.now().seconds() % 30)).then_some(())
     })
     .await;
     code(secret).await
+}
+
+/// A fresh code other than this one.
+pub async fn next_code(secret: &str, used: &str) -> String {
+    super::eventually("there is another code", async || {
+        let code = code(secret).await;
+        (code != used).then_some(())
+    })
+    .await;
+    fresh_code(secret).await
 }
 
 /// What an authenticator app with this secret shows now.
