@@ -250,10 +250,14 @@ impl<'a> Own<'a> {
     }
 
     /// The account as it is now, with its authenticator.
-    async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
+    pub(super) async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
         let account = self.account().await?;
         if account.factor.factor != Factor::Totp {
-            return self.refuse(Refusal::NotOffered, ELSEWHERE).await;
+            let text = match self.purpose {
+                Purpose::Command(_) => ELSEWHERE,
+                Purpose::Target(..) => NOT_OURS,
+            };
+            return self.refuse(Refusal::NotOffered, text).await;
         }
         match account.otp.clone() {
             Some(otp) => Ok((account, otp)),
@@ -367,12 +371,11 @@ impl<'a> Own<'a> {
     pub(super) async fn claim(
         &self,
         claim: Claim,
-        notes: Vec<Note>,
+        mut notes: Vec<Note>,
     ) -> anyhow::Result<Result<(), Refusal>> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, kept) = (Vec::new(), notes.clone());
-        let mut notes = notes;
         notes.extend(self.purpose.passed().map(|event| self.note(event)));
         let factor = match claim {
             Claim::Radius { .. } => Factor::Radius,
@@ -438,6 +441,9 @@ impl<'a> Own<'a> {
 /// What is told whose codes RADIUS servers check.
 const ELSEWHERE: &str = "your codes are checked by a RADIUS server, so your authenticator is looked \
                          after where that is: ask your administrator";
+/// The same, where a target asks for a code.
+const NOT_OURS: &str = "a fresh code is asked for there, and yours are checked by a RADIUS server, which \
+                        is not asked for it: ask your administrator";
 const CHANGED: &str = "your account was changed meanwhile: sign in again";
 
 /// What to say of a wrong answer.
