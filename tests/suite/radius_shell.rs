@@ -105,7 +105,10 @@ async fn the_logins_deadline_ends_a_wait_for_a_server_and_leaves_nothing_behind(
     let waits = Instant::now();
     assert_eq!(screen.ended().await, Some(255), "{}", screen.text());
     assert!(began.elapsed() >= grace, "after {:?}", began.elapsed());
-    bastion.event("sign-in-refused", &[("user", "gina"), ("reason", "grace-expired")]).await;
+    let refused = bastion.event("sign-in-refused", &[("user", "gina")]).await;
+    // The wait and the connection see the deadline at once: whichever is first says why.
+    let reasons = ["radius-unavailable", "given-up"];
+    assert!(reasons.contains(&refused["reason"].as_str().unwrap()), "{refused}");
     eventually("its socket is closed", async || {
         UdpSocket::bind(("0.0.0.0", asked.from.port())).await.ok()
     })
