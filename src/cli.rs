@@ -97,7 +97,7 @@ pub enum Command {
     /// Certificate authorities: show
     #[command(subcommand)]
     Ca(CaCommand),
-    /// The key that secrets are sealed under: rotate
+    /// The keys that secrets are sealed under: list, add, rotate
     #[command(subcommand)]
     Key(KeyCommand),
     /// Print a completion script for a shell

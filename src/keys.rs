@@ -1,8 +1,10 @@
-//! The bastion's own key files: host key, certificate authorities, audit key.
+//! Key files (host key, certificate authorities, audit key) and other secret files; the certificates
+//! that the authorities give; the public keys of others.
 //!
-//! Always holds: every private key is an unencrypted Ed25519 key in OpenSSH's format, readable by
-//! its owner only; a file that others can read is refused, not repaired. Private halves never
-//! leave this module's types except into russh's configuration.
+//! Always holds: every key of the bastion's own is an unencrypted Ed25519 key in OpenSSH's format,
+//! readable by its owner only; a secret file that others can read is refused, not repaired. The audit
+//! key and the login CA's key do not leave their types; those of the host, the host CA and the user CA
+//! go on to `server`, for russh and for making certificates.
 
 mod certificate;
 
@@ -48,7 +50,7 @@ pub enum Error {
         reason: String,
     },
     /// A certificate could not be made.
-    #[error("failed to make the host certificate: {0}")]
+    #[error("failed to make a certificate: {0}")]
     Certificate(String),
     /// The system has no randomness to give.
     #[error("failed to get randomness from the system: {0}")]

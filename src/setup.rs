@@ -1,7 +1,7 @@
 //! What has to be there before anything can be done: folder, keys, store, a first administrator.
 //!
-//! Always holds: only [`init`] makes anything, and no keys for a store that has users already; the
-//! first administrator's password is shown once, and never to a log.
+//! Always holds: only [`init`] makes anything, and for a store that has users already no key but the
+//! login CA's; the first administrator's password is shown once, and never to a log.
 
 mod radius;
 

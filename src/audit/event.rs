@@ -226,11 +226,11 @@ words! {
         ConnectionLost = "connection-lost",
         /// An administrator ended it.
         Killed = "killed",
-        /// The account was disabled, removed, unbound or given a new password.
+        /// The account or what is asked of it changed, its certificate was revoked, or its permit ended.
         Revoked = "revoked",
         /// The bastion stopped.
         ServerStopped = "server-stopped",
-        /// The bastion died; closed at the next start.
+        /// The bastion died; closed at the next start, or by another node.
         Interrupted = "interrupted",
         /// Nobody signed in within the login grace time.
         GraceExpired = "grace-expired",
@@ -295,7 +295,8 @@ pub enum Event {
     /// So many refusals before sign-in were not written down by themselves, since there were too many.
     RefusalsSuppressed { count: u64 },
 
-    /// A step of signing in was passed.
+    /// A step of signing in was passed, with `key`: a public key's fingerprint, or what a certificate
+    /// says it is.
     StepPassed {
         step: Step,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -510,7 +511,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seconds: Option<u64>,
     },
-    /// The same, for whoever wants to reach a target; without `rule`, what let them in is enough.
+    /// It was set which factors whoever wants to reach a target has to have signed in with; without
+    /// `rule`, what let them in is enough.
     TargetSignInSet {
         target: TargetName,
         #[serde(default, skip_serializing_if = "Option::is_none")]

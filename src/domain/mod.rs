@@ -137,7 +137,7 @@ words! {
 }
 
 words! {
-    /// What answers for the second step of a login.
+    /// What answers for the second step of a login. Not one of `Factors`: who judges the code.
     Factor, "factor" {
         /// A time-based one-time code (RFC 6238) from an app bound to the account.
         Totp = "totp",

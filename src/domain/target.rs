@@ -1,4 +1,5 @@
-//! Targets (registered by an administrator) and destinations (asked for by a client).
+//! Targets (registered by an administrator), their labels, what a grant may allow there, and
+//! destinations (asked for by a client).
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,4 +1,5 @@
-//! User certificates that clients sign in with (OpenSSH PROTOCOL.certkeys).
+//! User certificates that clients sign in with (OpenSSH PROTOCOL.certkeys): which ones are taken, and
+//! those that the login CA gives.
 //!
 //! Always holds: a certificate stands for somebody only if an authority signed it that is listed, with
 //! an algorithm that can be trusted; it is a user's, names them, holds now and from where they are; and

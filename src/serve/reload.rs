@@ -100,6 +100,7 @@ mod tests {
         ("server.max_unauthenticated", "6", true),
         ("server.max_unauthenticated_per_source", "5", true),
         ("server.max_channels", "4", true),
+        ("server.max_sessions_per_account", "9", true),
         ("server.login_grace", "\"11s\"", true),
         ("server.binding_grace", "\"12m\"", true),
         ("server.keepalive", "\"13s\"", true),

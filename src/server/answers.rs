@@ -80,7 +80,8 @@ pub(super) fn answer(
     if granted { session.channel_success(channel) } else { session.channel_failure(channel) }
 }
 
-/// The callbacks of a `russh::server::Handler` that is [`Answering`].
+/// The callbacks of a `russh::server::Handler` that is [`Answering`], for data, windows and requests on
+/// channels and for ports. It stands in the handler's `impl`.
 macro_rules! answers {
     () => {
         async fn channel_close(

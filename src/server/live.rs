@@ -1,9 +1,10 @@
 //! The connections of this process, and the watch over what must end them. An end that could not be
 //! written down is tried again until it is, or the next start does it.
 //!
-//! Always holds: a kill, a disabled, removed, unbound or re-passworded account, or a rule for signing
-//! in that asks for more than was given, ends its live sessions within about a second on every node, because every such change bumps the store's
-//! revision, and every node asks for it twice a second.
+//! Always holds: a kill, a disabled, removed, unbound or re-passworded account, a revoked certificate,
+//! or a rule for signing in that asks for more than was given, ends its live sessions within about a
+//! second on every node, because every such change bumps the store's revision, and every node asks for
+//! it twice a second.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};

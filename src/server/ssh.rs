@@ -1,9 +1,9 @@
 //! Which SSH we speak: algorithms, keys, sizes.
 //!
-//! Always holds: key exchange is curve25519, with ML-KEM where the client has it (russh computes
-//! the large groups inline, which is a way to stop a server before signing in); ciphers are AES
-//! with GCM first, and ChaCha20 only where the processor has no AES; no compression before or after
-//! signing in.
+//! Always holds: key exchange is curve25519, with ML-KEM where the client has it, and ECDH over P-256
+//! only with `server.older_clients` (russh computes the large groups inline, which is a way to stop a
+//! server before signing in); ciphers are AES with GCM first, and ChaCha20 only where the processor has
+//! no AES; no compression before or after signing in.
 //!
 //! Of what both have the client's order decides (RFC 4253 section 7.1): an OpenSSH that puts AES-CTR
 //! before AES-GCM, as up to 9.9, gets AES-CTR. That is still cheaper than the ChaCha20 that it gets

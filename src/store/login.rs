@@ -1,4 +1,5 @@
-//! What the store does for a login: read an account, use a code up, write failures and sessions.
+//! What the store does for a login: read an account, use a code or a recovery code up, bind an
+//! authenticator, take the password that was chosen, write failures, attacks and sessions.
 //!
 //! Always holds: a code, a recovery code and a binding are used up by a compare-and-set in the same
 //! transaction that writes down what they were used for, so that each works once over all

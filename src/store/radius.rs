@@ -1,4 +1,5 @@
-//! Who signs in by RADIUS, and which codes a server accepted before.
+//! What answers for the second step of a user or group (TOTP, or RADIUS and how), and which codes a
+//! RADIUS server accepted before.
 //!
 //! Always holds: what is set for a user goes before what is set for a group of theirs, and of these
 //! before all others that of the group whose name comes first; a code is stored as a keyed hash, so

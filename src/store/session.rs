@@ -161,7 +161,8 @@ impl Store {
     /// Closes a session.
     ///
     /// # Errors
-    /// When the store fails; the session is then closed as interrupted at the next start.
+    /// When the store fails; the session stays open then: `server::live` tries again, or the next start
+    /// closes it.
     pub async fn close_session(
         &self,
         session: &Id,

@@ -1,4 +1,5 @@
-//! SIGTERM: what goes on, what is refused, who is told. SIGHUP: what is in force afterwards.
+//! SIGTERM: what goes on, what is refused, who is told; a kill is told in the same way. SIGHUP: what is
+//! in force for new connections (`reload` has the settings).
 
 use std::process::Stdio;
 

@@ -1,4 +1,4 @@
-//! The first factor: a password or a key.
+//! The first factor: a password, a key or a certificate; and whether a code has to follow.
 
 use secrecy::SecretString;
 

@@ -7,11 +7,13 @@
 //!   networks from which less will do.
 //! - The user name is fixed by the first request (RFC 4252 section 5 lets it change; we do not).
 //! - What a client sees before it is through does not tell an unknown, locked, disabled or unbound
-//!   account, or a wrong password, from a wrong code: the same prompts, then the same refusal.
+//!   account, or a wrong password, from a wrong code: the same prompts, then the same refusal; but a
+//!   certificate that was shown is refused at once.
 //! - A dialog is short: answers and rounds are counted, whatever mix of methods they come by.
 //!
 //! Nothing here waits, reads a clock or touches a socket: an [`Effect`] says what to do next, and
-//! its [`Input`] brings back what came of it. Where a new second factor goes is told in
+//! its [`Input`] brings back what came of it. `Input::SignedIn(Ok)` is made in `server/login.rs` alone,
+//! once the store wrote the session. Where a new second factor goes is told in
 //! `docs/architecture.md`.
 
 mod bind;

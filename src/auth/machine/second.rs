@@ -1,4 +1,4 @@
-//! The second factor: a code or a recovery code of the authenticator.
+//! What follows the first factor: a code or a recovery code, or the way to binding or RADIUS.
 
 use secrecy::{ExposeSecret as _, SecretString};
 

@@ -385,6 +385,9 @@ impl Answering for Handler {
 impl russh::server::Handler for Handler {
     type Error = Ended;
 
+    // The callbacks for data, windows and requests on channels (`pty_request` to `signal`) and for ports
+    // (`tcpip_forward` and its like), from `server::answers`. What was asked on a channel is acted on in
+    // `session`, what was asked about ports in `onward`.
     answers!();
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Ended> {

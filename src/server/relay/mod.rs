@@ -87,7 +87,8 @@ impl Shared {
     }
 }
 
-/// One person on one target as one account.
+/// One person on one target as one account. Its connections to the target are in `target`, where it
+/// leads on in `destination`.
 pub(super) struct Relay {
     pub(super) conn: Arc<Connection>,
     pub(super) permit: AccountPermit,
