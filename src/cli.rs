@@ -404,7 +404,7 @@ pub enum CertificateCommand {
 pub enum GrantCommand {
     /// Add a grant
     #[command(
-        after_help = "Examples:\n  sallyport grant add --user alice --target db1\n  sallyport grant add --group dba --label env=prod --hours 'Mon-Fri 08:00-18:00 Europe/Berlin' --from 10.0.0.0/8 --until +30d"
+        after_help = "Examples:\n  sallyport grant add --user alice --target db1\n  sallyport grant add --group dba --label env=prod --hours 'Mon-Fri 08:00-18:00 Europe/Berlin' --from 10.0.0.0/8 --until +30d\n  sallyport grant add --group dba --target db1 --account root --step-up\n\nIf one of the grants that hold for an account has --step-up, the code is asked for. A login\ncertificate or a remembered login does not stand for it."
     )]
     Add(Box<GrantAdd>),
     /// List grants
@@ -446,6 +446,9 @@ pub struct GrantAdd {
     /// Until when it holds, such as 2026-12-24T18:00 or +7d
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub until: Option<When>,
+    /// Ask for a fresh code at each connection (record mode only)
+    #[arg(long)]
+    pub step_up: bool,
 }
 
 /// `sallyport explain`

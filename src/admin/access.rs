@@ -10,8 +10,8 @@ use super::user::{said, shown_factor};
 use super::{Out, Verbs};
 use crate::cli::{Explain, GrantAdd, GrantCommand, GroupCommand};
 use crate::domain::{
-    Destination, Factors, Grant, GrantObject, GrantSubject, Id, Remember, RuleOrDefault, Target,
-    UnixTime,
+    Destination, Factors, Grant, GrantObject, GrantSubject, Id, Mode, Remember, RuleOrDefault,
+    Target, UnixTime,
 };
 use crate::policy::{self, Explanation, Question};
 use crate::store::{GroupRow, UserDetail};
@@ -92,6 +92,9 @@ pub async fn grants(
             if let Some(old) = store.grants().await?.iter().find(same) {
                 bail!("there is this grant already: {} ({old})", old.id);
             }
+            if grant.step_up {
+                can_ask(&grant, &store.targets().await?)?;
+            }
             store.add_grant(&grant, context, now).await?;
             match verbs.format {
                 Format::Json => json_line(out, &grant)?,
@@ -103,6 +106,19 @@ pub async fn grants(
             let grant = store.remove_grant(id.as_str(), context, now).await?;
             writeln!(out, "grant {} is removed: {grant}", grant.id)?;
         }
+    }
+    Ok(())
+}
+
+/// Refuses a grant that could only ask for a code where nobody can be asked.
+fn can_ask(grant: &Grant, targets: &[Target]) -> anyhow::Result<()> {
+    let mut led_to = targets.iter().filter(|target| grant.leads_to(target)).peekable();
+    let Some(first) = led_to.peek().map(|target| target.name.clone()) else { return Ok(()) };
+    if led_to.all(|target| target.mode == Mode::Tunnel) {
+        bail!(
+            "{first} is in tunnel mode, where nobody can be asked for a code: leave --step-up out, or \
+             register the target with --mode record"
+        );
     }
     Ok(())
 }
@@ -132,6 +148,7 @@ fn grant(add: GrantAdd, now: UnixTime) -> anyhow::Result<Grant> {
         hours: add.hours,
         from: add.from,
         until,
+        step_up: add.step_up,
         created_at: now,
     })
 }

@@ -151,6 +151,8 @@ words! {
         WrongSource = "wrong-source",
         /// The grant has run out.
         Expired = "expired",
+        /// A fresh code is asked for, and was not given, or cannot be asked for on this way.
+        StepUp = "step-up",
         /// The name leads to an address that is never forwarded to.
         ForbiddenAddress = "forbidden-address",
         /// More channels than one connection may have open, or opened faster than it may.
@@ -207,6 +209,7 @@ impl Refusal {
             | Self::OutsideHours
             | Self::WrongSource
             | Self::Expired
+            | Self::StepUp
             | Self::ForbiddenAddress
             | Self::TooManyChannels
             | Self::Draining
@@ -396,6 +399,8 @@ pub enum Event {
     TargetFailed { target: TargetName, account: AccountName, error: String },
     /// A target opened a channel, of the kind `what`, that nobody had asked it for; it was refused.
     UnaskedChannel { target: TargetName, account: AccountName, what: String },
+    /// The fresh code was given that an account of a target asks for.
+    StepUpPassed { target: TargetName, account: AccountName },
     /// An account of a target was refused.
     AccountRefused { target: TargetName, account: String, reason: Refusal },
     /// A recording began: of a shell, a command or a subsystem.

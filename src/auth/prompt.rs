@@ -29,6 +29,11 @@ pub const NO_MATCH: &str = "The two do not match.";
 /// Says that the confirming code is wrong.
 pub const BINDING_WRONG: &str = "That code is wrong: try the next one.";
 
+/// Asks for a fresh code before a target is reached; `whom` is such as `root@db1`.
+pub fn step_up(whom: &str) -> String {
+    format!("6-digit code for {whom}: ")
+}
+
 const BIND_ASK: &str = "6-digit code (i inverts the picture, a draws ASCII, r makes a new one): ";
 
 /// Asks for a new password again, after saying why.

@@ -15,6 +15,7 @@ mod own_keys;
 mod own_radius;
 mod passwd;
 mod ssh_config;
+mod step_up;
 mod ways;
 
 use std::io::Write as _;
@@ -28,6 +29,7 @@ pub use self::contents::{contents, page};
 pub use self::dialog::{Dialog, Typed};
 pub use self::epoch::OwnEpoch;
 pub use self::own::{OwnVerb, run as change_own, run_from_menu as change_own_from_menu};
+pub use self::step_up::{STEP_UP_TRIES, StepUp};
 use crate::admin::replay::Keys;
 use crate::admin::{self, Out, Verbs, output::Format};
 use crate::audit::{Actor, Context, Event, Refusal};

@@ -16,7 +16,7 @@ use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
 use crate::auth::{prompt, recovery, totp};
 use crate::cli::{ConsoleCommand, OwnKeys, OwnOtp};
-use crate::domain::{Factor, Id, RadiusMode, UnixTime, printable};
+use crate::domain::{AccountName, Factor, Id, RadiusMode, TargetName, UnixTime, printable};
 use crate::store::{FailureNote, Store, Throttled};
 
 /// Wrong answers after which a dialog ends.
@@ -91,7 +91,7 @@ pub async fn run(
     verb: OwnVerb,
     mut dialog: Dialog<'_>,
 ) -> anyhow::Result<()> {
-    let own = Own { caller, store, context: caller.actor(), command: verb.command() };
+    let own = Own::new(caller, store, caller.actor(), Purpose::Command(verb.command()));
     own.lead(verb, &mut dialog).await
 }
 
@@ -109,7 +109,7 @@ pub async fn run_from_menu(
     let Channel { typed, terminal, stdout, stderr } = channel;
     let ran = Event::CommandRun { command: verb.command() };
     store.record(caller.service.clock.now(), &caller.context, ran).await?;
-    let own = Own { caller, store, context: caller.actor(), command: verb.command() };
+    let own = Own::new(caller, store, caller.actor(), Purpose::Command(verb.command()));
     let mut dialog = Dialog::new(typed, terminal, stdout, stderr);
     own.lead(verb, &mut dialog).await?;
     match dialog.ask("Press Enter to go back to the menu: ", false).await {
@@ -118,13 +118,53 @@ pub async fn run_from_menu(
     }
 }
 
-/// Somebody about to change their own account.
+/// Somebody who has to prove again who they are, most often to change their own account.
 pub(super) struct Own<'a> {
     pub(super) caller: &'a Caller<'a>,
     pub(super) store: &'a Store,
     /// Where what they cause belongs.
     pub(super) context: Context,
-    command: String,
+    pub(super) purpose: Purpose,
+}
+
+/// What somebody proves for that the account is theirs.
+pub(super) enum Purpose {
+    /// A command on their own account.
+    Command(String),
+    /// To be an account of a target.
+    Target(TargetName, AccountName),
+}
+
+impl Purpose {
+    /// The event that it was refused.
+    fn refused(&self, reason: Refusal) -> Event {
+        match self {
+            Self::Command(command) => Event::CommandRefused { command: command.clone(), reason },
+            Self::Target(target, account) => {
+                let (target, account) = (target.clone(), account.to_string());
+                Event::AccountRefused { target, account, reason }
+            }
+        }
+    }
+
+    /// The event that a wrong answer refused it; the step's own says what was wrong.
+    fn failed(&self, reason: Refusal) -> Event {
+        match self {
+            Self::Command(_) => self.refused(reason),
+            Self::Target(..) => self.refused(Refusal::StepUp),
+        }
+    }
+
+    /// The event that a right answer let it go on, where what comes of it does not say so itself.
+    pub(super) fn passed(&self) -> Option<Event> {
+        match self {
+            Self::Command(_) => None,
+            Self::Target(target, account) => {
+                let (target, account) = (target.clone(), account.clone());
+                Some(Event::StepUpPassed { target, account })
+            }
+        }
+    }
 }
 
 /// Which codes prove who somebody is.
@@ -145,7 +185,27 @@ pub(super) struct Wrong {
     pub(super) notes: Vec<Note>,
 }
 
-impl Own<'_> {
+impl Wrong {
+    /// What to say of it.
+    pub(super) fn said(&self) -> String {
+        let text = said(self.reason);
+        match self.drift {
+            Some(seconds) => format!("{text} Your phone's clock is {}.", prompt::off(seconds)),
+            None => text.to_owned(),
+        }
+    }
+}
+
+impl<'a> Own<'a> {
+    pub(super) fn new(
+        caller: &'a Caller<'a>,
+        store: &'a Store,
+        context: Context,
+        purpose: Purpose,
+    ) -> Self {
+        Self { caller, store, context, purpose }
+    }
+
     async fn lead(&self, verb: OwnVerb, dialog: &mut Dialog<'_>) -> anyhow::Result<()> {
         if verb.is_of_authenticator() {
             self.bound().await?;
@@ -213,7 +273,7 @@ impl Own<'_> {
 
     /// Writes down that the command was refused, and ends it.
     pub(super) async fn refuse<T>(&self, reason: Refusal, text: &str) -> anyhow::Result<T> {
-        let refused = Event::CommandRefused { command: self.command.clone(), reason };
+        let refused = self.purpose.refused(reason);
         self.store.record(self.now(), &self.context, refused).await?;
         bail!("{text}")
     }
@@ -235,10 +295,7 @@ impl Own<'_> {
                 Ok(()) => return Ok(()),
                 Err(wrong) => wrong,
             };
-            let mut text = said(wrong.reason).to_owned();
-            if let Some(seconds) = wrong.drift {
-                text = format!("{text} Your phone's clock is {}.", prompt::off(seconds));
-            }
+            let text = wrong.said();
             self.failed(wrong).await?;
             dialog.say(&text).await?;
             if left > 0 {
@@ -265,7 +322,7 @@ impl Own<'_> {
     }
 
     /// Uses a code up, if it is right.
-    async fn try_code(
+    pub(super) async fn try_code(
         &self,
         answer: &SecretString,
         proof: Proof,
@@ -278,7 +335,10 @@ impl Own<'_> {
             Some(recovery) if proof == Proof::CodeOrRecovery => {
                 Claim::RecoveryCode(recovery::hash(&account.id, &recovery))
             }
-            Some(_) => bail!("a recovery code does not do here: 'otp rebind' takes one"),
+            Some(_) => {
+                let text = "a recovery code does not do here: 'otp rebind' takes one";
+                return self.refuse(Refusal::NotOffered, text).await;
+            }
             None => match totp::check(&otp.secret, text, self.now(), otp.last_step) {
                 totp::Check::Matches(step) => Claim::Code(step),
                 totp::Check::Replayed(_) => return Ok(Err(code(Refusal::ReplayedCode, None))),
@@ -312,6 +372,8 @@ impl Own<'_> {
         let (id, epoch) = self.account_and_epoch();
         let (account, given) = (id.clone(), self.caller.who.given());
         let (steps, kept) = (Vec::new(), notes.clone());
+        let mut notes = notes;
+        notes.extend(self.purpose.passed().map(|event| self.note(event)));
         let factor = match claim {
             Claim::Radius { .. } => Factor::Radius,
             _ => Factor::Totp,
@@ -335,7 +397,7 @@ impl Own<'_> {
         let account = Some(self.caller.who.account().clone());
         let counts = reason.counts();
         let failure = FailureNote { account, reason, counts, drift };
-        let refused = Event::CommandRefused { command: self.command.clone(), reason };
+        let refused = self.purpose.failed(reason);
         notes.push(self.note(Event::StepFailed { step, reason }));
         let (whose, context, now) = (self.whose(), &self.context, self.now());
         let failed = self.store.fail_with(refused, failure, notes, &whose, rules, context, now);

@@ -81,6 +81,8 @@ pub struct Grant {
     pub from: Vec<ipnet::IpNet>,
     /// Until when it holds; for ever if not said.
     pub until: Option<UnixTime>,
+    /// Whether a fresh code is asked for at each connection that it has a part in.
+    pub step_up: bool,
     /// When it was added.
     pub created_at: UnixTime,
 }
@@ -107,14 +109,15 @@ impl Grant {
         }
     }
 
-    /// When and from where it holds, in the words of the command that would add it; empty if always
-    /// and from everywhere.
+    /// When and from where it holds, and whether it takes a fresh code, in the words of the command
+    /// that would add it; empty if always, from everywhere and without one.
     pub fn conditions(&self) -> String {
         let hours = self.hours.as_ref().map(|hours| format!("hours {hours}"));
         let from: Vec<String> = self.from.iter().map(ToString::to_string).collect();
         let from = (!from.is_empty()).then(|| format!("from {}", from.join(",")));
         let until = self.until.map(|until| format!("until {until}"));
-        [hours, from, until].into_iter().flatten().collect::<Vec<_>>().join(" ")
+        let step_up = self.step_up.then(|| "step-up".to_owned());
+        [hours, from, until, step_up].into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
     /// Whether it is for `account`.

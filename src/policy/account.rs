@@ -15,6 +15,7 @@ pub struct AccountPermit {
     rights: Vec<Capability>,
     grants: Vec<Id>,
     until: Option<UnixTime>,
+    step_up: bool,
 }
 
 /// The policy's answer about an account.
@@ -58,6 +59,16 @@ impl AccountPermit {
         self.until
     }
 
+    /// Whether a fresh code has to be given before the target is reached.
+    ///
+    /// One grant that asks for it is enough, whatever the others say. Rights add up over grants, so a
+    /// code that only all of them together could ask for would be turned off by any further grant, made
+    /// for a group or a label with something else in mind. Whoever adds `--step-up` to a target means
+    /// everybody who is covered by it.
+    pub fn step_up(&self) -> bool {
+        self.step_up
+    }
+
     /// Whether everything that `earlier` allowed is still allowed.
     pub fn covers(&self, earlier: &Self) -> bool {
         earlier.rights.iter().all(|right| self.allows(*right))
@@ -78,6 +89,7 @@ pub fn authorize_account(
         rights: Vec::new(),
         grants: Vec::new(),
         until: None,
+        step_up: false,
     };
     let mut refused: Option<(u8, Refused)> = None;
     let mut others: Vec<&AccountName> = Vec::new();
@@ -105,6 +117,7 @@ pub fn authorize_account(
 impl AccountPermit {
     fn add(&mut self, grant: &Grant, until: Option<UnixTime>) {
         self.grants.push(grant.id.clone());
+        self.step_up |= grant.step_up;
         let new = Capability::ALL.iter().filter(|right| grant.allows(**right));
         self.rights.extend(new);
         self.rights.sort();

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::Serialize;
 
 use super::{
-    AccountDecision, Decision, Refused, Subject, authorize, authorize_account, covers, holds,
-    is_meant,
+    AccountDecision, Decision, Refused, Subject, authorize, authorize_account, cannot_ask, covers,
+    holds, is_meant, nobody_to_ask,
 };
 use crate::domain::{
     AccountName, Capability, Destination, Factors, Grant, GroupName, Id, Mode, SignInRule, Target,
@@ -44,6 +44,8 @@ pub struct Explanation {
     pub rights: Vec<Capability>,
     /// What is to be known about signing in, which comes before all.
     pub sign_in: Vec<String>,
+    /// Whether a fresh code is asked for before the target is reached; of an account.
+    pub step_up: bool,
     /// Every grant that is about this user, and what it says.
     pub grants: Vec<Verdict>,
 }
@@ -110,19 +112,22 @@ pub fn explain(
         } else {
             (false, "it is for other accounts of the target".to_owned(), Vec::new())
         };
-        let why = if permits { why + &only_from(grant) } else { why };
+        let code = if grant.step_up { ", after a fresh code" } else { "" };
+        let why = if permits { why + &only_from(grant) + code } else { why };
         Verdict { grant: grant.id.to_string(), rule: grant.to_string(), permits, why, rights }
     });
     let verdicts = verdicts.collect();
+    let mut step_up = false;
     let (permitted, decision, rights) = match decided {
         Ok(granted) => {
             let by = grants.iter().find(|grant| granted.grants.contains(&grant.id));
             let from = by.map(only_from).unwrap_or_default();
+            step_up = granted.step_up;
             (true, format!("permitted{from}: {granted}"), granted.rights)
         }
         Err(refused) => (false, format!("refused: {}", of(user, &refused.message)), Vec::new()),
     };
-    Explanation { permitted, decision, rights, sign_in: Vec::new(), grants: verdicts }
+    Explanation { permitted, decision, rights, sign_in: Vec::new(), step_up, grants: verdicts }
 }
 
 /// What would be let through, and by which grants.
@@ -131,6 +136,7 @@ struct Granted<'a> {
     account: Option<&'a AccountName>,
     rights: Vec<Capability>,
     grants: Vec<Id>,
+    step_up: bool,
 }
 
 impl std::fmt::Display for Granted<'_> {
@@ -138,7 +144,8 @@ impl std::fmt::Display for Granted<'_> {
         let Target { name, address, .. } = &self.target;
         match self.account {
             Some(account) => {
-                write!(f, "{account} on {name} at {address}, for {}", list(&self.rights))
+                let code = if self.step_up { ", after a fresh code" } else { "" };
+                write!(f, "{account} on {name} at {address}, for {}{code}", list(&self.rights))
             }
             None => write!(f, "{name} at {address}"),
         }
@@ -162,12 +169,14 @@ fn decide<'a>(
     let Some(name) = account else {
         // In record mode it depends on the account what may be done.
         let rights = if target.mode == Mode::Tunnel { vec![Capability::Forward] } else { vec![] };
-        return Ok(Granted { target, account, rights, grants: vec![permit.grant().clone()] });
+        let grants = vec![permit.grant().clone()];
+        return Ok(Granted { target, account, rights, grants, step_up: false });
     };
     match authorize_account(who, &target, grants, name, now) {
         AccountDecision::Permit(permit) => {
             let (rights, grants) = (permit.rights().to_vec(), permit.grants().to_vec());
-            Ok(Granted { target, account, rights, grants })
+            let step_up = permit.step_up();
+            Ok(Granted { target, account, rights, grants, step_up })
         }
         AccountDecision::Refuse(refused) => Err(refused),
     }
@@ -225,6 +234,9 @@ fn verdict(
         Ok(until) => until.map(|until| format!(", at least until {until}")).unwrap_or_default(),
         Err((_, refused)) => return (false, of(who.user, &refused.message), Vec::new()),
     };
+    if cannot_ask(grant, target) {
+        return (false, nobody_to_ask(target).message, Vec::new());
+    }
     let rights = match target.mode {
         Mode::Tunnel => vec![Capability::Forward],
         Mode::Record => {

@@ -92,8 +92,13 @@ pub fn authorize(
     let mut best: Option<Permit> = None;
     let mut refused: Option<(u8, Refused)> = None;
     for target in targets.iter().filter(|target| is_meant(target, destination)) {
-        for grant in grants.iter().filter(|grant| covers(grant, who, target)) {
+        let covering = || grants.iter().filter(|grant| covers(grant, who, target));
+        let asks = covering()
+            .any(|grant| cannot_ask(grant, target) && holds(grant, who, target, "", now).is_ok());
+        for grant in covering() {
             match holds(grant, who, target, &destination.host, now) {
+                // One grant that asks is enough, as for an account: see `AccountPermit::step_up`.
+                Ok(_) if asks => refused = Some((u8::MAX, nobody_to_ask(target))),
                 Ok(until) => {
                     let permit = Permit { target: target.clone(), grant: grant.id.clone(), until };
                     if best.as_ref().is_none_or(|best| lasts_longer(&permit, best)) {
@@ -145,7 +150,7 @@ pub fn session_rights(who: &Subject<'_>, targets: &[Target], grants: &[Grant]) -
 
 /// Whether `grant` holds for `who` right now.
 pub fn holds_now(grant: &Grant, who: &Subject<'_>, target: &Target, now: UnixTime) -> bool {
-    holds(grant, who, target, target.name.as_str(), now).is_ok()
+    !cannot_ask(grant, target) && holds(grant, who, target, target.name.as_str(), now).is_ok()
 }
 
 /// Whether a destination means this target: by its name (`ssh -J` asks for port 22 when nobody
@@ -206,6 +211,18 @@ fn holds(
         return refuse(5, Refusal::SignInRule, message);
     }
     Ok([grant.until, closes].into_iter().flatten().min())
+}
+
+/// Whether a grant asks for a code where nobody can be asked: the bastion does not see into a tunnel.
+fn cannot_ask(grant: &Grant, target: &Target) -> bool {
+    grant.step_up && target.mode == Mode::Tunnel
+}
+
+fn nobody_to_ask(target: &Target) -> Refused {
+    let name = &target.name;
+    let message =
+        format!("{name} asks for a fresh code, which nobody can be asked for in tunnel mode");
+    Refused { reason: Refusal::StepUp, message, target: Some(name.clone()) }
 }
 
 fn lasts_longer(a: &Permit, b: &Permit) -> bool {

@@ -33,6 +33,7 @@ fn grant(n: usize, subject: GrantSubject, object: GrantObject) -> Grant {
         hours: None,
         from: Vec::new(),
         until: None,
+        step_up: false,
         created_at: NOW,
     }
 }
@@ -485,4 +486,71 @@ fn single_accounts_cannot_be_granted_where_they_are_not_seen() {
     let (reason, text) = message(ask(&[target("db1", "10.0.0.5", &[])], &[only], "db1", 22));
     assert_eq!(reason, Refusal::NotGranted);
     assert!(text.ends_with("single accounts, which cannot be told in tunnel mode"), "{text}");
+}
+
+#[test]
+fn one_grant_that_asks_for_a_code_is_enough() {
+    let record = Target { mode: Mode::Record, ..target("db1", "10.0.0.5", &[]) };
+    let who = "alice".parse().unwrap();
+    let subject = Subject {
+        user: &who,
+        groups: &[],
+        source: "192.0.2.7".parse().unwrap(),
+        given: Factors::ALL,
+    };
+    let plain = grant(1, user("alice"), to("db1"));
+    let asks = Grant { step_up: true, ..grant(2, user("alice"), to("db1")) };
+    let for_root = Grant { accounts: vec!["root".parse().unwrap()], ..asks.clone() };
+    let over = Grant { until: Some(NOW), ..asks.clone() };
+    let others = Grant { subject: user("bob"), ..asks.clone() };
+    for (grants, account, step_up) in [
+        (vec![plain.clone()], "root", false),
+        (vec![asks.clone()], "root", true),
+        (vec![plain.clone(), asks.clone()], "root", true),
+        (vec![asks.clone(), plain.clone()], "root", true),
+        (vec![plain.clone(), for_root.clone()], "root", true),
+        // What does not hold, or not for this account or user, asks nothing.
+        (vec![plain.clone(), for_root], "app", false),
+        (vec![plain.clone(), over.clone()], "root", false),
+        (vec![plain.clone(), others.clone()], "root", false),
+    ] {
+        let name: AccountName = account.parse().unwrap();
+        match authorize_account(&subject, &record, &grants, &name, NOW) {
+            AccountDecision::Permit(permit) => assert_eq!(permit.step_up(), step_up, "{grants:?}"),
+            AccountDecision::Refuse(refused) => panic!("{refused:?}"),
+        }
+        let asked = Question {
+            user: &who,
+            groups: &[],
+            source: Some(subject.source),
+            account: Some(&name),
+        };
+        let destination = Destination::parse("db1", 22).unwrap();
+        let told = explain(&asked, std::slice::from_ref(&record), &grants, &destination, NOW);
+        assert_eq!((told.permitted, told.step_up), (true, step_up));
+        assert_eq!(told.decision.ends_with(", after a fresh code"), step_up, "{told}");
+    }
+
+    // Nobody can be asked in a tunnel.
+    let tunnel = [target("db1", "10.0.0.5", &[])];
+    for (grants, refused) in [
+        (vec![plain.clone()], false),
+        (vec![asks.clone()], true),
+        (vec![plain.clone(), asks.clone()], true),
+        (vec![asks.clone(), plain.clone()], true),
+        (vec![plain.clone(), over], false),
+        (vec![plain, others], false),
+    ] {
+        match ask(&tunnel, &grants, "db1", 22) {
+            Decision::Permit(_) => assert!(!refused, "{grants:?}"),
+            Decision::Refuse(why) => {
+                assert!(refused && why.reason == Refusal::StepUp, "{grants:?}: {why:?}");
+                assert!(why.message.contains("nobody can be asked for in tunnel mode"), "{why:?}");
+            }
+        }
+    }
+    let asked = Question { user: &who, groups: &[], source: None, account: None };
+    let told = explain(&asked, &tunnel, &[asks], &Destination::parse("db1", 22).unwrap(), NOW);
+    assert!(!told.permitted && !told.grants[0].permits, "{told}");
+    assert!(told.grants[0].rule.ends_with(" step-up"), "{told}");
 }

@@ -184,7 +184,7 @@ async fn run(
 }
 
 /// Whether the store failed a command; what was not allowed or not there is for its caller only.
-fn is_fault(error: &anyhow::Error) -> bool {
+pub(super) fn is_fault(error: &anyhow::Error) -> bool {
     use crate::store::Error;
     let store = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     store.is_some_and(|error| !matches!(error, Error::Conflict(_)))

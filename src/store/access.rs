@@ -42,6 +42,7 @@ struct GrantRow {
     sources: String,
     until: Option<i64>,
     created_at: i64,
+    step_up: i64,
 }
 
 /// A group with its members.
@@ -373,6 +374,7 @@ impl Store {
             grants::sources.eq(join(&grant.from)),
             grants::until.eq(grant.until.map(|t| t.0)),
             grants::created_at.eq(grant.created_at.0),
+            grants::step_up.eq(i64::from(grant.step_up)),
         );
         on!(tx.engine(), conn => {
             diesel::insert_into(grants::table).values(row).execute(conn).await
@@ -486,7 +488,7 @@ impl Tx<'_> {
                 .select((
                     grants::id, users::name.nullable(), grants::group_name, targets::name.nullable(),
                     grants::label, grants::accounts, grants::allow, grants::hours, grants::sources,
-                    grants::until, grants::created_at,
+                    grants::until, grants::created_at, grants::step_up,
                 ))
                 .order((grants::created_at, grants::id))
                 .into_boxed();
@@ -616,6 +618,7 @@ fn grant(row: GrantRow) -> Result<Grant, Error> {
         from: split("grants", &row.sources)?,
         until: row.until.map(UnixTime),
         created_at: UnixTime(row.created_at),
+        step_up: row.step_up != 0,
     })
 }
 

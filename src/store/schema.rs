@@ -178,6 +178,7 @@ table! {
         sources -> Text,
         until -> Nullable<BigInt>,
         created_at -> BigInt,
+        step_up -> BigInt,
     }
 }
 

@@ -191,6 +191,15 @@ async fn what_would_do_harm_or_nothing_is_refused_and_told() {
 
     cli(dir, &["target", "add", "pg1", "pg1.internal:5432", "--mode", "tunnel"]).await.ok();
     fails(dir, &["target", "account", "add", "pg1", "x"], 1, "pg1 is in tunnel mode").await;
+    let asks = ["grant", "add", "--user", "alice", "--target", "pg1", "--step-up"];
+    fails(dir, &asks, 1, "pg1 is in tunnel mode, where nobody can be asked for a code").await;
+    let asks = ["grant", "add", "--user", "alice", "--target", "db1", "--step-up"];
+    let added = cli(dir, &asks).await.ok();
+    assert!(added.out.ends_with("user alice to target db1 step-up\n"), "{added:?}");
+    let listed = json(dir, &["grant", "list"]).await;
+    assert_eq!(listed.as_array().unwrap().last().unwrap()["step_up"], true);
+    let told = json(dir, &["explain", "alice", "db1", "--account", "root"]).await;
+    assert_eq!(told["step_up"], true, "{told}");
     cli(dir, &["target", "account", "add", "db1", "root"]).await.ok();
     let changed =
         cli(dir, &["target", "account", "add", "db1", "root", "--auth", "ask"]).await.ok();

@@ -51,6 +51,7 @@ mod remembered;
 mod secrets;
 mod shipped_files;
 mod sign_in;
+mod step_up;
 mod store;
 mod support;
 mod systemd;

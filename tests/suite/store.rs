@@ -234,6 +234,7 @@ fn grant(subject: GrantSubject, object: GrantObject) -> Grant {
         hours: Some("Mon-Fri 08:00-18:00 Europe/Berlin".parse().unwrap()),
         from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
         until: Some(UnixTime(9)),
+        step_up: true,
         created_at: UnixTime(7),
     }
 }

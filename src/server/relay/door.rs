@@ -2,7 +2,8 @@
 //!
 //! Always holds: it is reached only through a `direct-tcpip` channel of somebody who signed in on
 //! the outer connection, and lets that person in without another question, as far as the policy
-//! allows the account; questions are the target's own. One task serves it, apart from the outer
+//! allows the account: the one question of the bastion's is for a fresh code, where a grant
+//! asks for it; the others are the target's own. One task serves it, apart from the outer
 //! connection's.
 
 use std::borrow::Cow;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 use super::sign_in::{Asking, Questions, Stage};
 use super::stream::ChannelStream;
 use super::{Onward, Relay, host_key};
+use crate::console::STEP_UP_TRIES;
 use crate::domain::{Capability, Destination, Target};
 use crate::policy::Checked;
 use crate::policy::Refused;
@@ -187,6 +189,8 @@ fn config(
 /// Where letting somebody in has come to.
 enum State {
     New,
+    /// The bastion asks for a fresh code, so many times more.
+    Proving(Arc<Relay>, u32),
     /// The target asks.
     Asking(Arc<Relay>, Box<Asking>),
     /// Nobody is let in; the reason is told once.
@@ -223,6 +227,11 @@ fn ask(questions: &Questions) -> Auth {
     }
 }
 
+/// The question for a fresh code, after what is wrong with the last.
+fn code_question(relay: &Relay, said: String) -> Questions {
+    Questions { instruction: said, prompts: vec![(relay.code_question(), false)] }
+}
+
 impl Handler {
     /// Lets the user of the outer connection in as `account`, if policy and target agree.
     async fn enter(&mut self, account: &str) -> Auth {
@@ -244,6 +253,17 @@ impl Handler {
                 return self.refuse(message);
             }
         };
+        if relay.asks_code() {
+            return match relay.may_ask_code().await {
+                Ok(()) => self.prove(relay, STEP_UP_TRIES),
+                Err(message) => self.refuse(message),
+            };
+        }
+        self.reach(relay).await
+    }
+
+    /// Reaches the target, unless that has to wait for the agent that a channel will forward.
+    async fn reach(&mut self, relay: Arc<Relay>) -> Auth {
         let stage = match relay.needs_agent().await {
             Ok(true) => return self.let_in(relay),
             Ok(false) => relay.connection().await,
@@ -252,15 +272,53 @@ impl Handler {
         self.take(relay, stage, false).await
     }
 
+    /// Waits for a fresh code.
+    fn prove(&mut self, relay: Arc<Relay>, tries: u32) -> Auth {
+        self.door.control.extend(super::target::ANSWER);
+        self.state = State::Proving(relay, tries);
+        questions_only()
+    }
+
+    /// Tries a fresh code; goes on to the target if it is right.
+    async fn try_code(&mut self, relay: Arc<Relay>, left: u32, typed: Zeroizing<String>) -> Auth {
+        let said = match relay.try_code(typed).await {
+            Ok(Ok(())) => {
+                // The user took their time.
+                let auth = match relay.look_again().await {
+                    Ok(_) => self.reach(relay).await,
+                    Err(
+                        NotOpened::Refused(Refused { message, .. }) | NotOpened::Failed(message),
+                    ) => self.refuse(message),
+                };
+                return self.in_round(auth);
+            }
+            Ok(Err(said)) => said,
+            Err(message) => {
+                let auth = self.refuse(message);
+                return self.in_round(auth);
+            }
+        };
+        let auth = match left.checked_sub(1).filter(|left| *left > 0) {
+            Some(left) => {
+                let question = code_question(&relay, said);
+                self.prove(relay, left);
+                return ask(&question);
+            }
+            None => self.refuse(relay.too_many_codes()),
+        };
+        self.in_round(auth)
+    }
+
     /// What a client that tries another method hears.
     fn answer_again(&self) -> Auth {
         match &self.state {
             State::In => Auth::Accept,
-            State::Asking(..) | State::Refused(_) => questions_only(),
+            State::Proving(..) | State::Asking(..) | State::Refused(_) => questions_only(),
             State::New => nothing_left(),
         }
     }
 
+    /// Takes in where signing in on the target has come to; `asked` whether the target has asked.
     async fn take(&mut self, relay: Arc<Relay>, stage: Result<Stage, String>, asked: bool) -> Auth {
         match stage {
             Ok(Stage::In(connection)) => {
@@ -269,9 +327,8 @@ impl Handler {
             }
             Ok(Stage::Asking(asking)) => {
                 self.door.control.extend(super::target::ANSWER);
-                let questions = asking.questions().clone();
                 self.state = State::Asking(relay, asking);
-                if asked { ask(&questions) } else { questions_only() }
+                questions_only()
             }
             Err(message) => self.refuse(message),
         }
@@ -311,11 +368,17 @@ impl Handler {
         match (std::mem::replace(&mut self.state, State::New), answers) {
             (State::Asking(relay, asking), Some(answers)) => {
                 let stage = asking.answer(&relay, answers).await;
-                match self.take(relay, stage, true).await {
-                    // Said at once: this round is keyboard-interactive already.
-                    Auth::Reject { .. } => self.tell(),
-                    other => other,
-                }
+                let auth = self.take(relay, stage, true).await;
+                self.in_round(auth)
+            }
+            (State::Proving(relay, left), Some(answers)) => {
+                let typed = answers.into_iter().next().unwrap_or_default();
+                self.try_code(relay, left, typed).await
+            }
+            (State::Proving(relay, left), None) => {
+                let question = code_question(&relay, String::new());
+                self.prove(relay, left);
+                ask(&question)
             }
             (State::Asking(relay, asking), None) => {
                 let questions = asking.questions().clone();
@@ -334,6 +397,15 @@ impl Handler {
                 self.state = state;
                 self.answer_again()
             }
+        }
+    }
+
+    /// The answer in a round of keyboard-interactive: what else would be told in the next.
+    fn in_round(&self, auth: Auth) -> Auth {
+        match (auth, &self.state) {
+            (Auth::Reject { .. }, State::Asking(_, asking)) => ask(asking.questions()),
+            (Auth::Reject { .. }, _) => self.tell(),
+            (other, _) => other,
         }
     }
 
@@ -405,6 +477,8 @@ impl russh::server::Handler for Handler {
         let work = async {
             match self.enter(user).await {
                 Auth::Accept => Auth::Accept,
+                // A password is no code, and none for the target before that.
+                other if matches!(self.state, State::Proving(..)) => other,
                 // A client that does not wait to be asked: its password is for the target.
                 _ => self.interact(user, Some(vec![Zeroizing::new(password.to_owned())])).await,
             }
@@ -420,7 +494,7 @@ impl russh::server::Handler for Handler {
         // Who it is was settled on the outer connection: any key is as good as none.
         Ok(match self.state {
             State::New | State::In => Auth::Accept,
-            State::Asking(..) | State::Refused(_) => questions_only(),
+            State::Proving(..) | State::Asking(..) | State::Refused(_) => questions_only(),
         })
     }
 

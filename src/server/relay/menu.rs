@@ -329,7 +329,8 @@ impl Visitor<'_> {
         };
         setup.check(&relay);
         let (start, user, uplink) = (&Start::Shell, self.user, self.uplink);
-        let shell = Carried { relay: &relay, setup, start, user, uplink, goes_on: true };
+        let shell =
+            Carried { relay: &relay, setup, start, user, uplink, is_first: false, goes_on: true };
         let left = async {
             tokio::select! {
                 why = relay.watch() => End::Failed(why),

@@ -8,7 +8,7 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `callbacks` and
+//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `step_up`, `callbacks` and
 //! `asked`), `session`,
 //! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
@@ -29,6 +29,7 @@ mod recorder;
 pub(super) mod selector;
 mod session;
 mod sign_in;
+mod step_up;
 mod stream;
 mod target;
 
@@ -51,7 +52,7 @@ use super::direct::{NotOpened, refused, until_refused};
 use super::forward::ConnectionFlow;
 use super::traffic::Meter;
 use crate::audit::{Event, Refusal};
-use crate::domain::{AccountName, Capability, Destination, Target, noted};
+use crate::domain::{AccountName, Capability, Destination, Target, UnixTime, noted};
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
 use crate::store::Carrier;
@@ -101,6 +102,8 @@ pub(super) struct Relay {
     pub(super) cancel: CancellationToken,
     /// The target connection that was made while signing in, or that all channels share.
     home: tokio::sync::Mutex<Option<target::Home>>,
+    /// Whether the fresh code was given that the permit may ask for.
+    code: step_up::Given,
     /// Whether the user's client offered its agent.
     agent: AtomicBool,
     /// Whether it was said outside a terminal that this is recorded.
@@ -139,9 +142,20 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        let (agent, told, lapsed) = Default::default();
-        let relay = Self { conn, permit, addresses, user, flow, cancel, home, agent, told, lapsed };
-        Ok(Arc::new(relay))
+        let (code, agent, told, lapsed) = Default::default();
+        Ok(Arc::new(Self {
+            conn,
+            permit,
+            addresses,
+            user,
+            flow,
+            cancel,
+            home,
+            code,
+            agent,
+            told,
+            lapsed,
+        }))
     }
 
     /// Begins to count what a channel carries. It adds to the session's sums, unless the channel that
@@ -222,19 +236,26 @@ impl Relay {
     }
 
     async fn lapse(&self) -> String {
-        let ask = || async {
-            let permit = decide(&self.conn, self.target(), self.account()).await?;
-            if permit.target().address != self.target().address {
-                let message = format!("{} was moved", self.target().name);
-                return Err(refused(Refusal::NotGranted, &message));
-            }
-            if !permit.covers(&self.permit) {
-                let message = format!("less is granted to you on {} now", self.target().name);
-                return Err(refused(Refusal::NotGranted, &message));
-            }
-            Ok(permit.until())
-        };
+        let ask = || self.look_again();
         until_refused(&self.conn, self.permit.until(), &self.cancel, ask).await
+    }
+
+    /// Until when the permit holds at least, by what the store holds now; or why it no longer does.
+    async fn look_again(&self) -> Result<Option<UnixTime>, NotOpened> {
+        let permit = decide(&self.conn, self.target(), self.account()).await?;
+        let name = &self.target().name;
+        if permit.target().address != self.target().address {
+            return Err(refused(Refusal::NotGranted, &format!("{name} was moved")));
+        }
+        if permit.step_up() && !self.permit.step_up() {
+            let message = format!("{name} asks for a fresh code now: connect again");
+            return Err(refused(Refusal::StepUp, &message));
+        }
+        if !permit.covers(&self.permit) {
+            let message = format!("less is granted to you on {name} now");
+            return Err(refused(Refusal::NotGranted, &message));
+        }
+        Ok(permit.until())
     }
 }
 

@@ -63,10 +63,11 @@ pub(in crate::server) async fn serve(
     let relay = Arc::clone(relay);
     let tasks = relay.conn.tasks.clone();
     tasks.spawn(async move {
+        let is_first = slot.is_first;
         let _slot = slot;
         let (from_user, to_user) = channel.split();
         let user = User { id, handle: user, out: to_user };
-        run(&relay, from_user, &user, uplink).await;
+        run(&relay, from_user, (&user, is_first), uplink).await;
     });
 }
 
@@ -186,7 +187,12 @@ impl Controls {
     }
 }
 
-async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, uplink: Uplink) {
+async fn run(
+    relay: &Arc<Relay>,
+    mut from_user: ChannelReadHalf,
+    (user, is_first): (&User, bool),
+    uplink: Uplink,
+) {
     // Whoever ends the connection waits until it was said here.
     let _screen = relay.conn.screens.token();
     let mut setup = Setup::default();
@@ -197,7 +203,7 @@ async fn run(relay: &Arc<Relay>, mut from_user: ChannelReadHalf, user: &User, up
     let Some(start) = start else { return };
     let controls = Controls::default();
     let (setup, start, uplink) = (&setup, &start, &uplink);
-    let channel = Carried { relay, setup, start, user, uplink, goes_on: false };
+    let channel = Carried { relay, setup, start, user, uplink, is_first, goes_on: false };
     let end = tokio::select! {
         end = channel.run(&controls, intake(&mut from_user, uplink, &controls)) => end,
         () = tell_of_stopping(&relay.conn, user, setup) => End::Cut,
@@ -329,6 +335,8 @@ pub(super) struct Carried<'a> {
     pub(super) start: &'a Start,
     pub(super) user: &'a User,
     pub(super) uplink: &'a Uplink,
+    /// Whether it is the first channel of the connection that the user signed in on.
+    pub(super) is_first: bool,
     /// Whether the user's channel goes on afterwards, as the menu's does: its end is not told then.
     pub(super) goes_on: bool,
 }
@@ -373,6 +381,18 @@ impl Carried<'_> {
             }
         };
         tokio::pin!(gone);
+        let filter = match self.check() {
+            Ok(filter) => filter,
+            Err(why) => return End::Failed(why),
+        };
+        // Before the recording begins: what is typed here is not for the target.
+        let proven = tokio::select! {
+            proven = self.prove() => proven,
+            end = &mut gone => return end,
+        };
+        if let Err(why) = proven {
+            return End::Failed(why);
+        }
         let (begun, early) = {
             let begin = self.begin();
             tokio::pin!(begin);
@@ -382,7 +402,7 @@ impl Carried<'_> {
                 end = &mut gone => (begin.await, Some(end)),
             }
         };
-        let (recording, filter) = match begun {
+        let recording = match begun {
             Ok(begun) => begun,
             Err(why) => return early.unwrap_or(End::Failed(why)),
         };
@@ -404,11 +424,10 @@ impl Carried<'_> {
         }
     }
 
-    /// Checks what the channel is for and begins its recording; gives the filter of files, too.
-    async fn begin(&self) -> Result<(Recording, Option<sftp::Filter>), String> {
-        let filter = self.check()?;
+    /// Begins its recording.
+    async fn begin(&self) -> Result<Recording, String> {
         let what = self.start.what();
-        Ok((Recording::start(self.relay, &self.subject(&what)).await?, filter))
+        Recording::start(self.relay, &self.subject(&what)).await
     }
 
     /// Carries the channel until an end, or `gone`, and tells what was still going on with files.
@@ -610,7 +629,7 @@ impl Carried<'_> {
     }
 
     /// What the user types up to Enter, shown only if `echo`.
-    async fn read_line(&self, echo: bool) -> Result<zeroize::Zeroizing<String>, String> {
+    pub(super) async fn read_line(&self, echo: bool) -> Result<zeroize::Zeroizing<String>, String> {
         let left = || "you left".to_owned();
         let mut line = Line::new(MAX_LINE, echo);
         loop {

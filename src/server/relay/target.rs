@@ -68,8 +68,12 @@ pub(super) struct Home {
 pub(super) type Failed = String;
 
 impl Relay {
-    /// A connection to open one channel on; made anew unless there is one to use.
+    /// A connection to open one channel on; made anew unless there is one to use. There is none before
+    /// the fresh code is given that the permit may ask for.
     pub(super) async fn connection(self: &Arc<Self>) -> Result<Stage, Failed> {
+        if self.asks_code() {
+            return Err(self.refuse_unasked());
+        }
         {
             let mut home = self.home.lock().await;
             if let Some(home) = home.as_mut().filter(|home| home.shared || !home.used) {

@@ -93,6 +93,7 @@ impl Registry<'_> {
             hours: None,
             from: Vec::new(),
             until: None,
+            step_up: false,
             created_at: self.now,
         };
         change(&mut grant);
