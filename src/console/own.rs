@@ -250,7 +250,7 @@ impl<'a> Own<'a> {
     }
 
     /// The account as it is now, with its authenticator.
-    async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
+    pub(super) async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
         let account = self.account().await?;
         if account.factor.factor != Factor::Totp {
             return self.refuse(Refusal::NotOffered, ELSEWHERE).await;

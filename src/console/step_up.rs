@@ -39,7 +39,7 @@ impl<'a> StepUp<'a> {
     /// # Errors
     /// What keeps them from it (a lock, codes that RADIUS checks), or what the store says.
     pub async fn may_ask(&self) -> anyhow::Result<()> {
-        self.0.account().await.map(drop)
+        self.0.bound().await.map(drop)
     }
 
     /// Tries what was typed; what is wrong with it, if it is.
@@ -53,7 +53,7 @@ impl<'a> StepUp<'a> {
             Err(wrong) => {
                 let said = wrong.said();
                 self.0.failed(wrong).await?;
-                self.0.account().await?; // Unless that was the one that locks.
+                self.0.bound().await?; // Unless that was the one that locks.
                 Ok(Err(said))
             }
         }
