@@ -187,8 +187,9 @@ impl Client {
         }
     }
 
-    /// Whether a server is there and can be believed: with Status-Server, and where that brings
-    /// nothing, with a request for a user who does not exist. The dead time plays no part.
+    /// Whether a server is there and can be believed: with Status-Server, and where that brings no
+    /// answer that proves it, with a request for a user who does not exist. Some servers sign their
+    /// answers to the latter only. The dead time plays no part.
     ///
     /// # Errors
     /// When there is no such server, or it did not answer.
@@ -196,7 +197,9 @@ impl Client {
         let peer = self.peer(server)?;
         let _turn = self.turn().await?;
         let mut began = Instant::now();
-        if let Ok(answer) = self.exchange(peer, &Ask::Status).await? {
+        if let Ok(answer) = self.exchange(peer, &Ask::Status).await?
+            && (answer.signed || peer.tls.is_some())
+        {
             let answered = ProbeAnswer::Status;
             return Ok(Probe { answer: answered, took: began.elapsed(), signed: answer.signed });
         }

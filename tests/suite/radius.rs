@@ -287,8 +287,8 @@ async fn a_probe_tells_what_a_server_does() {
     let client = client(vec![lax("OLD"), quick("strict", "OLD"), quick("main", "BASTION")]);
     assert_eq!(client.servers().collect::<Vec<_>>(), ["OLD", "strict", "main"]);
     let probe = client.probe("OLD").await.unwrap();
-    assert_eq!((probe.answer, probe.signed), (ProbeAnswer::Status, false));
-    // FreeRADIUS 3.2.1 does not sign its answer to Status-Server, so it is not believed.
+    assert_eq!((probe.answer, probe.signed), (ProbeAnswer::Rejected, false));
+    // FreeRADIUS 3.2.1 does not sign its answer to Status-Server, so it proves nothing.
     let probe = client.probe("main").await.unwrap();
     assert_eq!((probe.answer, probe.signed), (ProbeAnswer::Rejected, true));
     let refused = client.probe("strict").await.unwrap_err().to_string();

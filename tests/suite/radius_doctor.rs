@@ -52,7 +52,11 @@ async fn it_tells_what_is_wrong_with_a_server_and_what_to_do() {
         ("OK", "good (127.0.0.1:", "rejects a user who does not exist"),
         ("FAIL", "strict (127.0.0.1:", "have it send Message-Authenticator in every answer"),
         ("WARN", "lax (127.0.0.1:", "whoever is on the way can let anybody in"),
-        ("WARN", "signs (127.0.0.1:", "remove require_message_authenticator = false"),
+        (
+            "WARN",
+            "signs (127.0.0.1:",
+            "with a Message-Authenticator: remove require_message_authenticator = false",
+        ),
         ("FAIL", "other (127.0.0.1:", &secret),
         ("FAIL", "closed (127.0.0.1:9)", "start it, or correct its address"),
         ("FAIL", "the RADIUS server bare", "has no secret"),

@@ -106,7 +106,10 @@ async fn a_code_from_the_server_lets_its_user_change_things_once(engine: Engine)
 
     let listed = gina.pipes("keys", &[]).await.ok().text();
     let fingerprint = listed.split_whitespace().find(|word| word.starts_with("SHA256:")).unwrap();
-    gina.pipes(&format!("keys remove {fingerprint}"), &[]).await.ok();
+    let remove = format!("keys remove {fingerprint}");
+    gina.pipes(&remove, &["000000"]).await.failed();
+    assert!(bastion.kinds("key-removed").await.is_empty());
+    gina.pipes(&remove, &[&next_code(GINA[2], &code).await]).await.ok();
     bastion.event("key-removed", &[("user", "gina")]).await;
 
     server.freeze();
