@@ -11,7 +11,7 @@ use russh::Channel;
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use tokio::io::AsyncWriteExt as _;
 
-use super::connection::Connection;
+use super::connection::{ChannelSlot, Connection};
 use super::relay::{self, Controls, Piece, Setup, Start, Uplink, User};
 use crate::auth::machine::Authenticated;
 use crate::console;
@@ -35,7 +35,7 @@ pub(super) async fn open(
         let rights = session_rights(&owner).await;
         owner.prepare_menu(&rights);
         reply.accept().await;
-        serve(&owner, channel, handle, &rights, slot.is_first).await;
+        serve(&owner, channel, handle, &rights, slot).await;
     });
 }
 
@@ -64,7 +64,8 @@ async fn serve(
     channel: Channel<Msg>,
     handle: Handle,
     rights: &[Capability],
-    is_first: bool,
+    // Whole, or a closure takes no more of it than it reads, and the place is given back at once.
+    slot: ChannelSlot,
 ) {
     let id = channel.id();
     let (mut from_user, out) = channel.split();
@@ -91,7 +92,7 @@ async fn serve(
     };
     let controls = Controls::default();
     tokio::select! {
-        () = run(conn, (words, is_first), &setup, &uplink, &user) => {}
+        () = run(conn, (words, slot.is_first), &setup, &uplink, &user) => {}
         _ = relay::intake(&mut from_user, &uplink, &controls) => {}
         () = relay::tell_of_stopping(conn, &user, &setup) => {}
         () = conn.cancel.cancelled() => {}

@@ -209,6 +209,40 @@ async fn nobody_outlasts_a_new_password_by_changing_the_account_without_end() {
     bastion.event("session-ended", &[("user", "alice"), ("reason", "revoked")]).await;
 }
 
+/// A session on the bastion keeps its place until it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_take_their_places_and_give_them_back() {
+    let bastion = TestBastion::start_with(Engine::Sqlite, "[server]\nmax_channels = 2\n").await;
+    let alice = bastion.person("alice").await;
+    let mut client = RawClient::connect(bastion.port).await;
+    let code = bastion.code(&alice);
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let first = open_session(&mut client).await.unwrap();
+    open_session(&mut client).await.unwrap();
+    assert_eq!(open_session(&mut client).await, None);
+    client.send(&Packet::new(97).number(first).0).await;
+    while client.receive().await.unwrap()[0] != 97 {}
+    // It has its place back when the one that served it is through, a moment later.
+    let mut tries = 0..50;
+    while open_session(&mut client).await.is_none() {
+        assert!(tries.next().is_some(), "its place is not free");
+    }
+}
+
+/// The channel's number, if it was opened.
+async fn open_session(client: &mut RawClient) -> Option<u32> {
+    let open = Packet::new(90).text("session").number(0).number(1 << 20).number(32_768);
+    client.send(&open.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        match packet[0] {
+            91 => return Some(u32::from_be_bytes(packet[5..9].try_into().unwrap())),
+            92 => return None,
+            _ => {}
+        }
+    }
+}
+
 /// Opens a session with this window and asks for a shell in a terminal; gives the channel's number.
 async fn terminal_with(client: &mut RawClient, window: u32) -> u32 {
     let open = Packet::new(90).text("session").number(0).number(window).number(32_768);
