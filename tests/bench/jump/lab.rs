@@ -63,7 +63,8 @@ pub struct Lab {
 
 impl Lab {
     pub async fn start(options: &Options) -> Self {
-        let target = Sshd::start_with("MaxStartups 1000").await;
+        // At an address of its own for each mode: nobody may pass a recording by.
+        let target = Sshd::start_with("MaxStartups 1000\nListenAddress 127.0.0.2").await;
         let jump = Sshd::start_with("MaxStartups 1000").await;
         let count = options.connections.iter().copied().max().unwrap_or(0).max(300);
         let mut people = Vec::new();
@@ -90,7 +91,7 @@ impl Lab {
     async fn configure(&self) {
         let user = present_user();
         for args in [
-            &["target", "add", "record", &format!("127.0.0.1:{}", self.target.port)][..],
+            &["target", "add", "record", &format!("127.0.0.2:{}", self.target.port)][..],
             &["target", "pin", "record"],
             &["grant", "add", "--user", "u0", "--target", "record"],
         ] {
