@@ -281,8 +281,8 @@ pub struct Forward {
     /// What all channels of one connection may hold: their windows close at half of it, and past it
     /// the connection ends. Two channels' budgets and eight windows at least.
     pub connection_budget: Size,
-    /// What all channels together may hold: every window closes at three quarters of it, and past it
-    /// the connection ends that holds the most.
+    /// What all channels together may hold. An account's windows close once it holds more than is free
+    /// of it and more than an equal share; past it, the account that holds the most loses a connection.
     pub total_budget: Size,
     /// How long a target may take none of what waits for it.
     pub stall_timeout: Span,

@@ -131,6 +131,7 @@ impl Connection {
         let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         admission.authenticated(std::time::Instant::now());
         drop(admission);
+        self.flow.belongs_to(who.account());
         if self.signed_in.set(who).is_err() {
             self.end(EndReason::ProtocolError, "signed in twice");
         }

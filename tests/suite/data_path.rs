@@ -328,3 +328,44 @@ async fn a_stopped_client_is_waited_for_and_gets_everything_in_the_end() {
         ssh.kill().await.unwrap();
     }
 }
+
+/// One account has as many stuck uploads as it can; what another one does beside it, whose target
+/// reads, takes no longer for that, and is not ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one() {
+    let extra = "[forward]\nwindow = \"256 KiB\"\nchannel_budget = \"256 KiB\"\n\
+                 total_budget = \"8 MiB\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, extra).await;
+    let sshd = Sshd::start().await;
+    let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let (target, local, mut ssh) = forwarded(&bastion, &client).await;
+    let (mut stuck, mut sent) = (Vec::new(), Vec::new());
+    for _ in 0..16 {
+        let mut pair = connected(&target, local).await;
+        sent.push(fill(&mut pair.0).await);
+        stuck.push(pair);
+    }
+    let held = bastion.bastion.budget.held();
+    assert!(held > 3 << 20, "only {held} bytes are held");
+
+    bastion.grant("bob", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    let other = Client::new(&bastion, "bob").knows("db1", &sshd);
+    other.answers(&[PASSWORD, &bastion.code(&bob)]);
+    let (file, copy) = (other.path("file"), other.path("copy"));
+    let bytes: Vec<u8> =
+        (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&file, bytes).unwrap();
+    let to = format!("db1:{}", copy.display());
+    other.run("scp", &["-J", "bastion", file.to_str().unwrap(), &to]).await.ok();
+    assert_eq!(digest(&copy), digest(&file));
+
+    // Whoever waits is served in the end, too.
+    let (mut first, mut unread) = stuck.remove(0);
+    first.shutdown().await.unwrap();
+    assert_eq!(drain(&mut unread).await.0, sent[0]);
+    let ended = bastion.kinds("session-ended").await;
+    assert!(ended.iter().all(|event| event["user"] == "bob"), "{ended:?}");
+    ssh.kill().await.unwrap();
+}
