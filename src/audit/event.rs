@@ -295,7 +295,8 @@ pub enum Event {
     ServerStopped,
     /// A source was refused connections for `seconds`, after `after`.
     SourcePenalized { seconds: u64, after: Refusal },
-    /// So many refusals before sign-in were not written down by themselves, since there were too many.
+    /// So many refusals were not written down by themselves, since there were too many: before sign-in,
+    /// or in the session that is named.
     RefusalsSuppressed { count: u64 },
 
     /// A step of signing in was passed, with `key`: a public key's fingerprint, or what a certificate

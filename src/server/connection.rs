@@ -22,6 +22,7 @@ use super::forward::flow::ConnectionFlow;
 use super::guard::{Admission, Offence, direct};
 use super::handler::{Ended, Handler, prohibited};
 use super::live::SessionEnd;
+use super::refusals::Refusals;
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
@@ -33,12 +34,8 @@ use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Refused requests that a connection may make at once; and one more each second.
-const REFUSALS: usize = 100;
 /// Channels that a connection may open: a second, and at once.
 const OPENS: (u32, u32) = (20, 500);
-/// Refusals of one connection that may wait to be written down.
-const REFUSALS_WAITING: usize = 16;
 /// Looks of the watch in a row that a connection may be changing its own account at, two a second.
 const SPARED: usize = 5;
 /// How long tasks have to write their ends down after the connection ended.
@@ -74,10 +71,7 @@ pub(crate) struct Connection {
     user: OnceLock<String>,
     /// The failure to write down if the client leaves before it signed in.
     given_up: Mutex<Option<(Throttled, GivenUp)>>,
-    /// Refused requests: how many, and how many are being written down.
-    refusals: AtomicUsize,
-    refusals_waiting: AtomicUsize,
-    began: Instant,
+    pub(super) refusals: Refusals,
     failed: AtomicBool,
     /// Set with the first sight of the QR code.
     is_binding: AtomicBool,
@@ -278,29 +272,12 @@ impl Connection {
         self.tasks.spawn(async move { conn.write(event).await });
     }
 
-    async fn write(&self, event: Event) {
+    pub(super) async fn write(&self, event: Event) {
         let now = self.bastion.clock.now();
         if let Err(error) = self.bastion.store.record(now, &self.context(), event).await {
             tracing::error!(%error, session = %self.id, "failed to write an audit event");
             self.end(EndReason::ServerStopped, "the audit log cannot be written");
         }
-    }
-
-    /// Writes a refusal of this connection down. A client that asks for more of them than anybody
-    /// does by mistake is sent away: each costs a place in the line for the audit log.
-    pub(super) fn record_refusal(self: &Arc<Self>, event: Event) {
-        let asked = self.refusals.fetch_add(1, Ordering::SeqCst);
-        let allowed = REFUSALS + usize::try_from(self.began.elapsed().as_secs()).unwrap_or(0);
-        let waiting = self.refusals_waiting.fetch_add(1, Ordering::SeqCst);
-        if asked > allowed || waiting >= REFUSALS_WAITING {
-            self.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
-            return self.end(EndReason::ProtocolError, "too many refused requests");
-        }
-        let conn = Arc::clone(self);
-        self.tasks.spawn(async move {
-            conn.write(event).await;
-            conn.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
-        });
     }
 
     /// Hashes a password anew at the present cost, in the background.
@@ -346,9 +323,7 @@ pub(super) async fn serve(
         may_be_open: OnceLock::new(),
         user: OnceLock::new(),
         given_up: Mutex::new(None),
-        refusals: AtomicUsize::new(0),
-        refusals_waiting: AtomicUsize::new(0),
-        began: Instant::now(),
+        refusals: Refusals::default(),
         failed: AtomicBool::new(false),
         is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
@@ -430,6 +405,7 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     if conn.who().is_none() {
         write_given_up(conn).await;
     }
+    conn.write_suppressed().await;
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
         let (session, carried) = (conn.id.clone(), conn.traffic.sums());
