@@ -157,6 +157,9 @@ words! {
         ForbiddenAddress = "forbidden-address",
         /// More channels than one connection may have open, or opened faster than it may.
         TooManyChannels = "too-many-channels",
+        /// More ports and socket files than one connection may have targets listen at, or asked for
+        /// faster than it may.
+        TooManyListeners = "too-many-listeners",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
         /// The bastion is stopping.
@@ -212,6 +215,7 @@ impl Refusal {
             | Self::StepUp
             | Self::ForbiddenAddress
             | Self::TooManyChannels
+            | Self::TooManyListeners
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded

@@ -13,6 +13,7 @@ use governor::DefaultDirectRateLimiter;
 use russh::server::run_stream;
 use secrecy::SecretString;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,13 +30,17 @@ use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
-use crate::domain::{Capability, Id, Source, printable};
+use crate::domain::{Capability, Id, Source, noted, printable};
 use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Channels that a connection may open: a second, and at once.
 const OPENS: (u32, u32) = (20, 500);
+/// Ports and socket files that targets may listen at for one connection at a time.
+const LISTENERS: usize = 64;
+/// How many of them a connection may ask for: a second, and at once.
+const LISTENS: (u32, u32) = (5, 100);
 /// Looks of the watch in a row that a connection may be changing its own account at, two a second.
 const SPARED: usize = 5;
 /// How long tasks have to write their ends down after the connection ended.
@@ -85,6 +90,10 @@ pub(crate) struct Connection {
     had_channel: AtomicBool,
     /// How fast channels may be opened: each is an event or two, and may run a command, one more.
     opens: DefaultDirectRateLimiter,
+    /// How many ports and socket files targets may still listen at for it.
+    listeners: Arc<Semaphore>,
+    /// How fast they may be asked for: each is an event or two, and the connection waits for it.
+    listens: DefaultDirectRateLimiter,
     /// What it carried: a sum over everything on it.
     pub(super) traffic: Arc<Traffic>,
 }
@@ -266,6 +275,18 @@ impl Connection {
         })
     }
 
+    /// A place for one more port or socket file that a target listens at, if there is one, and it is not
+    /// asked for too soon; if there is none, that is written down.
+    pub(super) fn listener_place(self: &Arc<Self>, request: &str) -> Option<OwnedSemaphorePermit> {
+        let place = self.listens.check().ok();
+        let place = place.and_then(|()| Arc::clone(&self.listeners).try_acquire_owned().ok());
+        if place.is_none() {
+            let (request, reason) = (noted(request), Refusal::TooManyListeners);
+            self.record_refusal(Event::RequestRefused { request, reason });
+        }
+        place
+    }
+
     /// Writes an event of this connection down on its task set; its failure ends the connection.
     pub(super) fn record(self: &Arc<Self>, event: Event) {
         let conn = Arc::clone(self);
@@ -332,6 +353,8 @@ pub(super) async fn serve(
         channels: AtomicUsize::new(0),
         had_channel: AtomicBool::new(false),
         opens: direct(OPENS),
+        listeners: Arc::new(Semaphore::new(LISTENERS)),
+        listens: direct(LISTENS),
         traffic: Arc::default(),
         bastion,
     });
