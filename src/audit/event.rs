@@ -153,6 +153,8 @@ words! {
         Expired = "expired",
         /// A fresh code is asked for, and was not given, or cannot be asked for on this way.
         StepUp = "step-up",
+        /// The target asks its user something before it lets them in, and they cannot be asked on this way.
+        TargetAsks = "target-asks",
         /// The name leads to an address that is never forwarded to.
         ForbiddenAddress = "forbidden-address",
         /// More channels than one connection may have open, or opened faster than it may.
@@ -213,6 +215,7 @@ impl Refusal {
             | Self::WrongSource
             | Self::Expired
             | Self::StepUp
+            | Self::TargetAsks
             | Self::ForbiddenAddress
             | Self::TooManyChannels
             | Self::TooManyListeners

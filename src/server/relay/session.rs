@@ -516,9 +516,13 @@ impl Carried<'_> {
         }
     }
 
-    /// Says that the session is recorded, where the inner SSH has no banner that said it: in each
-    /// terminal; without one on standard error, as a client shows a banner, and once.
+    /// Says what could not be said before; and that the session is recorded, where the inner SSH has no
+    /// banner that said it: in each terminal; without one on standard error, as a client shows a banner,
+    /// and once.
     async fn tell(&self) -> Result<(), String> {
+        for text in self.relay.untold() {
+            self.user.say(&text).await.map_err(|_| "you left".to_owned())?;
+        }
         let notice = &self.relay.conn.settings.record.notice;
         if notice.is_empty() || !self.relay.is_on_outer() {
             return Ok(());
