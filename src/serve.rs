@@ -138,6 +138,7 @@ fn record_settings(config: &Config) -> RecordSettings {
             queue_bytes: RECORD_QUEUE,
             min_free_bytes: record.min_free.bytes(),
             max_bytes: some(record.max_bytes.bytes()),
+            max_account_bytes: some(record.max_bytes_per_account.bytes()),
         },
         trust_first_use: record.trust_first_use,
         keep_for: record.keep_for.limit(),

@@ -162,6 +162,8 @@ words! {
         /// More ports and socket files than one connection may have targets listen at, or asked for
         /// faster than it may.
         TooManyListeners = "too-many-listeners",
+        /// The account's recordings that are being written take as much as they may.
+        RecordingsFull = "recordings-full",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
         /// The bastion is stopping.
@@ -219,6 +221,7 @@ impl Refusal {
             | Self::ForbiddenAddress
             | Self::TooManyChannels
             | Self::TooManyListeners
+            | Self::RecordingsFull
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded
@@ -435,6 +438,9 @@ pub enum Event {
     },
     /// A recording reached the `max` bytes that one may take, and holds nothing of what came after.
     RecordingFull { recording: Id, max: u64 },
+    /// The recordings of an account that are being written on a node reached the `max` bytes that they
+    /// may take together, and this one holds nothing of what came after.
+    AccountRecordingsFull { recording: Id, max: u64 },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
     /// Such a connection closed, with its bytes; `reason` where neither side closed it.

@@ -317,6 +317,9 @@ pub struct Record {
     pub min_free: Size,
     /// What the file of one recording may take before it is compressed; 0: any amount.
     pub max_bytes: Size,
+    /// What the files of all recordings of one account may take that are being written on this node;
+    /// 0: any amount.
+    pub max_bytes_per_account: Size,
     /// How long recordings are kept; 0: for ever.
     pub keep_for: Span,
     /// How much all of them may take, the oldest being removed first; 0: any amount.
@@ -334,6 +337,7 @@ impl Default for Record {
             strict: true,
             min_free: Size::mib(500),
             max_bytes: Size::mib(4096),
+            max_bytes_per_account: Size::mib(16384),
             keep_for: Span::seconds(0),
             keep_bytes: Size::mib(0),
             trust_first_use: false,
