@@ -25,6 +25,7 @@ pub mod socket;
 pub mod ssh;
 pub mod stream;
 mod traffic;
+mod unseen;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
