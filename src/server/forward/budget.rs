@@ -210,7 +210,7 @@ mod tests {
             (vec![vec![60, 41]], Some((0, 0))),
             // Many small connections of one account, and one of another that is larger than each.
             (vec![vec![9; 10], vec![11]], Some((0, 9))),
-            (vec![vec![11], vec![9, 8, 80]], None),
+            (vec![vec![11], vec![9, 8, 70]], None),
             (vec![vec![30], vec![30, 10, 31]], Some((1, 2))),
             (vec![], None),
             (vec![vec![], vec![101]], Some((1, 0))),

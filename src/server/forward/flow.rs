@@ -278,9 +278,9 @@ mod tests {
         for (channel, mib) in channels.iter().zip([8, 8, 8, 8, 8, 8, 12]) {
             channel.take(mib * MIB);
         }
-        // Nobody signed in on these: each counts for itself. Only what holds most is slowed.
+        // Nobody signed in on these: each counts for itself. Who holds nothing is not slowed.
         assert_eq!(connections[6].adjust_window(id(0), 0), CLOSED);
-        assert_eq!(connections[0].adjust_window(id(0), 0), LIMITS.window);
+        assert_eq!(connections[7].adjust_window(id(0), 0), LIMITS.window);
         channels[7].take(4 * MIB);
         assert!(channels.iter().all(|channel| !channel.overrun()));
         let over = || channels.iter().filter(|channel| channel.overrun()).count();
