@@ -155,7 +155,7 @@ impl ConnectionFlow {
     /// The size of the next window; for `Handler::adjust_window`.
     pub fn adjust_window(&self, channel: ChannelId, _current: u32) -> u32 {
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = self.holder.is_over_share() || self.holder.held() > self.limits.most() / 2;
+        let full = is_full(&self.holder, self.limits);
         let Some(flow) = channels.get(&channel).and_then(Weak::upgrade) else {
             return self.limits.window;
         };
@@ -177,7 +177,17 @@ impl ConnectionFlow {
     }
 }
 
+/// Whether a connection, or its account, holds so much that its windows close.
+fn is_full(holder: &Holder, limits: FlowLimits) -> bool {
+    holder.is_over_share() || holder.held() > limits.most() / 2
+}
+
 impl ChannelFlow {
+    /// Whether its connection, or account, holds so much that the windows close.
+    pub(in crate::server) fn is_full(&self) -> bool {
+        is_full(&self.holder, self.limits)
+    }
+
     /// Counts bytes that were taken in.
     pub(in crate::server) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);

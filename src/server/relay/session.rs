@@ -454,7 +454,8 @@ impl Carried<'_> {
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let (files, scp) = (filter.map(Files::new), self.scp().map(Mutex::new));
+        let files = filter.map(|filter| Files::new(filter, Arc::clone(self.uplink.flow())));
+        let scp = self.scp().map(Mutex::new);
         let (files, scp) = (files.as_ref(), scp.as_ref());
         let both = Both { channel: self, recording, files, scp, counts };
         let end = tokio::select! {
