@@ -74,7 +74,7 @@ impl Store {
         account: &Id,
         destination: &Destination,
     ) -> Result<Access, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let groups = tx.groups_of(account).await?;
         let grants = tx.grants_for(account, &groups).await?;
         let targets = tx.targets_meant(destination).await?;

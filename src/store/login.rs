@@ -141,7 +141,7 @@ impl Store {
         rules: &ThrottleRules,
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let account = tx.account(name, now).await?;
         let throttle = tx.throttle(whose, rules, now).await?;
         tx.commit().await?;
@@ -162,7 +162,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<Claimed, Refusal>, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
             if let Claim::Remembered(remembered) = &attempt.claim
@@ -240,7 +240,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<i64, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the failures, as everywhere.
         let of_code = failure.account.as_ref().filter(|_| failure.code);
         let held = match of_code {
@@ -281,7 +281,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the log, as everywhere: else two that write to both could wait for each other.
         if let Some(seconds) = drift {
             tx.note_drift(account, seconds).await?;
@@ -308,7 +308,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let changed: Option<(i64, String, Option<String>)> = on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -344,7 +344,7 @@ impl Store {
     /// When the store fails.
     pub async fn rehash(&self, account: &Id, old: &str, new: &str) -> Result<(), Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -369,7 +369,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let Some(epoch) = tx.set_authenticator(new, now).await? else {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AlreadyBound));

@@ -100,7 +100,7 @@ impl Store {
             command: new.command.map(str::to_owned),
             grants: new.grants.to_vec(),
         };
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::insert_into(recordings::table).values(row).execute(conn).await
         })?;
@@ -121,7 +121,7 @@ impl Store {
     ) -> Result<(), Error> {
         use recordings::dsl;
         let (up, down) = end.bytes;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let ended = on!(tx.engine(), conn => {
             diesel::update(dsl::recordings.find(recording.as_str()))
                 .filter(dsl::ended_at.is_null())

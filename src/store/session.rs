@@ -97,7 +97,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn revision(&self) -> Result<i64, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let value = on!(tx.engine(), conn => {
             revision::table.find(1).select(revision::value).first(conn).await
         })?;
@@ -171,7 +171,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         if tx.end_session(session.as_str(), reason, (up, down), now).await? {
             tx.append(now, context, Event::SessionEnded { reason, up, down }).await?;
         }
@@ -318,7 +318,7 @@ impl Store {
             target: target.clone(),
             grant: grant.clone(),
         };
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::insert_into(forwards::table).values(row).execute(conn).await
         })?;
@@ -340,7 +340,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         use forwards::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::update(dsl::forwards.find(forward.as_str()))
                 .set((
