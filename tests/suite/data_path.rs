@@ -372,9 +372,13 @@ async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one(
     assert_eq!(digest(&copy), digest(&file));
 
     // Whoever waits is served in the end, too.
-    let (mut first, mut unread) = stuck.remove(0);
-    first.shutdown().await.unwrap();
-    assert_eq!(drain(&mut unread).await.0, sent[0].load(Ordering::SeqCst));
+    let read = stuck.iter_mut().map(async |(here, unread)| {
+        here.shutdown().await.unwrap();
+        drain(unread).await.0
+    });
+    let got = futures_util::future::join_all(read).await;
+    let sent: Vec<usize> = sent.iter().map(|sent| sent.load(Ordering::SeqCst)).collect();
+    assert_eq!(got, sent);
     let ended = bastion.kinds("session-ended").await;
     assert!(ended.iter().all(|event| event["user"] == "bob"), "{ended:?}");
     ssh.kill().await.unwrap();

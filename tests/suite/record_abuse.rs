@@ -334,6 +334,7 @@ async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
     std::fs::write(&source, &content).unwrap();
     let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
     let handles = sftp_files(&mut client, id, &mut got, [&source, &sink]).await;
+    let other = open(&mut client, 1).await;
     let read = |n: u32| {
         let at = (u64::from(n) * PIECE as u64).to_be_bytes();
         let read = Packet::default().number(100 + n).text(&handles[0]).bytes(&at);
@@ -358,7 +359,6 @@ async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
     }
     let held = || bastion.bastion.budget.held();
     eventually_or("answers wait", async || (held() > 1 << 20).then_some(()).ok_or(held())).await;
-    let other = open(&mut client, 1).await;
     let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
     client.send(&exec.0).await;
     let served = loop {
