@@ -75,6 +75,7 @@ pub fn settings(config: &Config) -> anyhow::Result<Settings> {
             lock_after: i64::from(login.lock_after),
             site_lock_after: i64::from(login.site_lock_after),
             attack_after: i64::from(login.attack_after),
+            code_failures_max: i64::from(login.code_failures_max),
             lock_for: login.lock_for.0,
             backoff_first: login.backoff_first.0,
             backoff_max: login.backoff_max.0,

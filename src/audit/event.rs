@@ -118,6 +118,8 @@ words! {
         ReplayedCode = "replayed-code",
         /// The recovery code is wrong or used.
         WrongRecoveryCode = "wrong-recovery-code",
+        /// Too many wrong codes for the account from everywhere, and nobody signed in from here before.
+        CodeLimit = "code-limit",
         /// A RADIUS server rejected the password or the code.
         RadiusRejected = "radius-rejected",
         /// No RADIUS server answered.
@@ -204,6 +206,7 @@ impl Refusal {
             | Self::UnknownKey
             | Self::WrongCode
             | Self::WrongRecoveryCode
+            | Self::CodeLimit
             | Self::RadiusRejected
             | Self::SignInRule
             | Self::PasswordRejected
@@ -227,6 +230,12 @@ impl Refusal {
             | Self::Guarded
             | Self::ProxyHeader => true,
         }
+    }
+
+    /// Whether a code was tried, and was not taken as if it were wrong: a guess at a code, unless it was
+    /// one at the password before it.
+    pub fn is_of_code(self) -> bool {
+        matches!(self, Self::WrongCode | Self::CodeLimit | Self::RadiusRejected)
     }
 }
 
@@ -342,6 +351,9 @@ pub enum Event {
     /// Since `since` so many sign-ins as the account failed, from whatever sources: said once for each
     /// such time.
     AccountUnderAttack { failures: i64, since: UnixTime },
+    /// Since `since` so many codes were wrong that followed a right first factor of the account, from
+    /// whatever sources: until then a code is taken only from where somebody signed in before.
+    CodeLimitReached { failures: i64, since: UnixTime, until: UnixTime },
     /// Signing in was refused.
     SignInRefused { reason: Refusal },
     /// Somebody signed in, by `steps`; from here the session is open.

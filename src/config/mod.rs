@@ -226,6 +226,9 @@ pub struct Login {
     pub site_lock_after: u32,
     /// Failures of one account from everywhere, within `lock_for`, that administrators are told of.
     pub attack_after: u32,
+    /// Wrong codes of one account after a right first factor, from everywhere, past which only sources
+    /// that it signed in from before get in by a code.
+    pub code_failures_max: u32,
     /// How long such a lock lasts.
     pub lock_for: Span,
     /// The wait after a first failure; it doubles with each.
@@ -258,6 +261,7 @@ impl Default for Login {
             lock_after: 10,
             site_lock_after: 100,
             attack_after: 100,
+            code_failures_max: 50,
             lock_for: Span::seconds(1800),
             backoff_first: Span::seconds(1),
             backoff_max: Span::seconds(30),

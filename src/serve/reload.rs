@@ -132,6 +132,7 @@ mod tests {
         ("login.lock_after", "3", true),
         ("login.site_lock_after", "50", true),
         ("login.attack_after", "50", true),
+        ("login.code_failures_max", "20", true),
         ("login.lock_for", "\"3m\"", true),
         ("login.backoff_first", "\"2s\"", true),
         ("login.backoff_max", "\"20s\"", true),

@@ -454,7 +454,8 @@ async fn write_given_up(conn: &Arc<Connection>) {
         conn.note_failure();
     }
     let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
-    let failure = FailureNote { account, reason: Refusal::GivenUp, counts, drift: None };
+    let (reason, code, drift) = (Refusal::GivenUp, false, None);
+    let failure = FailureNote { account, reason, counts, code, drift };
     let (rules, context) = (&conn.settings.throttle, conn.context());
     if let Err(error) = bastion.store.fail(failure, notes, &whose, rules, &context, now).await {
         tracing::error!(%error, "failed to write a sign-in down that was given up");

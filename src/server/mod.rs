@@ -383,6 +383,9 @@ async fn housekeep(bastion: Arc<Bastion>) {
         if let Err(error) = bastion.store.forget_old_failures(before).await {
             tracing::warn!(%error, "failed to forget old failures");
         }
+        if let Err(error) = bastion.store.forget_old_sources(bastion.clock.now()).await {
+            tracing::warn!(%error, "failed to forget sources that nobody signs in from any more");
+        }
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");
         }
