@@ -1,3 +1,5 @@
+//! Recordings in real files, on disks that are full, slow, or whole.
+
 use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
