@@ -223,7 +223,9 @@ impl Carried<'_> {
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let files = filter.map(|filter| Files::new(filter, Arc::clone(self.uplink.flow())));
+        let files = filter.map(|filter| {
+            Files::new(filter, Arc::clone(self.uplink.flow()), Arc::clone(&self.relay.conn))
+        });
         let scp = self.scp().map(Mutex::new);
         let (files, scp) = (files.as_ref(), scp.as_ref());
         let both = Both { channel: self, recording, files, scp, counts };
