@@ -88,6 +88,8 @@ pub(crate) struct Connection {
     channels: AtomicUsize,
     /// Whether a channel was opened already.
     had_channel: AtomicBool,
+    /// Bytes of answers to file requests that targets owe its user, or that wait for them.
+    pub(super) answers: AtomicUsize,
     /// How fast channels may be opened: each is an event or two, and may run a command, one more.
     opens: DefaultDirectRateLimiter,
     /// How many ports and socket files targets may still listen at for it.
@@ -352,6 +354,7 @@ pub(super) async fn serve(
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
         had_channel: AtomicBool::new(false),
+        answers: AtomicUsize::new(0),
         opens: direct(OPENS),
         listeners: Arc::new(Semaphore::new(LISTENERS)),
         listens: direct(LISTENS),
