@@ -42,6 +42,7 @@ on_both_engines!(
     changes_of_the_same_thing_at_once_do_not_break_each_other,
     failures_add_up_lock_and_are_forgotten,
     an_ipv6_site_is_locked_as_a_whole,
+    a_sites_lock_spares_who_signed_in_from_there,
     many_failures_from_everywhere_are_told_once_and_lock_nobody,
     wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes,
     a_login_stops_when_its_account_changed,
@@ -929,6 +930,41 @@ async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
     bastion.clock.advance(rules.lock_for + Duration::from_secs(1));
     assert!(bastion.store().forget_old_failures(bastion.now()).await.unwrap() > 5);
     assert!(bastion.store().user(&alice.name).await.unwrap().locks.is_empty());
+}
+
+async fn a_sites_lock_spares_who_signed_in_from_there(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let (store, rules) = (bastion.store(), rules());
+    let from = |n: u32| format!("2001:db8:1:{n:x}::7");
+    let at = |n: u32| Source(SocketAddr::new(from(n).parse().unwrap(), 1));
+    let locked = async |n: u32| {
+        let whose = Throttled::new("alice", &at(n));
+        let found = store.account(Some(&alice.name), &whose, &rules, bastion.now()).await;
+        found.unwrap().1.locked_until.is_some()
+    };
+    let enter = async |n: u32| {
+        bastion.clock.advance(Duration::from_secs(30));
+        let (session, source) = (Id::random().unwrap(), at(n));
+        let sign_in = SignIn { session: &session, source: &source, client: "test" };
+        let attempt = attempt(&alice, epoch, Claim::Code(bastion.now().step()));
+        let whose = Throttled::new("alice", &source);
+        let (context, now) = (nobody(), bastion.now());
+        store.claim(attempt, Some(&sign_in), &whose, &rules, &context, now).await.unwrap()
+    };
+    enter(8).await.unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &[1, 2, 3, 4, 5].map(from)).await;
+    assert!(locked(9).await && !locked(8).await);
+    assert_eq!(enter(9).await, Err(Refusal::Locked));
+    enter(8).await.unwrap();
+    // That lifted nothing for the others; and its own failures lock it as they do anybody.
+    assert!(locked(9).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[8, 8].map(from)).await;
+    assert!(!locked(8).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[from(8)]).await;
+    assert!(locked(8).await);
+    assert_eq!(enter(8).await, Err(Refusal::Locked));
 }
 
 /// Whoever has the password and many sources must not be able to go on guessing codes for ever.
