@@ -169,6 +169,8 @@ words! {
         Guarded = "guarded",
         /// A load balancer sent no PROXY header, or none that can be read.
         ProxyHeader = "proxy-header",
+        /// A load balancer did not say who connects through it.
+        ProxyUnknown = "proxy-unknown",
         /// The audit log or the store could not be written.
         StoreFailed = "store-failed",
     }
@@ -218,7 +220,8 @@ impl Refusal {
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded
-            | Self::ProxyHeader => true,
+            | Self::ProxyHeader
+            | Self::ProxyUnknown => true,
         }
     }
 
