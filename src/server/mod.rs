@@ -156,7 +156,7 @@ impl Bastion {
     }
 
     /// Tells of every change that a forward's permit has to be checked against.
-    fn revisions(&self) -> watch::Receiver<i64> {
+    pub fn revisions(&self) -> watch::Receiver<i64> {
         self.revisions.clone()
     }
 
