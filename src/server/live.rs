@@ -204,17 +204,20 @@ async fn look(
     Ok(later)
 }
 
-/// Says that this node lives, and closes the sessions of nodes that no longer do. SQLite's store has
-/// one node, which closes its own at its next start.
+/// Says that this node lives and which sealing keys it holds, now and then and when something changed
+/// (a rotation asks for it so); and closes the sessions of nodes that no longer live. SQLite's store has
+/// one node, which closes its own at its next start, and those that it left under another name.
 pub(super) async fn beat(bastion: Arc<Bastion>) {
-    if !bastion.store.is_shared() {
-        return;
-    }
     let mut others = Others::default();
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut revisions = bastion.revisions();
     loop {
-        ticks.tick().await;
+        // Only by the clock does another node miss its beats.
+        let is_due = tokio::select! {
+            _ = ticks.tick() => true,
+            Ok(()) = revisions.changed() => false,
+        };
         let beats = match bastion.store.beat().await {
             Ok(beats) => beats,
             // `watch` says so as well. What could not be read is no sign of death.
@@ -223,6 +226,9 @@ pub(super) async fn beat(bastion: Arc<Bastion>) {
                 continue;
             }
         };
+        if !is_due {
+            continue;
+        }
         for node in others.dead(beats) {
             match bastion.store.close_lost(&node, bastion.clock.now()).await {
                 Ok(0) => {}

@@ -229,6 +229,10 @@ pub async fn run(
     stop_watching.cancel();
     watching.wait().await;
     write_suppressed(&bastion).await;
+    // There is no other node that would notice; and a rotation must not wait for one that is gone.
+    if !bastion.store.is_shared() {
+        bastion.store.forget_node(bastion.store.node()).await?;
+    }
     bastion.store.record(bastion.clock.now(), &server_context(), Event::ServerStopped).await
 }
 

@@ -247,7 +247,7 @@ impl Store {
         // The account before the failures, as everywhere.
         let of_code = failure.account.as_ref().filter(|_| failure.code);
         let held = match of_code {
-            Some(account) => tx.hold_account(account).await?,
+            Some(account) => tx.hold_account(account.as_str()).await?,
             None => false,
         };
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
@@ -828,6 +828,7 @@ impl Tx<'_> {
     ) -> Result<Option<i64>, Error> {
         use users::dsl;
         let id = new.account.as_str();
+        self.hold_account(id).await?;
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
         let may_bind = binding_passwords::table.select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {

@@ -62,6 +62,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let id = tx.target_id(target).await?;
+        tx.hold_target(id.as_str()).await?;
         let row = row_of(id.as_str(), account.as_str());
         let sealed = match secret {
             Some(secret) => Some(tx.seal(place(&row), secret).await?),
@@ -284,6 +285,17 @@ impl Tx<'_> {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
         })?;
         parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// Holds a target's row until the transaction ends.
+    pub(super) async fn hold_target(&mut self, id: &str) -> Result<(), Error> {
+        on!(self.engine(), conn => {
+            diesel::update(targets::table.find(id))
+                .set(targets::name.eq(targets::name))
+                .execute(conn)
+                .await
+        })?;
+        Ok(())
     }
 
     async fn trusted_keys(&mut self, target: &Id) -> Result<Vec<TrustedKey>, Error> {

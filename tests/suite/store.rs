@@ -51,6 +51,7 @@ on_both_engines!(
     what_is_dropped_in_the_middle_changed_all_or_nothing,
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
+    two_rotations_at_once_leave_no_secret_behind,
     no_key_seals_that_a_node_does_not_hold,
     events_are_found_by_what_they_are_about,
     what_was_not_committed_is_not_told,
@@ -1656,6 +1657,32 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn two_rotations_at_once_leave_no_secret_behind(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    for n in 0..6 {
+        bastion.person(&format!("person{n}")).await;
+    }
+    for _ in 0..6 {
+        let (one, two) = (store.keyring().add_key().unwrap(), store.keyring().add_key().unwrap());
+        let context = nobody();
+        let rotated =
+            tokio::join!(store.rotate(&one, &context, now), other.rotate(&two, &context, now));
+        // The later one seals everything; the other is told, unless it had ended.
+        let results = [rotated.0, rotated.1];
+        assert!(results.iter().any(Result::is_ok), "{results:?}");
+        for result in results {
+            if let Err(error) = result {
+                let said = error.to_string();
+                assert!(said.contains("another rotation began meanwhile"), "{said}");
+            }
+        }
+        let keys = store.sealing_keys().await.unwrap();
+        let held: Vec<_> = keys.iter().filter(|of| of.secrets > 0 || of.seals).collect();
+        assert!(held.len() == 1 && held[0].secrets == 6, "{keys:?}");
+    }
 }
 
 async fn no_key_seals_that_a_node_does_not_hold(engine: Engine) {

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::support::server::{BINARY, Server};
-use crate::support::ssh::{Run, run};
+use crate::support::ssh::{Client, Run, run};
 use crate::support::{
     PATIENCE, command, ended, eventually, free_port, listening, signal, speaks_ssh, tool,
 };
