@@ -61,8 +61,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
-        tx.hold_target(id.as_str()).await?;
+        let id = tx.take_target(target).await?;
         let row = row_of(id.as_str(), account.as_str());
         let sealed = match secret {
             Some(secret) => Some(tx.seal(place(&row), secret).await?),
@@ -97,7 +96,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let removed = on!(tx.engine(), conn => {
             diesel::delete(target_accounts::table.find((id.as_str(), account.as_str())))
                 .execute(conn)
@@ -210,14 +209,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
-        // Locks the row, so that two first sights come one after the other.
-        on!(tx.engine(), conn => {
-            diesel::update(targets::table.find(id.as_str()))
-                .set(targets::created_at.eq(targets::created_at))
-                .execute(conn)
-                .await
-        })?;
+        let id = tx.take_target(target).await?; // Two first sights come one after the other.
         let trusted = tx.trusted_keys(&id).await?;
         if !trusted.is_empty() {
             tx.roll_back().await?;
@@ -251,7 +243,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let keys = tx.trusted_keys(&id).await?;
         on!(tx.engine(), conn => {
             diesel::delete(target_keys::table.filter(target_keys::target_id.eq(id.as_str())))
@@ -283,6 +275,20 @@ impl Tx<'_> {
     pub(super) async fn target_id(&mut self, name: &TargetName) -> Result<Id, Error> {
         let id: Option<String> = on!(self.engine(), conn => {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
+        })?;
+        parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// The id of the target `name`, whose row is held until the transaction ends. Before what belongs to
+    /// the target is changed: whoever removes it takes these rows in that order.
+    pub(super) async fn take_target(&mut self, name: &TargetName) -> Result<Id, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            diesel::update(targets::table.filter(targets::name.eq(name.as_str())))
+                .set(targets::name.eq(name.as_str()))
+                .returning(targets::id)
+                .get_result(conn)
+                .await
+                .optional()
         })?;
         parse("targets", &id.ok_or_else(|| no_such("target", name))?)
     }

@@ -16,8 +16,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
-    SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
+    AccountAuth, Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix,
+    Mode, Role, SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
     BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
@@ -40,6 +40,7 @@ on_both_engines!(
     a_second_factor_works_once_however_many_try,
     one_of_many_binds_and_one_of_many_adds,
     changes_of_the_same_thing_at_once_do_not_break_each_other,
+    what_is_set_for_what_goes_away_waits_for_nobody,
     failures_add_up_lock_and_are_forgotten,
     an_ipv6_site_is_locked_as_a_whole,
     a_sites_lock_spares_who_signed_in_from_there,
@@ -858,6 +859,50 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
         assert!(store.grants().await.unwrap().is_empty());
     }
     verify(&bastion).await;
+}
+
+/// A group or target goes while what belongs to it is set anew: neither waits for the other without end.
+async fn what_is_set_for_what_goes_away_waits_for_nobody(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    let context = nobody();
+    let (group, db) = ("dba".parse().unwrap(), "db1".parse().unwrap());
+    let root = "root".parse().unwrap();
+    let rule: SignInRule = "password+otp".parse().unwrap();
+    let rule = Some(&rule);
+    let second = Some(SecondFactor::TOTP);
+    let remember = sallyport::domain::Remember::Off;
+    let fine = |result: Result<(), Error>| {
+        assert!(matches!(result, Ok(()) | Err(Error::Conflict(_))), "{result:?}");
+    };
+    for _ in 0..25 {
+        store.add_group(&group, &context, now).await.unwrap();
+        store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
+        // What is there already is what two would hold in another order.
+        store.set_group_sign_in(&group, rule, &context, now).await.unwrap();
+        store.set_group_factor(&group, second, &context, now).await.unwrap();
+        store.set_group_remember(&group, remember, &context, now).await.unwrap();
+        store.set_target_sign_in(&db, rule, &context, now).await.unwrap();
+        store.set_account(&db, &root, (AccountAuth::Ask, None), &context, now).await.unwrap();
+        let of_group = tokio::join!(
+            other.set_group_sign_in(&group, rule, &context, now),
+            other.set_group_factor(&group, second, &context, now),
+            other.set_group_remember(&group, remember, &context, now),
+            store.remove_group(&group, &context, now),
+        );
+        let of_target = tokio::join!(
+            other.set_target_sign_in(&db, rule, &context, now),
+            other.set_account(&db, &root, (AccountAuth::Ask, None), &context, now),
+            store.remove_target(&db, &context, now),
+        );
+        fine(of_group.0);
+        fine(of_group.1);
+        fine(of_group.2);
+        of_group.3.unwrap();
+        fine(of_target.0);
+        fine(of_target.1);
+        of_target.2.unwrap();
+    }
 }
 
 /// Checks the audit log as `audit verify` does.
