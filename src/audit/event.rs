@@ -161,6 +161,8 @@ words! {
         TooManyChannels = "too-many-channels",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
+        /// More login certificates than one account may have.
+        TooManyCertificates = "too-many-certificates",
         /// The bastion is stopping.
         Draining = "draining",
         /// The caller's role does not allow the command.
@@ -191,6 +193,7 @@ impl Refusal {
             | Self::CertificateRefused
             | Self::StoreFailed
             | Self::TooManySessions
+            | Self::TooManyCertificates
             | Self::Busy => false,
             Self::UnknownUser
             | Self::Disabled
