@@ -147,11 +147,13 @@ impl Table {
         for conn in before.iter().filter(|conn| !open.contains(&conn.id)) {
             conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
         }
-        for conn in before {
-            let Some(who) = conn.who() else { continue };
+        // Also one that was let in and has a notice to read first. One that the store opened after it was
+        // read went by the rules of then.
+        for conn in self.all().iter().filter(|conn| open.contains(&conn.id)) {
+            let Some((account, given)) = conn.given() else { continue };
             let default = SignInPolicy::default();
-            let policy = live.policies.get(who.account()).unwrap_or(&default);
-            if !policy.allows(who.given(), conn.source.ip()) {
+            let policy = live.policies.get(account).unwrap_or(&default);
+            if !policy.allows(given, conn.source.ip()) {
                 conn.end(EndReason::Revoked, "more is asked of you by now: sign in again");
             }
         }
