@@ -215,6 +215,9 @@ pub async fn serve(
     let helpers = TaskTracker::new();
     let stop = CancellationToken::new();
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
+    let (settled, bastion_of) = (config.clone(), Arc::clone(&bastion));
+    let forgetting = async move { setup::first_password::forget(settled, &bastion_of).await };
+    helpers.spawn(stop.clone().run_until_cancelled_owned(forgetting));
     let reloading = reload::watch(Arc::clone(&bastion), config, log, hangup, load_again);
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
     let watched = Arc::clone(&bastion);

@@ -242,14 +242,11 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let Some(id) = tx.target_named(name).await? else { return Err(no_such("target", name)) };
+        let id = tx.take_target(name).await?;
         let lost = tx.grants_where(Some(GrantFilter::Target(id.as_str().to_owned()))).await?;
-        let removed = on!(tx.engine(), conn => {
+        on!(tx.engine(), conn => {
             diesel::delete(targets::table.find(id.as_str())).execute(conn).await
         })?;
-        if removed == 0 {
-            return Err(no_such("target", name)); // Somebody else was first.
-        }
         tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::TargetRemoved { target: name.clone() }).await
     }
@@ -286,16 +283,11 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         let lost = tx.grants_where(Some(GrantFilter::Group(group.as_str().to_owned()))).await?;
-        let removed = on!(tx.engine(), conn => {
+        on!(tx.engine(), conn => {
             diesel::delete(user_groups::table.find(group.as_str())).execute(conn).await
         })?;
-        if removed == 0 {
-            return Err(no_such("group", group)); // Somebody else was first.
-        }
         tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::GroupRemoved { group: group.clone() }).await
     }
@@ -585,6 +577,18 @@ impl Tx<'_> {
             user_groups::table.filter(user_groups::name.eq(group.as_str())).count().get_result(conn).await
         })?;
         Ok(found > 0)
+    }
+
+    /// Holds a group's row until the transaction ends. Before what belongs to the group is changed: whoever
+    /// removes it takes these rows in that order.
+    pub(super) async fn take_group(&mut self, group: &GroupName) -> Result<(), Error> {
+        let taken = on!(self.engine(), conn => {
+            diesel::update(user_groups::table.find(group.as_str()))
+                .set(user_groups::name.eq(group.as_str()))
+                .execute(conn)
+                .await
+        })?;
+        if taken == 1 { Ok(()) } else { Err(no_such("group", group)) }
     }
 
     /// The id of the user `name`, whose row nobody else changes until the transaction ends.

@@ -36,7 +36,7 @@ use diesel_async::RunQueryDsl;
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use carried::{Carried, Carrier};
-pub use certificate::{CertificateRow, NewCertificate};
+pub use certificate::{CertificateRow, MAX_CERTIFICATES, NewCertificate};
 pub use keys::SealingKey;
 pub use login::{CodeFailures, FailureNote, KnownSource, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};

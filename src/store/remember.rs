@@ -48,9 +48,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         on!(tx.engine(), conn => {
             diesel::delete(group_remember::table.find(group.as_str())).execute(conn).await
         })?;

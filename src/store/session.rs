@@ -178,8 +178,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has said so. A count and not a time:
-    /// nobody's clock has to be believed.
+    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has
+    /// said so. A count and not a time: nobody's clock has to be believed.
     ///
     /// # Errors
     /// When the store fails.

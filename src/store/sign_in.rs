@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::access::no_such;
 use super::pool::on;
 use super::schema::{group_members, group_sign_in, target_sign_in, user_sign_in};
 use super::{Error, Store, Tx, parse};
@@ -59,9 +58,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         on!(tx.engine(), conn => {
             diesel::delete(group_sign_in::table.find(group.as_str())).execute(conn).await
         })?;
@@ -91,7 +88,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         tx.put_target_sign_in(&id, rule).await?;
         let (target, rule) = (target.clone(), rule.cloned());
         tx.changed(now, context, Event::TargetSignInSet { target, rule }).await

@@ -61,7 +61,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let row = row_of(id.as_str(), account.as_str());
         let sealed = match secret {
             Some(secret) => Some(tx.seal(place(&row), secret).await?),
@@ -96,7 +96,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let removed = on!(tx.engine(), conn => {
             diesel::delete(target_accounts::table.find((id.as_str(), account.as_str())))
                 .execute(conn)
@@ -209,14 +209,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, Error> {
         let mut tx = self.begin_short().await?;
-        let id = tx.target_id(target).await?;
-        // Locks the row, so that two first sights come one after the other.
-        on!(tx.engine(), conn => {
-            diesel::update(targets::table.find(id.as_str()))
-                .set(targets::created_at.eq(targets::created_at))
-                .execute(conn)
-                .await
-        })?;
+        let id = tx.take_target(target).await?; // Two first sights come one after the other.
         let trusted = tx.trusted_keys(&id).await?;
         if !trusted.is_empty() {
             tx.roll_back().await?;
@@ -250,7 +243,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let keys = tx.trusted_keys(&id).await?;
         on!(tx.engine(), conn => {
             diesel::delete(target_keys::table.filter(target_keys::target_id.eq(id.as_str())))
@@ -284,6 +277,31 @@ impl Tx<'_> {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
         })?;
         parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// The id of the target `name`, whose row is held until the transaction ends. Before what belongs to
+    /// the target is changed: whoever removes it takes these rows in that order.
+    pub(super) async fn take_target(&mut self, name: &TargetName) -> Result<Id, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            diesel::update(targets::table.filter(targets::name.eq(name.as_str())))
+                .set(targets::name.eq(name.as_str()))
+                .returning(targets::id)
+                .get_result(conn)
+                .await
+                .optional()
+        })?;
+        parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// Holds a target's row until the transaction ends.
+    pub(super) async fn hold_target(&mut self, id: &str) -> Result<(), Error> {
+        on!(self.engine(), conn => {
+            diesel::update(targets::table.find(id))
+                .set(targets::name.eq(targets::name))
+                .execute(conn)
+                .await
+        })?;
+        Ok(())
     }
 
     async fn trusted_keys(&mut self, target: &Id) -> Result<Vec<TrustedKey>, Error> {

@@ -271,6 +271,34 @@ async fn keys_of_another_store_are_refused_and_none_are_made_for_a_store_in_use(
     assert!(ran.err.contains("the sealing key here is"), "{ran:?}");
 }
 
+/// A server that was given its keys at its start cannot open what is sealed under a later one.
+#[tokio::test]
+async fn no_key_seals_that_a_running_server_does_not_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut child = serve(dir.path(), port).await;
+    // One that reads the file holds what is added to it.
+    let rotated = cli(dir.path(), &["key", "rotate"]).await.ok();
+    assert!(rotated.out.contains("0 secrets were sealed anew"), "{rotated:?}");
+    terminate(&mut child).await;
+
+    let credentials = dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    let data = dir.path().join("sallyport-data");
+    std::fs::copy(data.join("sealing_key"), credentials.join("sealing_key")).unwrap();
+    let mut start = command(BINARY);
+    start.arg("serve").current_dir(dir.path()).env("CREDENTIALS_DIRECTORY", &credentials);
+    start.env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"));
+    start.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = start.spawn().unwrap();
+    speaks_ssh(port).await;
+    let refused = cli(dir.path(), &["key", "rotate"]).await.failed();
+    assert!(refused.err.contains("does not hold the key"), "{refused:?}");
+    // Once it is stopped, nothing of it is in the way.
+    terminate(&mut child).await;
+    cli(dir.path(), &["key", "rotate"]).await.ok();
+}
+
 #[tokio::test]
 async fn only_serve_and_init_make_a_store_or_change_its_schema() {
     let dir = tempfile::tempdir().unwrap();
