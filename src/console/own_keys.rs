@@ -11,7 +11,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::authenticator::OTHERS_END;
 use super::dialog::{Dialog, NoAnswer};
-use super::own::{Own, Proof};
+use super::own::Own;
+use super::proof::Proof;
 use crate::admin;
 use crate::audit::Refusal;
 use crate::domain::printable;

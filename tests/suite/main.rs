@@ -35,6 +35,7 @@ mod radius_forged;
 mod radius_login;
 mod radius_own;
 mod radius_shell;
+mod radius_step_up;
 mod radius_tls;
 mod record;
 mod record_abuse;

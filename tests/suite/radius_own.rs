@@ -177,7 +177,7 @@ async fn a_password_that_is_the_servers_is_asked_for_with_the_code_and_not_chang
     bastion.event("command-refused", &[("command", "passwd"), ("reason", "not-offered")]).await;
     let key = gina.key().await;
     let ran = gina.pipes("keys add", &[&key, "code 123456"]).await.failed();
-    assert!(ran.err.contains("connect with a terminal (ssh -t)"), "{}", ran.err);
+    assert!(ran.err.contains("connect with a terminal: 'ssh -t "), "{}", ran.err);
 
     let code = next_code(GINA[2], &used).await;
     let mut screen = gina.terminal("keys add");

@@ -198,23 +198,6 @@ async fn the_menu_asks_at_each_visit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_asked_elsewhere_is_told() {
-    let hop = hop(Engine::Sqlite, asks).await;
-    // As a store that an older bastion shares may say it; a change by command ends the session.
-    hop.bastion
-        .tamper(
-            "DELETE FROM user_factors; INSERT INTO user_factors (user_id, factor) \
-             SELECT id, 'radius' FROM users",
-        )
-        .await;
-    hop.client.answers(&[&hop.bastion.code(&hop.alice)]);
-    let ran = hop.ssh(&["via", "true"]).await.failed();
-    assert!(ran.err.contains("yours are checked by a RADIUS server"), "{ran:?}");
-    hop.bastion.event("account-refused", &[("target", "db1"), ("reason", "not-offered")]).await;
-    assert_eq!((hop.client.asked().len(), reached(&hop).await), (0, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_grant_that_begins_to_ask_ends_what_was_open_without() {
     let hop = hop(Engine::Sqlite, |_| {}).await;
     let mut running = hop.running(&["via", "echo up; cat"]).await;
