@@ -15,6 +15,7 @@ mod data_path;
 mod deadlines;
 mod doctor;
 mod drain;
+mod ended_factors;
 mod first_login;
 mod forwarding;
 mod guard;
