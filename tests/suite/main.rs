@@ -27,6 +27,7 @@ mod login_certificate;
 mod login_cost;
 mod memory;
 mod menu;
+mod one_code;
 mod own;
 mod postgres;
 mod postgres_tls;
