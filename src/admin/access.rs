@@ -182,6 +182,7 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     let asks_code = look_at_rules(&mut explained, &detail, &access.targets, question.source);
     if asks_code {
         look_at_factor(&mut explained, verbs, &detail, at);
+        look_at_code_limit(&mut explained, &detail, question.source, at);
     }
     match verbs.format {
         Format::Json => json_line(out, &explained)?,
@@ -212,6 +213,28 @@ fn look_at_sign_in(
     }
     if user.disabled_at.is_some() {
         explained.cannot_sign_in(format!("{name} is disabled"));
+    }
+}
+
+/// Adds from where no code of the user's is taken, if there were too many wrong ones.
+fn look_at_code_limit(
+    explained: &mut Explanation,
+    detail: &UserDetail,
+    source: Option<IpAddr>,
+    at: UnixTime,
+) {
+    let Some(counted) = detail.code_failures else { return };
+    let Some(until) = counted.limited(at) else { return };
+    let name = &detail.user.name;
+    let remark = format!(
+        "{name}: {} wrong codes, so until {until} a code is taken only from where they signed in \
+         before: see 'sallyport user unlock {name}'",
+        counted.failures
+    );
+    match source {
+        Some(ip) if detail.known_sources.iter().any(|known| known.covers(ip, at)) => {}
+        Some(_) => explained.cannot_sign_in(remark),
+        None => explained.sign_in.push(remark),
     }
 }
 

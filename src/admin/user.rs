@@ -107,7 +107,10 @@ pub async fn users(
         }
         UserCommand::Unlock { name } => {
             let lifted = store.unlock(&name, context, now).await?;
-            writeln!(out, "{name} is unlocked; failures from {lifted} sources are forgotten")?;
+            writeln!(
+                out,
+                "{name} is unlocked; failures from {lifted} sources, and wrong codes, are forgotten"
+            )?;
         }
         UserCommand::Remove { name, force } => {
             if !force {
@@ -356,7 +359,7 @@ fn time(at: Option<UnixTime>) -> String {
 struct Listed {
     #[serde(flatten)]
     row: UserRow,
-    /// From some source at least.
+    /// From some source at least, or from all that are not known.
     locked: bool,
     #[serde(skip)]
     now: UnixTime,
@@ -417,8 +420,18 @@ impl Row for Shown {
     fn cells(&self) -> Vec<String> {
         let detail = &self.detail;
         let holds = |lock: &LockRow| lock.locked_until.is_some_and(|until| self.now.0 < until);
-        let mut cells = user_cells(&detail.user, detail.locks.iter().any(holds), self.now);
+        let counted = detail.code_failures.and_then(|counted| counted.current(self.now));
+        let limited = counted.and_then(|counted| counted.limited(self.now));
+        let locked = limited.is_some() || detail.locks.iter().any(holds);
+        let mut cells = user_cells(&detail.user, locked, self.now);
         let keys: Vec<&str> = detail.keys.iter().map(|key| key.fingerprint.as_str()).collect();
+        let of_codes = counted.map(|counted| match limited {
+            Some(until) => format!(
+                "{} wrong codes, taken from known sources only until {until}",
+                counted.failures
+            ),
+            None => format!("{} wrong codes since {}", counted.failures, UnixTime(counted.since)),
+        });
         let failures: Vec<String> = detail
             .locks
             .iter()
@@ -431,6 +444,7 @@ impl Row for Shown {
                 ),
                 None => format!("{} from {}", lock.failures, lock.source),
             })
+            .chain(of_codes)
             .collect();
         let group = detail.factor_group.as_ref();
         let from = group.map(|group| format!(", set for group {group}")).unwrap_or_default();

@@ -75,6 +75,13 @@ pub struct Throttle {
     pub locked_until: Option<UnixTime>,
 }
 
+/// How long wrong codes of an account are counted together, from the first: as long holds what they lead
+/// to.
+pub const CODE_FAILURES_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a source is known from which somebody signed in with a code.
+pub const KNOWN_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// When failures slow down and lock out, for one account and source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThrottleRules {
@@ -84,6 +91,9 @@ pub struct ThrottleRules {
     pub site_lock_after: i64,
     /// Failures from everywhere within `lock_for` that administrators are told of.
     pub attack_after: i64,
+    /// Wrong codes after a right first factor from everywhere, within [`CODE_FAILURES_FOR`], past which
+    /// only a known source's codes are taken.
+    pub code_failures_max: i64,
     /// How long a lock lasts; also, how long failures are remembered.
     pub lock_for: Duration,
     /// The wait after the first failure; it doubles with each.
@@ -157,6 +167,7 @@ mod tests {
         let rules = ThrottleRules {
             site_lock_after: 100,
             attack_after: 100,
+            code_failures_max: 50,
             lock_after: 10,
             lock_for: Duration::from_secs(1800),
             backoff_first: Duration::from_secs(1),

@@ -57,6 +57,8 @@ impl Config {
             ("login.lock_after", login.lock_after as usize, 1..=100),
             ("login.site_lock_after", login.site_lock_after as usize, COUNT),
             ("login.attack_after", login.attack_after as usize, COUNT),
+            // The same limit, over all sources together.
+            ("login.code_failures_max", login.code_failures_max as usize, 1..=100),
             ("login.attempts_per_minute", login.attempts_per_minute as usize, COUNT),
             ("login.attempts_burst", login.attempts_burst as usize, COUNT),
             // A first login gives a password, a new one, its repetition and a code.

@@ -226,6 +226,9 @@ pub struct Login {
     pub site_lock_after: u32,
     /// Failures of one account from everywhere, within `lock_for`, that administrators are told of.
     pub attack_after: u32,
+    /// Wrong codes of one account after a right first factor, from everywhere, past which only sources
+    /// that it signed in from before get in by a code.
+    pub code_failures_max: u32,
     /// How long such a lock lasts.
     pub lock_for: Span,
     /// The wait after a first failure; it doubles with each.
@@ -258,6 +261,7 @@ impl Default for Login {
             lock_after: 10,
             site_lock_after: 100,
             attack_after: 100,
+            code_failures_max: 50,
             lock_for: Span::seconds(1800),
             backoff_first: Span::seconds(1),
             backoff_max: Span::seconds(30),
@@ -281,8 +285,8 @@ pub struct Forward {
     /// What all channels of one connection may hold: their windows close at half of it, and past it
     /// the connection ends. Two channels' budgets and eight windows at least.
     pub connection_budget: Size,
-    /// What all channels together may hold: every window closes at three quarters of it, and past it
-    /// the connection ends that holds the most.
+    /// What all channels together may hold. An account's windows close once it holds more than is free
+    /// of it and more than an equal share; past it, the account that holds the most loses a connection.
     pub total_budget: Size,
     /// How long a target may take none of what waits for it.
     pub stall_timeout: Span,
@@ -317,6 +321,9 @@ pub struct Record {
     pub min_free: Size,
     /// What the file of one recording may take before it is compressed; 0: any amount.
     pub max_bytes: Size,
+    /// What the files of all recordings of one account may take that are being written on this node;
+    /// 0: any amount.
+    pub max_bytes_per_account: Size,
     /// How long recordings are kept; 0: for ever.
     pub keep_for: Span,
     /// How much all of them may take, the oldest being removed first; 0: any amount.
@@ -334,6 +341,7 @@ impl Default for Record {
             strict: true,
             min_free: Size::mib(500),
             max_bytes: Size::mib(4096),
+            max_bytes_per_account: Size::mib(16384),
             keep_for: Span::seconds(0),
             keep_bytes: Size::mib(0),
             trust_first_use: false,

@@ -298,7 +298,9 @@ impl Own<'_> {
         let rules = &self.caller.service.throttle;
         let account = Some(self.caller.who.account().clone());
         let counts = reason.counts();
-        let failure = FailureNote { account, reason, counts, drift };
+        // They are signed in: what came before was right.
+        let code = reason.is_of_code();
+        let failure = FailureNote { account, reason, counts, code, drift };
         let refused = self.purpose.failed(reason);
         notes.push(self.note(Event::StepFailed { step, reason }));
         let (whose, context, now) = (self.whose(), &self.context, self.now());

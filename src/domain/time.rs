@@ -22,6 +22,12 @@ impl UnixTime {
         Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// This time moved back by `d`.
+    #[must_use]
+    pub fn minus(self, d: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// How long `self` lies after `earlier`; zero if it does not.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         let ms = self.0.saturating_sub(earlier.0);

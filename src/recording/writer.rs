@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, wat
 
 use super::asciicast::{Encoder, Header};
 use super::seal::{self, Sealed};
+use super::usage::{Part, Usage};
 use crate::domain::{Id, UnixTime};
 
 /// How long lines wait in memory for more lines.
@@ -45,6 +46,8 @@ pub struct Limits {
     pub min_free_bytes: u64,
     /// Bytes that its file may have before it is compressed, if not any number.
     pub max_bytes: Option<u64>,
+    /// Bytes that all files of its account may have that are being written, if not any number.
+    pub max_account_bytes: Option<u64>,
 }
 
 /// Why a recording ended before its session.
@@ -65,6 +68,14 @@ pub enum Failure {
     #[error("the recording takes {max} bytes, as much as one may")]
     Full {
         /// What it may take.
+        max: u64,
+    },
+    /// The files of the account that are being written are as large as they may be together.
+    #[error(
+        "the account's recordings that are being written take {max} bytes, as much as they may"
+    )]
+    AccountFull {
+        /// What they may take.
         max: u64,
     },
     /// The recording was finished already.
@@ -105,6 +116,7 @@ pub struct Writer {
     commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     compressing: Arc<Semaphore>,
+    usage: Usage,
 }
 
 impl Writer {
@@ -119,7 +131,7 @@ impl Writer {
         thread("recording-write").spawn(move || write_all(&queue, &syncs))?;
         thread("recording-sync").spawn(move || sync_all(&to_sync))?;
         let compressing = Arc::new(Semaphore::new(COMPRESSED_AT_ONCE));
-        Ok(Self { commands, next: Arc::default(), compressing })
+        Ok(Self { commands, next: Arc::default(), compressing, usage: Usage::default() })
     }
 
     /// Waits until everything that was handed over before is in its file and asked onto the disk,
@@ -147,18 +159,23 @@ pub struct Recorder {
 
 impl Recorder {
     /// Begins `<folder>/<yyyy-mm-dd>/<id>.cast`, the day taken from the header's timestamp, for
-    /// the owner's eyes only. The header is on the disk when this returns.
+    /// the owner's eyes only, and counts it for `account`. The header is on the disk when this returns.
     ///
     /// # Errors
-    /// When the file exists or cannot be made, or too little space is free.
+    /// When the file exists or cannot be made, or too little space is free, on the disk or for the
+    /// account.
     pub async fn create(
         writer: &Writer,
         folder: &Path,
-        id: &Id,
+        (id, account): (&Id, &Id),
         header: &Header,
         limits: Limits,
     ) -> Result<Self, Failure> {
         let path = path_of(folder, id, header);
+        let part = writer.usage.begin(account);
+        if let Some(max) = limits.max_account_bytes.filter(|max| part.of_account() >= *max) {
+            return Err(Failure::AccountFull { max });
+        }
         let (line, file_path, folder) = (header.to_line(), path.clone(), folder.to_owned());
         let made = tokio::task::spawn_blocking(move || {
             enough_space(&folder, limits.min_free_bytes)?;
@@ -169,14 +186,14 @@ impl Recorder {
             Ok::<_, Failure>(file)
         });
         let file = made.await.map_err(io::Error::other)??;
-        Self::on_file(writer, file, path, limits)
+        Self::on_file(writer, (file, path), part, limits)
     }
 
     /// A recorder for `file`, whose header is written.
     fn on_file(
         writer: &Writer,
-        file: File,
-        path: PathBuf,
+        (file, path): (File, PathBuf),
+        mut part: Part,
         limits: Limits,
     ) -> Result<Self, Failure> {
         let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
@@ -188,8 +205,8 @@ impl Recorder {
             room: Arc::new(Semaphore::new(room)),
         });
         let key = writer.next.fetch_add(1, Ordering::Relaxed);
-        let size = file.metadata()?.len();
-        let track = Track::new(file, Arc::clone(&fault), limits, size);
+        part.add(file.metadata()?.len());
+        let track = Track::new(file, Arc::clone(&fault), limits, part);
         let open = Command::Open(key, Box::new(track));
         writer.commands.send(open).map_err(|_| Failure::WriterGone)?;
         let began = tokio::time::Instant::now();
@@ -258,7 +275,8 @@ impl Recorder {
         let sealed = self.writer.seal(self.path.clone()).await?;
         let Sealed { path, bytes, sha256 } = sealed;
         let failure = self.fault.failure.borrow().clone();
-        let Closed { events, duration } = closed;
+        let Closed { events, duration, part } = closed;
+        drop(part); // From here on the file is only as large as it is compressed.
         Ok(Finished { path, bytes, events, duration, sha256, failure })
     }
 
@@ -428,6 +446,7 @@ enum Command {
 struct Closed {
     events: u64,
     duration: Duration,
+    part: Part,
 }
 
 #[derive(Debug)]
@@ -456,7 +475,7 @@ struct Track {
     kept: u64,
     limits: Limits,
     /// The file's bytes.
-    size: u64,
+    part: Part,
     failed: bool,
     /// Whether the file holds what the disk may not.
     dirty: bool,
@@ -464,11 +483,11 @@ struct Track {
 }
 
 impl Track {
-    fn new(file: File, fault: Arc<Fault>, limits: Limits, size: u64) -> Self {
+    fn new(file: File, fault: Arc<Fault>, limits: Limits, part: Part) -> Self {
         let shared = Arc::new(Syncing { file, fault, queued: AtomicBool::new(false) });
         let (encoder, lines, synced) = (Encoder::new(), Vec::new(), Instant::now());
         let (failed, dirty) = (false, false);
-        Self { shared, encoder, lines, kept: 0, limits, size, failed, dirty, synced }
+        Self { shared, encoder, lines, kept: 0, limits, part, failed, dirty, synced }
     }
 
     fn add(&mut self, at: Duration, payload: Payload) {
@@ -501,7 +520,10 @@ impl Track {
             Ok(()) => self.kept += count_lines(&self.lines),
             Err(short) => self.kept += short.lines,
         }
-        self.size += u64::try_from(self.lines.len()).unwrap_or(0);
+        self.part.add(u64::try_from(self.lines.len()).unwrap_or(0));
+        if let Err(Failure::AccountFull { max }) = fits {
+            self.part.fill(max);
+        }
         self.dirty = true;
         self.lines.clear();
         self.lines.shrink_to(2 * FLUSH_AT);
@@ -518,15 +540,21 @@ impl Track {
 
     /// Drops the lines that the file may not take any more.
     fn keep_what_fits(&mut self) -> Result<(), Failure> {
-        let Some(max) = self.limits.max_bytes else { return Ok(()) };
-        let room = usize::try_from(max.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        let Limits { max_bytes, max_account_bytes, .. } = self.limits;
+        let own = max_bytes.map(|max| (max, self.part.bytes(), Failure::Full { max }));
+        let all = max_account_bytes
+            .map(|max| (max, self.part.of_account(), Failure::AccountFull { max }));
+        let room = |(max, taken, failure): (u64, u64, _)| (max.saturating_sub(taken), failure);
+        let least = own.into_iter().chain(all).map(room).min_by_key(|(room, _)| *room);
+        let Some((room, full)) = least else { return Ok(()) };
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
         let Some(fitting) = self.lines.get(..room) else { return Ok(()) };
         if room == self.lines.len() {
             return Ok(());
         }
         let whole = fitting.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         self.lines.truncate(whole);
-        Err(Failure::Full { max })
+        Err(full)
     }
 
     /// Whether the thread has to come back for this recording.
@@ -552,7 +580,7 @@ impl Track {
             self.encoder.finish(at, &mut self.lines);
         }
         self.flush();
-        let closed = Closed { events: self.kept, duration: at };
+        let closed = Closed { events: self.kept, duration: at, part: self.part };
         send_sync(syncs, Sync::Last(self.shared, closed, reply));
     }
 }
@@ -698,29 +726,44 @@ mod tests {
     use super::super::asciicast::{Event, Kind, Reader};
     use super::*;
 
-    const LIMITS: Limits = Limits { queue_bytes: 64 * 1024, min_free_bytes: 1, max_bytes: None };
+    const LIMITS: Limits = Limits {
+        queue_bytes: 64 * 1024,
+        min_free_bytes: 1,
+        max_bytes: None,
+        max_account_bytes: None,
+    };
 
     struct Place {
         folder: tempfile::TempDir,
         writer: Writer,
         id: Id,
+        account: Id,
     }
 
     impl Place {
         fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            Self { folder, writer: Writer::start().unwrap(), id: Id::random().unwrap() }
+            let (folder, writer) = (tempfile::tempdir().unwrap(), Writer::start().unwrap());
+            let [id, account] = [(); 2].map(|()| Id::random().unwrap());
+            Self { folder, writer, id, account }
+        }
+
+        /// Another recording, of `account`.
+        async fn another(&self, account: &Id, limits: Limits) -> Result<Recorder, Failure> {
+            let (folder, id) = (self.folder.path().join("recordings"), Id::random().unwrap());
+            Recorder::create(&self.writer, &folder, (&id, account), &header(), limits).await
         }
 
         async fn create(&self, limits: Limits) -> Result<Recorder, Failure> {
             let folder = self.folder.path().join("recordings");
-            Recorder::create(&self.writer, &folder, &self.id, &header(), limits).await
+            let ids = (&self.id, &self.account);
+            Recorder::create(&self.writer, &folder, ids, &header(), limits).await
         }
 
         /// A recorder whose file is something else.
         fn on(&self, file: impl Into<std::os::fd::OwnedFd>, limits: Limits) -> Recorder {
             let path = self.folder.path().join("elsewhere.cast");
-            Recorder::on_file(&self.writer, File::from(file.into()), path, limits).unwrap()
+            let part = self.writer.usage.begin(&self.account);
+            Recorder::on_file(&self.writer, (File::from(file.into()), path), part, limits).unwrap()
         }
     }
 
@@ -865,13 +908,44 @@ mod tests {
         drop(first);
         // Less is free than the limit asks for: what was written stays, and no more comes.
         let limits = Limits { min_free_bytes: u64::MAX, ..LIMITS };
-        let recorder = Recorder::on_file(&place.writer, file, path, limits).unwrap();
+        let part = place.writer.usage.begin(&place.account);
+        let recorder = Recorder::on_file(&place.writer, (file, path), part, limits).unwrap();
         recorder.output("the last that was kept".into()).await.unwrap();
         assert!(matches!(recorder.failed().await, Failure::LowSpace { .. }));
         assert!(matches!(recorder.output("x".into()).await, Err(Failure::LowSpace { .. })));
         let finished = recorder.finish().await.unwrap();
         assert!(matches!(finished.failure, Some(Failure::LowSpace { .. })));
         assert_eq!(kinds(&finished.path), [Kind::Output("the last that was kept".into())]);
+    }
+
+    #[tokio::test]
+    async fn recordings_of_one_account_share_what_they_may_take_while_they_are_written() {
+        let place = Place::new();
+        let limits = Limits { max_bytes: Some(3000), max_account_bytes: Some(4096), ..LIMITS };
+        let one = place.create(limits).await.unwrap();
+        let two = place.another(&place.account, limits).await.unwrap();
+        let feed = async |recorder: &Recorder| {
+            while recorder.output("a line of some length".into()).await.is_ok() {
+                place.writer.drain().await;
+            }
+            (recorder.failed().await, std::fs::metadata(recorder.path()).unwrap().len())
+        };
+        let (failure, first) = feed(&one).await;
+        assert!(matches!(failure, Failure::Full { max: 3000 }), "{failure}");
+        let (failure, second) = feed(&two).await;
+        assert!(matches!(failure, Failure::AccountFull { max: 4096 }), "{failure}");
+        assert!(first + second <= 4096 && first + second > 4000, "{first} {second}");
+        // Somebody else's has its room; this account's does not begin, until one is finished.
+        let refused = place.another(&place.account, limits).await.map(|_| ());
+        assert!(matches!(refused, Err(Failure::AccountFull { max: 4096 })), "{refused:?}");
+        let other = place.another(&Id::random().unwrap(), limits).await.unwrap();
+        other.output("x".into()).await.unwrap();
+        let finished = one.finish().await.unwrap();
+        assert!(matches!(finished.failure, Some(Failure::Full { .. })));
+        let next = place.another(&place.account, limits).await.unwrap();
+        next.output("x".into()).await.unwrap();
+        place.writer.drain().await;
+        assert_eq!(kinds(next.path()), [Kind::Output("x".into())]);
     }
 
     #[tokio::test]
@@ -976,8 +1050,9 @@ mod tests {
             tasks.spawn(async move {
                 let id = Id::random().unwrap();
                 let limits = Limits { queue_bytes: 512, ..LIMITS };
-                let recorder =
-                    Recorder::create(&writer, &folder, &id, &header(), limits).await.unwrap();
+                let recorder = Recorder::create(&writer, &folder, (&id, &id), &header(), limits)
+                    .await
+                    .unwrap();
                 for line in 0..100 {
                     recorder.output(format!("{n}:{line}\r\n").into()).await.unwrap();
                 }

@@ -127,9 +127,9 @@ impl Login {
                 }
                 return Err(self.reply(*then, context).await);
             }
-            Effect::Fail { reason, counts, drift, account, notes } => {
+            Effect::Fail { reason, counts, code, drift, account, notes } => {
                 self.conn.note_failure();
-                let failure = FailureNote { account, reason, counts, drift };
+                let failure = FailureNote { account, reason, counts, code, drift };
                 let failures = store.fail(failure, notes, &whose, throttle, &context, now).await;
                 let failures = match failures {
                     Ok(failures) => failures,

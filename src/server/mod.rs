@@ -17,6 +17,7 @@ mod login;
 pub mod proxy;
 pub mod pulse;
 pub mod radius;
+mod refusals;
 pub mod relay;
 pub mod settings;
 mod shell;
@@ -24,6 +25,7 @@ pub mod socket;
 pub mod ssh;
 pub mod stream;
 mod traffic;
+mod unseen;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -310,6 +312,9 @@ async fn sum_refusals_up(bastion: Arc<Bastion>) {
     loop {
         ticks.tick().await;
         write_suppressed(&bastion).await;
+        for conn in bastion.live.all() {
+            conn.write_suppressed().await;
+        }
     }
 }
 
@@ -377,6 +382,9 @@ async fn housekeep(bastion: Arc<Bastion>) {
         );
         if let Err(error) = bastion.store.forget_old_failures(before).await {
             tracing::warn!(%error, "failed to forget old failures");
+        }
+        if let Err(error) = bastion.store.forget_old_sources(bastion.clock.now()).await {
+            tracing::warn!(%error, "failed to forget sources that nobody signs in from any more");
         }
         if let Err(error) = bastion.store.forget_used_codes(bastion.clock.now()).await {
             tracing::warn!(%error, "failed to forget codes that were used");

@@ -10,8 +10,8 @@ use super::schema::{grants, group_members, target_labels, targets, user_groups, 
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
 use crate::domain::{
-    Destination, Grant, GrantObject, GrantSubject, GroupName, Id, Label, SignInRule, Target,
-    TargetAddress, TargetName, UnixTime, UserName,
+    Destination, Grant, GrantObject, GrantSubject, GroupName, Host, Id, Label, Mode, SignInRule,
+    Target, TargetAddress, TargetName, UnixTime, UserName,
 };
 
 /// What the policy needs to decide about one user.
@@ -104,6 +104,20 @@ impl Store {
         let targets = tx.all_targets().await?;
         tx.commit().await?;
         Ok(targets)
+    }
+
+    /// The targets in record mode at `port`, with their hosts.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn recorded_at(&self, port: u16) -> Result<Vec<(TargetName, Host)>, Error> {
+        let mut tx = self.read().await?;
+        let rows = tx.recorded_at(port).await?;
+        tx.commit().await?;
+        let row = |(name, host): (String, String)| {
+            Ok((parse("targets", &name)?, parse("targets", &host)?))
+        };
+        rows.into_iter().map(row).collect()
     }
 
     /// Every grant, oldest first.
@@ -530,6 +544,18 @@ impl Tx<'_> {
             on!(self.engine(), conn => target_labels::table.load(conn).await)?;
         let rules = self.target_sign_ins().await?;
         rows.into_iter().map(|row| target(row, &labels, &rules)).collect()
+    }
+
+    async fn recorded_at(&mut self, port: u16) -> Result<Vec<(String, String)>, Error> {
+        let (port, mode) = (i64::from(port), Mode::Record.word());
+        Ok(on!(self.engine(), conn => {
+            targets::table
+                .filter(targets::port.eq(port).and(targets::mode.eq(mode)))
+                .order(targets::name)
+                .select((targets::name, targets::host))
+                .load(conn)
+                .await
+        })?)
     }
 
     async fn target_named(&mut self, name: &TargetName) -> Result<Option<Id>, Error> {

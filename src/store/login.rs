@@ -7,6 +7,12 @@
 //! began with, its source was not locked meanwhile, and what was given is enough by the rules that
 //! hold at that moment.
 
+mod code_limit;
+mod known;
+
+pub use code_limit::CodeFailures;
+pub use known::KnownSource;
+
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -95,6 +101,8 @@ pub struct FailureNote {
     pub reason: Refusal,
     /// Whether it counts towards the lock.
     pub counts: bool,
+    /// Whether it was a wrong code after a right first factor.
+    pub code: bool,
     /// By how many seconds the authenticator's clock seems to be off.
     pub drift: Option<i64>,
 }
@@ -177,6 +185,9 @@ impl Store {
         let steps = attempt.steps.clone();
         if let Some(sign_in) = open_session {
             tx.forget_failures(whose).await?;
+            if attempt.steps.iter().any(|step| step.is_code()) {
+                tx.signed_in_from(&attempt.account, whose, now).await?;
+            }
             tx.open_session(&attempt.account, sign_in, now).await?;
             if let Claim::Certificate(serial) = attempt.claim {
                 tx.opened_by_certificate(sign_in.session, serial).await?;
@@ -230,10 +241,20 @@ impl Store {
         now: UnixTime,
     ) -> Result<i64, Error> {
         let mut tx = self.begin().await?;
+        // The account before the failures, as everywhere.
+        let of_code = failure.account.as_ref().filter(|_| failure.code);
+        let held = match of_code {
+            Some(account) => tx.hold_account(account).await?,
+            None => false,
+        };
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
             tx.note_drift(account, drift).await?;
         }
         let counted = tx.count_failure(whose, rules, failure.counts, now).await?;
+        let limited = match of_code {
+            Some(account) if held => tx.count_code_failure(account, rules, now).await?,
+            _ => None,
+        };
         tx.append_notes(context, notes).await?;
         if let Some(seconds) = failure.drift {
             tx.append(now, context, Event::ClockDrift { seconds }).await?;
@@ -241,7 +262,7 @@ impl Store {
         tx.append(now, context, refused).await?;
         // Names that are nobody's are counted as well, and need nobody's attention.
         let attack = counted.attack.filter(|_| failure.account.is_some());
-        for event in counted.locked.into_iter().chain(attack) {
+        for event in counted.locked.into_iter().chain(attack).chain(limited) {
             tx.append(now, context, event).await?;
         }
         tx.commit().await?;
@@ -500,6 +521,7 @@ impl Tx<'_> {
     ) -> Result<Result<u32, Refusal>, Error> {
         use users::dsl;
         let id = attempt.account.as_str();
+        let may_be_guessed = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
         let is_same =
             dsl::id.eq(id).and(dsl::epoch.eq(attempt.epoch)).and(dsl::disabled_at.is_null());
         // An update that changes nothing comes first: it holds the row until the transaction ends.
@@ -515,6 +537,9 @@ impl Tx<'_> {
         }
         if self.throttle(whose, rules, now).await?.locked_until.is_some() {
             return Ok(Err(Refusal::Locked));
+        }
+        if may_be_guessed && self.is_past_code_limit(&attempt.account, whose, now).await? {
+            return Ok(Err(Refusal::CodeLimit));
         }
         let bound: bool = on!(self.engine(), conn => {
             dsl::users.find(id).select(dsl::otp_secret.is_not_null()).first(conn).await

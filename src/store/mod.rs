@@ -36,7 +36,7 @@ pub use audit::{EventFilter, EventRow};
 pub use carried::{Carried, Carrier};
 pub use certificate::{CertificateRow, NewCertificate};
 pub use keys::SealingKey;
-pub use login::{FailureNote, NewAuthenticator, SignIn, Throttled};
+pub use login::{CodeFailures, FailureNote, KnownSource, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
 pub use radius::FactorRow;
 pub use recording::{NewRecording, RecordingEnd, RecordingRow};

@@ -308,6 +308,23 @@ table! {
 }
 
 table! {
+    code_failures (user_id) {
+        user_id -> Text,
+        failures -> BigInt,
+        since -> BigInt,
+        limited_until -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    known_sources (user_id, source) {
+        user_id -> Text,
+        source -> Text,
+        last_at -> BigInt,
+    }
+}
+
+table! {
     nodes (node) {
         node -> Text,
         beats -> BigInt,
@@ -366,5 +383,7 @@ allow_tables_to_appear_in_same_query!(
     store_keys,
     nodes,
     attacks,
+    code_failures,
+    known_sources,
     migrations,
 );

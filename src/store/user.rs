@@ -7,10 +7,10 @@ use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
 use super::access::GrantFilter;
-use super::login::A_SITE;
+use super::login::{A_SITE, CodeFailures, KnownSource};
 use super::pool::on;
 use super::radius::FactorRow;
-use super::schema::{recovery_codes, throttle, user_keys, users};
+use super::schema::{code_failures, recovery_codes, throttle, user_keys, users};
 use super::{Error, Store, Tx};
 use crate::audit::{Context, Event};
 use crate::domain::{Factor, Id, RadiusMode, Role, SecondFactor, SignInPolicy, UnixTime, UserName};
@@ -52,6 +52,10 @@ pub struct UserDetail {
     pub keys: Vec<KeyRow>,
     pub recovery_codes_left: u32,
     pub locks: Vec<LockRow>,
+    /// Wrong codes after a right first factor, from everywhere.
+    pub code_failures: Option<CodeFailures>,
+    /// Where somebody signed in from with a code, the latest first.
+    pub known_sources: Vec<KnownSource>,
 }
 
 impl UserDetail {
@@ -141,7 +145,7 @@ impl Store {
         Ok(rows)
     }
 
-    /// The names of users who are locked from some source at `now`.
+    /// The names of users who are locked from some source at `now`, or from all that are not known.
     ///
     /// # Errors
     /// When the store fails.
@@ -154,8 +158,16 @@ impl Store {
                 .load(conn)
                 .await
         })?;
+        let limited: Vec<String> = on!(tx.engine(), conn => {
+            users::table
+                .inner_join(code_failures::table.on(code_failures::user_id.eq(users::id)))
+                .filter(code_failures::limited_until.gt(now.0))
+                .select(users::name)
+                .load(conn)
+                .await
+        })?;
         tx.commit().await?;
-        Ok(names.into_iter().collect())
+        Ok(names.into_iter().chain(limited).collect())
     }
 
     /// Everything about one user that may be shown.
@@ -186,6 +198,8 @@ impl Store {
         })?;
         let groups = tx.groups_of(&id).await?.iter().map(ToString::to_string).collect();
         let recovery_codes_left = tx.recovery_left(&id).await?;
+        let code_failures = tx.code_failures(&id).await?;
+        let known_sources = tx.known_sources(&id).await?;
         let FactorRow { factor, mode: radius_mode, group } = tx.second_factor(&id).await?;
         let sign_in = tx.sign_in_policy(&id).await?;
         tx.commit().await?;
@@ -200,6 +214,8 @@ impl Store {
             keys,
             recovery_codes_left,
             locks,
+            code_failures,
+            known_sources,
         })
     }
 
@@ -299,8 +315,9 @@ impl Store {
         now: UnixTime,
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        tx.take_user(name).await?;
+        let id = tx.take_user(name).await?;
         let lifted = tx.forget_all_failures(name).await?;
+        tx.forget_code_failures(&id).await?;
         let sources = u64::try_from(lifted).unwrap_or(u64::MAX);
         tx.changed(now, context, Event::UserUnlocked { name: name.clone(), sources }).await?;
         Ok(lifted)
@@ -392,6 +409,7 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        tx.forget_code_failures(&id).await?;
         match password {
             BindingPassword::OneTime(hash) => tx.put_one_time(&id, hash, now).await?,
             BindingPassword::Kept => tx.let_password_bind(&id, true).await?,

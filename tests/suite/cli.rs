@@ -244,6 +244,45 @@ async fn who_is_locked_is_listed_so() {
 }
 
 #[tokio::test]
+async fn from_where_a_code_is_still_taken_is_told() {
+    let dir = setting().await;
+    let dir = dir.path();
+    let day = 24 * 3600 * 1000;
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let (since, until) = (now - day, now + 29 * day);
+    execute(
+        dir,
+        &format!(
+            "INSERT INTO code_failures SELECT id, 50, {since}, {until} FROM users WHERE name = 'alice';
+             INSERT INTO known_sources SELECT id, '192.0.2.7/32', {since} FROM users
+               WHERE name = 'alice';
+             INSERT INTO known_sources SELECT id, '192.0.2.8/32', 1 FROM users WHERE name = 'alice'"
+        ),
+    );
+    assert_eq!(json(dir, &["user", "list"]).await[1]["locked"], true);
+    let shown = cli(dir, &["user", "show", "alice"]).await.ok().out;
+    assert!(shown.contains("50 wrong codes, taken from known sources only until"), "{shown}");
+    let shown = json(dir, &["user", "show", "alice"]).await;
+    assert_eq!(shown["code_failures"]["failures"], 50, "{shown}");
+    assert_eq!(shown["known_sources"][0]["source"], "192.0.2.7/32", "{shown}");
+    let why =
+        "a code is taken only from where they signed in before: see 'sallyport user unlock alice'";
+    let explain =
+        async |from: &[&str]| cli(dir, &[&["explain", "alice", "db1"][..], from].concat()).await;
+    for from in ["192.0.2.8", "192.0.2.9"] {
+        let told = explain(&["--from", from]).await.failed().out;
+        assert!(told.starts_with("refused: alice: 50 wrong codes") && told.contains(why), "{told}");
+    }
+    let told = explain(&["--from", "192.0.2.7"]).await.out;
+    assert!(!told.contains(why), "{told}");
+    let told = explain(&[]).await.out;
+    assert!(told.contains(why), "{told}");
+    cli(dir, &["user", "unlock", "alice"]).await.ok();
+    assert!(!explain(&[]).await.out.contains(why));
+    assert_eq!(json(dir, &["user", "show", "alice"]).await["code_failures"], Value::Null);
+}
+
+#[tokio::test]
 async fn every_change_is_made_and_can_be_taken_back() {
     let dir = setting().await;
     let dir = dir.path();

@@ -17,6 +17,7 @@ on_both_engines!(
     password_then_code,
     fifty_logins_with_one_code_let_one_in,
     failures_lock_one_source_and_say_so_only_in_the_audit_log,
+    too_many_wrong_codes_leave_the_sources_that_signed_in_before,
     a_recovery_code_works_once,
 );
 
@@ -191,6 +192,38 @@ async fn failures_lock_one_source_and_say_so_only_in_the_audit_log(engine: Engin
     client.ssh(&once).await.ok();
 }
 
+/// A wrong password in front of a code is no guess of the code, and who signs in first is not let in by
+/// it alone.
+async fn too_many_wrong_codes_leave_the_sources_that_signed_in_before(engine: Engine) {
+    let bastion = TestBastion::start_with(engine, "[login]\ncode_failures_max = 3\n").await;
+    let alice = bastion.person("alice").await;
+    let once = ["-o", "NumberOfPasswordPrompts=1", "bastion"];
+    let from = |n: u8| {
+        let bind = format!("BindAddress 127.0.0.{n}");
+        Client::new(&bastion, "alice").host("bastion", &bind)
+    };
+    let home = from(1);
+    home.answers(&[PASSWORD, &bastion.code(&alice)]).ssh(&once).await.ok();
+    for n in 2..5 {
+        from(n).answers(&["no password of hers", "000000"]).ssh(&once).await.failed();
+    }
+    assert!(bastion.kinds("code-limit-reached").await.is_empty());
+    for n in 2..5 {
+        from(n).answers(&[PASSWORD, "000000"]).ssh(&once).await.failed();
+    }
+    let reached = bastion.event("code-limit-reached", &[("user", "alice")]).await;
+    assert_eq!(reached["failures"], 3);
+    let code = bastion.code(&alice);
+    let refused = from(5).answers(&[PASSWORD, &code]).ssh(&once).await.failed();
+    let wrong = from(6).answers(&[PASSWORD, "000000"]).ssh(&once).await.failed();
+    assert_eq!(refused.err, wrong.err);
+    bastion.event("sign-in-refused", &[("user", "alice"), ("reason", "code-limit")]).await;
+    // She is not locked out where she was before, nor with a recovery code elsewhere.
+    from(7).answers(&[PASSWORD, &alice.recovery_code(0)]).ssh(&once).await.ok();
+    home.answers(&[PASSWORD, &code]).ssh(&once).await.ok();
+    from(8).answers(&[PASSWORD, &bastion.code(&alice)]).ssh(&once).await.ok();
+}
+
 async fn a_recovery_code_works_once(engine: Engine) {
     let bastion = TestBastion::start(engine).await;
     let alice = bastion.person("alice").await;
@@ -281,12 +314,19 @@ async fn transcript(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_wrong_locked_disabled_and_unbound_look_alike() {
-    let bastion = TestBastion::start_with(Engine::Sqlite, "[login]\nlock_after = 2\n").await;
+    let limits = "[login]\nlock_after = 2\ncode_failures_max = 2\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, limits).await;
     let now = bastion.now();
     let store = bastion.store();
     let context = Context::default();
     for name in ["wrongpw", "wrongcode", "locked", "disabled"] {
         bastion.person(name).await;
+    }
+    let limited = bastion.person("limited").await;
+    for bind in ["BindAddress 127.0.0.2", "BindAddress 127.0.0.3"] {
+        let elsewhere = Client::new(&bastion, "limited").host("bastion", bind);
+        elsewhere.answers(&[PASSWORD, "000000"]);
+        elsewhere.ssh(&["-o", "NumberOfPasswordPrompts=1", "bastion"]).await.failed();
     }
     let unbound = bastion.person("unbound").await;
     store
@@ -315,6 +355,9 @@ async fn unknown_wrong_locked_disabled_and_unbound_look_alike() {
                 "{user}"
             );
         }
+        let right = bastion.code(&limited);
+        let seen = transcript(&bastion, "limited", PASSWORD, &right, methods).await;
+        assert_eq!(seen, reference);
     }
     for (user, reason) in [
         ("nobody", "unknown-user"),
@@ -323,6 +366,7 @@ async fn unknown_wrong_locked_disabled_and_unbound_look_alike() {
         ("locked", "locked"),
         ("disabled", "disabled"),
         ("unbound", "binding-closed"),
+        ("limited", "code-limit"),
     ] {
         bastion.event("sign-in-refused", &[("user", user), ("reason", reason)]).await;
     }

@@ -116,6 +116,7 @@ async fn a_hash_of_an_old_cost_is_made_anew_at_a_login_and_at_no_failure() {
         let rules = ThrottleRules {
             site_lock_after: 100,
             attack_after: 100,
+            code_failures_max: 50,
             lock_after: 10,
             lock_for: Duration::from_secs(60),
             backoff_first: Duration::ZERO,

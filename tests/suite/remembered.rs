@@ -200,6 +200,7 @@ fn rules() -> ThrottleRules {
     ThrottleRules {
         site_lock_after: 100,
         attack_after: 100,
+        code_failures_max: 100,
         lock_after: 100,
         lock_for: Duration::from_secs(60),
         backoff_first: Duration::ZERO,

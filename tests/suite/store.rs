@@ -43,6 +43,7 @@ on_both_engines!(
     failures_add_up_lock_and_are_forgotten,
     an_ipv6_site_is_locked_as_a_whole,
     many_failures_from_everywhere_are_told_once_and_lock_nobody,
+    wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes,
     a_login_stops_when_its_account_changed,
     sessions_and_forwards_are_kept_and_closed,
     what_is_carried_is_written_down_while_it_is_open,
@@ -127,6 +128,7 @@ fn rules() -> ThrottleRules {
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
+        code_failures_max: 4,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -372,7 +374,7 @@ async fn a_name_that_is_given_again_brings_nothing_along(engine: Engine) {
     let (key, limits) = (whose(name), rules());
     for _ in 0..limits.lock_after {
         let (account, reason) = (Some(old.id.clone()), Refusal::WrongCode);
-        let failure = FailureNote { account, reason, counts: true, drift: None };
+        let failure = FailureNote { account, reason, counts: true, code: false, drift: None };
         store.fail(failure, Vec::new(), &key, &limits, &context, now).await.unwrap();
     }
     assert!(store.locked(now).await.unwrap().contains("alice"));
@@ -814,6 +816,7 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
             account: Some(alice.id.clone()),
             reason: Refusal::WrongCode,
             counts: true,
+            code: true,
             drift: Some(60),
         };
         let whose = whose(&name);
@@ -869,7 +872,7 @@ async fn fail_from(bastion: &TestBastion, typed: &str, account: Option<&Id>, fro
     for ip in from {
         let whose = Throttled::new(typed, &Source(SocketAddr::new(ip.parse().unwrap(), 1)));
         let (account, reason) = (account.cloned(), Refusal::WrongCode);
-        let note = FailureNote { account, reason, counts: true, drift: None };
+        let note = FailureNote { account, reason, counts: true, code: false, drift: None };
         let (rules, now) = (rules(), bastion.now());
         let context = Context { user: Some(typed.to_owned()), ..nobody() };
         bastion.store().fail(note, Vec::new(), &whose, &rules, &context, now).await.unwrap();
@@ -928,6 +931,107 @@ async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
     assert!(bastion.store().user(&alice.name).await.unwrap().locks.is_empty());
 }
 
+/// Whoever has the password and many sources must not be able to go on guessing codes for ever.
+async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, rules) = (bastion.store(), rules());
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let far = |n: u8| Source(SocketAddr::from(([198, 51, 100, n], 1)));
+    let guess = async |from: Source| {
+        let (account, reason) = (Some(alice.id.clone()), Refusal::WrongCode);
+        let note = FailureNote { account, reason, counts: true, code: true, drift: None };
+        let context = Context { user: Some("alice".to_owned()), ..nobody() };
+        let whose = Throttled::new("alice", &from);
+        store.fail(note, Vec::new(), &whose, &rules, &context, bastion.now()).await.unwrap();
+    };
+    let enter = async |from: Source, claim: Claim| {
+        let session = Id::random().unwrap();
+        let new = SignIn { session: &session, source: &from, client: "SSH-2.0-test" };
+        let attempt = attempt(&alice, epoch, claim);
+        let whose = Throttled::new("alice", &from);
+        store.claim(attempt, Some(&new), &whose, &rules, &nobody(), bastion.now()).await.unwrap()
+    };
+    let code = || {
+        bastion.clock.advance(Duration::from_secs(30));
+        Claim::Code(bastion.now().step())
+    };
+    let recovery = |n: usize| {
+        let code = recovery::normalize(&alice.recovery_code(n)).unwrap();
+        Claim::RecoveryCode(recovery::hash(&alice.id, &code))
+    };
+    let failures =
+        async || store.user(&alice.name).await.unwrap().code_failures.map(|c| c.failures);
+    let attack = async || {
+        for n in 100..104 {
+            guess(far(n)).await;
+        }
+    };
+
+    // Fewer than the limit: a right code is taken from anywhere, which makes its source known. Only from
+    // one that was known before does it end the count.
+    for n in 1..4 {
+        guess(far(n)).await;
+    }
+    enter(far(50), code()).await.unwrap();
+    assert_eq!(failures().await, Some(3));
+    enter(far(50), code()).await.unwrap();
+    assert_eq!(failures().await, None);
+
+    // At the limit it is told, once.
+    attack().await;
+    guess(far(105)).await;
+    let told = bastion.kinds("code-limit-reached").await;
+    assert_eq!(
+        (told.len(), &told[0]["failures"], &told[0]["user"]),
+        (1, &4.into(), &"alice".into())
+    );
+    assert!(store.locked(bastion.now()).await.unwrap().contains("alice"));
+    // A right code is refused where nobody signed in before, and unused.
+    let right = code();
+    assert_eq!(enter(far(60), right.clone()).await, Err(Refusal::CodeLimit));
+    let whose = Throttled::new("alice", &far(60));
+    let again = attempt(&alice, epoch, right.clone());
+    let claimed = store.claim(again, None, &whose, &rules, &nobody(), bastion.now()).await.unwrap();
+    assert_eq!(claimed, Err(Refusal::CodeLimit), "nor within a session");
+    // The known source is let in by it, and that ends the count.
+    enter(far(50), right).await.unwrap();
+    assert_eq!(failures().await, None);
+    assert!(store.locked(bastion.now()).await.unwrap().is_empty());
+    enter(far(60), code()).await.unwrap();
+
+    // A recovery code gets in from anywhere; the next code from there, too, and ends the count.
+    attack().await;
+    assert_eq!(enter(far(70), code()).await, Err(Refusal::CodeLimit));
+    enter(far(70), recovery(0)).await.unwrap();
+    assert_eq!(enter(far(71), code()).await, Err(Refusal::CodeLimit));
+    enter(far(70), code()).await.unwrap();
+    assert_eq!(failures().await, None);
+
+    // So do an administrator's unlock and reset.
+    attack().await;
+    store.unlock(&alice.name, &nobody(), bastion.now()).await.unwrap();
+    enter(far(72), code()).await.unwrap();
+    attack().await;
+    assert_eq!(failures().await, Some(4));
+    let until = bastion.now().plus(Duration::from_secs(60));
+    let (kept, context) = (BindingPassword::Kept, nobody());
+    store.reset_otp(&alice.name, until, kept, &context, bastion.now()).await.unwrap();
+    assert_eq!(failures().await, None);
+
+    // What is over is forgotten.
+    assert!(bastion.kinds("code-limit-reached").await.len() > 3);
+    let known = async || store.user(&alice.name).await.unwrap().known_sources.len();
+    assert_eq!(known().await, 4);
+    guess(far(1)).await;
+    bastion.clock.advance(Duration::from_secs(30 * 24 * 3600));
+    store.forget_old_sources(bastion.now()).await.unwrap();
+    assert_eq!((failures().await, known().await), (None, 4));
+    bastion.clock.advance(Duration::from_secs(61 * 24 * 3600));
+    assert_eq!(store.forget_old_sources(bastion.now()).await.unwrap(), 4);
+    assert_eq!(known().await, 0);
+}
+
 async fn many_failures_from_everywhere_are_told_once_and_lock_nobody(engine: Engine) {
     let bastion = quiet(engine).await;
     let alice = bastion.person("alice").await;
@@ -966,7 +1070,8 @@ async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
     let there = Throttled::new("alice", &Source("198.51.100.1:1".parse().unwrap()));
     let fail = async |whose: &Throttled, counts: bool, drift: Option<i64>| {
         let reason = Refusal::WrongCode;
-        let note = FailureNote { account: Some(alice.id.clone()), reason, counts, drift };
+        let note =
+            FailureNote { account: Some(alice.id.clone()), reason, counts, code: false, drift };
         store.fail(note, Vec::new(), whose, &rules, &context, bastion.now()).await.unwrap()
     };
     let state = async |whose: &Throttled| {
@@ -1018,8 +1123,13 @@ async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
     // A name that is nobody's is counted like one that is.
     let nobodys = Throttled::new("no\x1bbody", &source());
     for n in 1..=3 {
-        let note =
-            FailureNote { account: None, reason: Refusal::UnknownUser, counts: true, drift: None };
+        let note = FailureNote {
+            account: None,
+            reason: Refusal::UnknownUser,
+            counts: true,
+            code: false,
+            drift: None,
+        };
         let failed = store.fail(note, Vec::new(), &nobodys, &rules, &context, bastion.now()).await;
         assert_eq!(failed.unwrap(), n);
     }
@@ -1030,8 +1140,13 @@ async fn failures_add_up_lock_and_are_forgotten(engine: Engine) {
     let at_once = Throttled::new("bob", &source());
     let wide = ThrottleRules { lock_after: 100, ..rules };
     let fails = (0..8).map(async |_| {
-        let note =
-            FailureNote { account: None, reason: Refusal::UnknownUser, counts: true, drift: None };
+        let note = FailureNote {
+            account: None,
+            reason: Refusal::UnknownUser,
+            counts: true,
+            code: false,
+            drift: None,
+        };
         store.fail(note, Vec::new(), &at_once, &wide, &context, bastion.now()).await.unwrap()
     });
     let mut counted = join_all(fails).await;

@@ -134,6 +134,8 @@ pub enum Effect {
         reason: Refusal,
         /// Whether it counts towards the lock.
         counts: bool,
+        /// Whether it was a wrong code after a right first factor.
+        code: bool,
         /// By how many seconds the authenticator's clock seems to be off.
         drift: Option<i64>,
         /// The account, if there is one.

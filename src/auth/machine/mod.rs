@@ -35,7 +35,7 @@ pub use radius::{Codes, MAX_CHALLENGES, RadiusAnswer, RadiusFault, RadiusRules, 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
 use crate::audit::{Event, Note, Refusal, Step};
-use crate::domain::{Factors, Id, Role, UnixTime, UserName};
+use crate::domain::{Factor, Factors, Id, Role, UnixTime, UserName};
 
 /// What a client may do before it is let in.
 #[derive(Debug, Clone)]
@@ -435,7 +435,16 @@ impl Machine {
         let counts =
             reason.counts() || (reason == Refusal::CertificateRefused && self.first.is_password());
         let account = self.account().map(|account| account.id.clone());
-        Effect::Fail { reason, counts, drift, account, notes: self.take_notes() }
+        let code = reason.is_of_code() && self.may_guess_code();
+        Effect::Fail { reason, counts, code, drift, account, notes: self.take_notes() }
+    }
+
+    /// Whether what stands between the client and the account is a code: the first factor was right.
+    fn may_guess_code(&self) -> bool {
+        let right = matches!(self.first, First::Password { right: true } | First::Key);
+        // While one is being bound there is nothing to guess.
+        let has_codes = |a: &Account| a.otp.is_some() || a.factor.factor == Factor::Radius;
+        right && self.account().is_some_and(has_codes)
     }
 
     fn refused(&mut self) -> Effect {

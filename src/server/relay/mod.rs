@@ -34,7 +34,7 @@ mod stream;
 mod target;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use russh::keys::PrivateKey;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,9 @@ use crate::domain::{AccountName, Capability, Destination, Target, UnixTime, note
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
 use crate::store::Carrier;
+
+/// Sentences for the user that may wait for a session.
+const UNTOLD: usize = 16;
 
 /// What all relays of a process share.
 pub struct Shared {
@@ -108,6 +111,8 @@ pub(super) struct Relay {
     agent: AtomicBool,
     /// Whether it was said outside a terminal that this is recorded.
     told: AtomicBool,
+    /// Sentences for the user that the next session begins with.
+    untold: Mutex<Vec<String>>,
     /// Why it was ended from here.
     lapsed: OnceLock<String>,
 }
@@ -142,7 +147,7 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        let (code, agent, told, lapsed) = Default::default();
+        let (code, agent, told, untold, lapsed) = Default::default();
         Ok(Arc::new(Self {
             conn,
             permit,
@@ -154,6 +159,7 @@ impl Relay {
             code,
             agent,
             told,
+            untold,
             lapsed,
         }))
     }
@@ -193,6 +199,19 @@ impl Relay {
             self.target().name,
             self.account()
         ))
+    }
+
+    /// Has the next session begin with a sentence for the user.
+    fn tell_later(&self, text: String) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        if untold.len() < UNTOLD {
+            untold.push(text);
+        }
+    }
+
+    /// What it begins with.
+    fn untold(&self) -> Vec<String> {
+        std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn refuse_use(&self, what: &str) {

@@ -454,7 +454,8 @@ impl Carried<'_> {
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let (files, scp) = (filter.map(Files::new), self.scp().map(Mutex::new));
+        let files = filter.map(|filter| Files::new(filter, Arc::clone(self.uplink.flow())));
+        let scp = self.scp().map(Mutex::new);
         let (files, scp) = (files.as_ref(), scp.as_ref());
         let both = Both { channel: self, recording, files, scp, counts };
         let end = tokio::select! {
@@ -516,9 +517,13 @@ impl Carried<'_> {
         }
     }
 
-    /// Says that the session is recorded, where the inner SSH has no banner that said it: in each
-    /// terminal; without one on standard error, as a client shows a banner, and once.
+    /// Says what could not be said before; and that the session is recorded, where the inner SSH has no
+    /// banner that said it: in each terminal; without one on standard error, as a client shows a banner,
+    /// and once.
     async fn tell(&self) -> Result<(), String> {
+        for text in self.relay.untold() {
+            self.user.say(&text).await.map_err(|_| "you left".to_owned())?;
+        }
         let notice = &self.relay.conn.settings.record.notice;
         if notice.is_empty() || !self.relay.is_on_outer() {
             return Ok(());

@@ -79,6 +79,7 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
     let rules = ThrottleRules {
         site_lock_after: 100,
         attack_after: 100,
+        code_failures_max: 50,
         lock_after: 10,
         lock_for: Duration::from_secs(60),
         backoff_first: Duration::ZERO,

@@ -53,6 +53,16 @@ fn a_key_that_is_shown_again_leaves_a_guess_a_guess() {
     }
 }
 
+#[test]
+fn a_wrong_code_is_a_guess_of_it_only_behind_a_right_first_factor() {
+    let row = Row::new("alice", Kind::Bound { one_time: false }, NEVER);
+    for (password, expected) in [(RIGHT, true), ("a guess", false)] {
+        let (machine, _) = said(guess(&row, password), &row, Request::Interactive);
+        let (_, effect) = said(machine, &row, Request::Answers(vec!["000000".into()]));
+        assert!(matches!(effect, Effect::Fail { code, .. } if code == expected), "{effect:?}");
+    }
+}
+
 /// A notice is a question, which publickey has no way to ask (RFC 4252 section 7).
 #[test]
 fn whoever_gave_no_code_is_let_in_without_a_notice() {
