@@ -777,7 +777,7 @@ impl Tx<'_> {
         use users::dsl;
         let id = new.account.as_str();
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
-        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
+        let may_bind = binding_passwords::table.find(id).select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))
