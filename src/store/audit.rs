@@ -283,7 +283,7 @@ impl Store {
     pub async fn events(&self, filter: &EventFilter, limit: i64) -> Result<Vec<EventRow>, Error> {
         use audit_events::dsl;
         let mut tx = self.read().await?;
-        let rows = on!(tx.engine(), conn => {
+        let mut rows: Vec<EventRow> = on!(tx.engine(), conn => {
             let mut query = dsl::audit_events.select(EventRow::as_select()).into_boxed();
             if let Some(kind) = &filter.kind {
                 query = query.filter(dsl::kind.eq(kind.as_str()));
@@ -292,7 +292,8 @@ impl Store {
                 query = query.filter(dsl::user_name.eq(user.as_str()));
             }
             if let Some(session) = &filter.session {
-                query = query.filter(dsl::session_id.like(format!("{session}%")));
+                let (first, last) = session.range();
+                query = query.filter(dsl::session_id.between(first, last));
             }
             if let Some(since) = filter.since {
                 query = query.filter(dsl::at.ge(since.0));
@@ -300,9 +301,17 @@ impl Store {
             if let Some(until) = filter.until {
                 query = query.filter(dsl::at.lt(until.0));
             }
-            query.order(dsl::seq.desc()).limit(limit).load(conn).await
+            // Numbers say nothing of times to an index: by them, every event since then would be gone
+            // through for the newest before some moment.
+            if filter.since.is_some() || filter.until.is_some() {
+                query = query.order((dsl::at.desc(), dsl::seq.desc()));
+            } else {
+                query = query.order(dsl::seq.desc());
+            }
+            query.limit(limit).load(conn).await
         })?;
         tx.commit().await?;
+        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
         Ok(rows)
     }
 

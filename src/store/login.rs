@@ -827,7 +827,7 @@ impl Tx<'_> {
         let id = new.account.as_str();
         self.hold_account(id).await?;
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
-        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
+        let may_bind = binding_passwords::table.find(id).select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))

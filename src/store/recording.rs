@@ -193,11 +193,11 @@ impl Store {
         &self,
         prefix: &IdPrefix,
     ) -> Result<Vec<RecordingRow>, Error> {
-        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
+        let (first, last) = prefix.range();
         let mut tx = self.read().await?;
         let rows = on!(tx.engine(), conn => {
             recordings::table
-                .filter(recordings::id.like(&pattern))
+                .filter(recordings::id.between(first, &last))
                 .select(RecordingRow::as_select())
                 .limit(2)
                 .load(conn)

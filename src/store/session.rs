@@ -116,7 +116,7 @@ impl Store {
         let rows: Vec<LiveRow> = on!(tx.engine(), conn => {
             sessions::table
                 .left_join(users::table.on(users::id.eq(sessions::user_id)))
-                .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))
+                .filter(sessions::node.eq(&node).and(sessions::ended_at.is_null()))
                 .select((
                     sessions::id,
                     sessions::user_id,
@@ -127,7 +127,7 @@ impl Store {
                 .load(conn)
                 .await
         })?;
-        let policies = tx.sign_in_policies().await?;
+        let policies = tx.sign_in_policies(&node).await?;
         let revoked: Vec<String> = on!(tx.engine(), conn => {
             sessions::table
                 .inner_join(
@@ -138,7 +138,8 @@ impl Store {
                     login_certificates::table
                         .on(login_certificates::serial.eq(session_certificates::serial)),
                 )
-                .filter(sessions::ended_at.is_null().and(login_certificates::revoked_at.is_not_null()))
+                .filter(sessions::node.eq(&node).and(sessions::ended_at.is_null()))
+                .filter(login_certificates::revoked_at.is_not_null())
                 .select(sessions::id)
                 .load(conn)
                 .await
@@ -392,11 +393,11 @@ impl Store {
     /// When the store fails.
     pub async fn sessions_by_prefix(&self, prefix: &IdPrefix) -> Result<Vec<SessionRow>, Error> {
         use sessions::dsl;
-        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
+        let (first, last) = prefix.range();
         let mut tx = self.read().await?;
         let rows = on!(tx.engine(), conn => {
             dsl::sessions
-                .filter(dsl::id.like(&pattern))
+                .filter(dsl::id.between(first, &last))
                 .select(SessionRow::as_select())
                 .limit(2)
                 .load(conn)
