@@ -12,7 +12,6 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
-use super::access::no_such;
 use super::pool::on;
 use super::schema::{group_members, group_remember, remembered_logins, users};
 use super::{Error, Store, Tx, parse};

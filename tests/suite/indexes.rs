@@ -281,6 +281,7 @@ fn rules() -> ThrottleRules {
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
+        code_failures_max: 50,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -377,6 +378,7 @@ async fn fail_and_bind(bastion: &TestBastion, alice: &Person, watch: &mut Watch)
         account: Some(alice.id.clone()),
         reason: Refusal::WrongCode,
         counts: true,
+        code: true,
         drift: Some(60),
     };
     store.fail(failure, Vec::new(), &whose, &rules(), &context, now).await.unwrap();
