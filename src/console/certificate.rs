@@ -13,7 +13,7 @@ use super::own::Own;
 use crate::audit::Refusal;
 use crate::domain::Factors;
 use crate::keys;
-use crate::store::NewCertificate;
+use crate::store::{MAX_CERTIFICATES, NewCertificate};
 
 /// The most lines that are looked through for a key.
 const MAX_LINES: usize = 100;
@@ -30,7 +30,7 @@ pub(super) async fn issue(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
                     without the one that you have, as with 'ssh -F none'";
         return own.refuse(Refusal::SignInRule, text).await;
     }
-    // The time of a code that a RADIUS server checked is not kept.
+    // The time of a recovery code is not kept.
     let just_now = own.is_fresh() || (who.code_at().is_none() && caller.service.is_first);
     if !just_now {
         let text = "a certificate is given only right after a code, on a connection of its own, as with \
@@ -62,6 +62,13 @@ pub(super) async fn issue(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
     let key = fingerprint.as_str();
     let new = NewCertificate { serial, account, epoch, key, source, session, until };
     let issued = own.store.issue_certificate(&new, &own.context, now).await?;
+    if let Err(reason @ Refusal::TooManyCertificates) = issued {
+        let text = format!(
+            "you have {MAX_CERTIFICATES} certificates that hold already: 'certificate list' shows them, \
+             revoke one with 'certificate revoke SERIAL', or wait until one expires"
+        );
+        return own.refuse(reason, &text).await;
+    }
     own.made(issued).await?;
     dialog.out().write_all(format!("{certificate}\n").as_bytes()).await?;
     dialog.out().flush().await?;

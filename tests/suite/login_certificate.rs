@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use sallyport::audit::Context;
 use sallyport::auth::password;
-use sallyport::domain::{Mode, UnixTime, UserName};
+use sallyport::domain::{UnixTime, UserName};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::hop::{Ran, fed};
 use crate::support::keypair::KeyPair;
 use crate::support::ssh::{Client, Run};
-use crate::support::sshd::Sshd;
 use crate::support::{ended, eventually, on_both_engines};
 
 on_both_engines!(
     a_certificate_stands_for_a_code_until_it_expires,
     what_changes_the_account_ends_its_certificates,
     a_revoked_certificate_ends_its_sessions,
+    nobody_has_more_than_a_few_certificates,
 );
 
 const ON: &str = "[login]\ncertificate_life = \"8h\"\n";
@@ -236,6 +236,43 @@ async fn a_revoked_certificate_ends_its_sessions(engine: Engine) {
     }
 }
 
+async fn nobody_has_more_than_a_few_certificates(engine: Engine) {
+    let bastion = self::bastion(engine).await;
+    let holder = Holder::new(&bastion).await;
+    let store = bastion.store();
+    let issue = async |serial: i64, until: UnixTime| {
+        let session = sallyport::domain::Id::random().unwrap();
+        let new = sallyport::store::NewCertificate {
+            serial,
+            account: &holder.alice.id,
+            epoch: 2,
+            key: "SHA256:x",
+            source: None,
+            session: &session,
+            until,
+        };
+        store.issue_certificate(&new, &Context::default(), bastion.now()).await.unwrap()
+    };
+    let (soon, later) = (Duration::from_secs(3600), Duration::from_secs(8 * 3600));
+    issue(1, bastion.now().plus(soon)).await.unwrap();
+    for serial in 2..=50 {
+        issue(serial, bastion.now().plus(later)).await.unwrap();
+    }
+    let many = Err(sallyport::audit::Refusal::TooManyCertificates);
+    assert_eq!(issue(51, bastion.now().plus(later)).await, many);
+    let ran = holder.ask(&bastion).await.failed();
+    assert!(ran.err.contains("revoke one with 'certificate revoke SERIAL'"), "{}", ran.err);
+    let refused = [("command", "certificate"), ("reason", "too-many-certificates")];
+    bastion.event("command-refused", &refused).await;
+    // One that is revoked, or over, makes room.
+    let (context, now) = (Context::default(), bastion.now());
+    store.revoke_certificate(Some(&holder.alice.name), 2, &context, now).await.unwrap();
+    holder.ask(&bastion).await.ok();
+    assert_eq!(issue(51, bastion.now().plus(later)).await, many);
+    bastion.clock.advance(soon);
+    issue(51, bastion.now().plus(later)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_they_are_off_none_is_given_and_the_answer_says_what_to_do() {
     let bastion = TestBastion::start(Engine::Sqlite).await;
@@ -267,29 +304,4 @@ async fn where_they_are_off_none_is_given_and_the_answer_says_what_to_do() {
     let ran = holder.ask(&bastion).await.failed();
     assert!(ran.err.contains("a certificate would not let you in"), "{}", ran.err);
     assert!(bastion.kinds("certificate-issued").await.is_empty());
-}
-
-/// One code, then any number of programs that ask nobody anything, as Ansible does.
-#[tokio::test(flavor = "multi_thread")]
-async fn one_code_is_enough_for_many_hosts() {
-    let bastion = self::bastion(Engine::Sqlite).await;
-    let holder = Holder::new(&bastion).await;
-    let mut client = holder.client(&bastion);
-    let mut sshds = Vec::new();
-    for name in ["db1", "db2", "web1"] {
-        let sshd = Sshd::start().await;
-        bastion.target_in(Mode::Tunnel, name, &format!("127.0.0.1:{}", sshd.port)).await;
-        bastion.add_grant("alice", name, |_| {}).await;
-        client = client.knows(name, &sshd);
-        sshds.push(sshd);
-    }
-    holder.ask(&bastion).await.ok();
-    for name in ["db1", "db2", "web1"] {
-        let args = [&["-o", "BatchMode=yes", "-J", "bastion", name, "echo"][..], &[name]].concat();
-        let ran = client.ssh(&args).await.ok();
-        assert_eq!(ran.out.trim(), name);
-    }
-    let codes = bastion.kinds("step-passed").await;
-    assert_eq!(codes.iter().filter(|event| event["step"] == "code").count(), 1);
-    assert_eq!(bastion.kinds("signed-in").await.len(), 4);
 }

@@ -15,15 +15,15 @@ use zeroize::Zeroizing;
 use super::Relay;
 use super::door::Handler;
 use super::sign_in::{Asking, Questions, Stage};
-use crate::console::STEP_UP_TRIES;
+use crate::console::CodeQuestion;
 use crate::policy::Refused;
 use crate::server::direct::NotOpened;
 
 /// Where letting somebody in has come to.
 pub(super) enum State {
     New,
-    /// The bastion asks for a fresh code, so many times more.
-    Proving(Arc<Relay>, u32),
+    /// The bastion asks for a fresh code.
+    Proving(Arc<Relay>, Box<CodeQuestion>),
     /// The target asks.
     Asking(Arc<Relay>, Box<Asking>),
     /// Nobody is let in; the reason is told once.
@@ -56,8 +56,9 @@ fn ask(questions: &Questions) -> Auth {
 }
 
 /// The question for a fresh code, after what is wrong with the last.
-fn code_question(relay: &Relay, said: String) -> Questions {
-    Questions { instruction: said, prompts: vec![(relay.code_question(), false)] }
+fn ask_code(question: &CodeQuestion) -> Auth {
+    let instruction = question.said().unwrap_or_default().to_owned();
+    ask(&Questions { instruction, prompts: vec![(question.text().to_owned(), false)] })
 }
 
 impl Handler {
@@ -82,10 +83,8 @@ impl Handler {
             }
         };
         if relay.asks_code() {
-            return match relay.may_ask_code().await {
-                Ok(()) => self.prove(relay, STEP_UP_TRIES),
-                Err(message) => self.refuse(message),
-            };
+            let asked = relay.ask_code(None).await;
+            return self.prove(relay, asked).await;
         }
         self.reach(relay).await
     }
@@ -100,41 +99,27 @@ impl Handler {
         self.take(relay, stage, false).await
     }
 
-    /// Waits for a fresh code.
-    fn prove(&mut self, relay: Arc<Relay>, tries: u32) -> Auth {
-        self.door.control.extend(super::target::ANSWER);
-        self.state = State::Proving(relay, tries);
-        questions_only()
-    }
-
-    /// Tries a fresh code; goes on to the target if it is right.
-    async fn try_code(&mut self, relay: Arc<Relay>, left: u32, typed: Zeroizing<String>) -> Auth {
-        let said = match relay.try_code(typed).await {
-            Ok(Ok(())) => {
-                // The user took their time.
-                let auth = match relay.look_again().await {
-                    Ok(_) => self.reach(relay).await,
-                    Err(
-                        NotOpened::Refused(Refused { message, .. }) | NotOpened::Failed(message),
-                    ) => self.refuse(message),
-                };
-                return self.in_round(auth);
+    /// Waits for the answer to a question for a fresh code; goes on to the target once the code is given.
+    async fn prove(
+        &mut self,
+        relay: Arc<Relay>,
+        asked: Result<Option<CodeQuestion>, String>,
+    ) -> Auth {
+        match asked {
+            Ok(Some(question)) => {
+                self.door.control.extend(super::target::ANSWER);
+                self.state = State::Proving(relay, Box::new(question));
+                questions_only()
             }
-            Ok(Err(said)) => said,
-            Err(message) => {
-                let auth = self.refuse(message);
-                return self.in_round(auth);
-            }
-        };
-        let auth = match left.checked_sub(1).filter(|left| *left > 0) {
-            Some(left) => {
-                let question = code_question(&relay, said);
-                self.prove(relay, left);
-                return ask(&question);
-            }
-            None => self.refuse(relay.too_many_codes()),
-        };
-        self.in_round(auth)
+            // The user took their time.
+            Ok(None) => match relay.look_again().await {
+                Ok(_) => self.reach(relay).await,
+                Err(NotOpened::Refused(Refused { message, .. }) | NotOpened::Failed(message)) => {
+                    self.refuse(message)
+                }
+            },
+            Err(message) => self.refuse(message),
+        }
     }
 
     /// What a client that tries another method hears.
@@ -206,14 +191,17 @@ impl Handler {
                 let auth = self.take(relay, stage, true).await;
                 self.in_round(auth)
             }
-            (State::Proving(relay, left), Some(answers)) => {
+            (State::Proving(relay, question), Some(answers)) => {
                 let typed = answers.into_iter().next().unwrap_or_default();
-                self.try_code(relay, left, typed).await
+                let asked = relay.ask_code(Some((*question, typed))).await;
+                let auth = self.prove(relay, asked).await;
+                self.in_round(auth)
             }
-            (State::Proving(relay, left), None) => {
-                let question = code_question(&relay, String::new());
-                self.prove(relay, left);
-                ask(&question)
+            (State::Proving(relay, question), None) => {
+                self.door.control.extend(super::target::ANSWER);
+                let auth = ask_code(&question);
+                self.state = State::Proving(relay, question);
+                auth
             }
             (State::Asking(relay, asking), None) => {
                 let questions = asking.questions().clone();
@@ -239,6 +227,7 @@ impl Handler {
     fn in_round(&self, auth: Auth) -> Auth {
         match (auth, &self.state) {
             (Auth::Reject { .. }, State::Asking(_, asking)) => ask(asking.questions()),
+            (Auth::Reject { .. }, State::Proving(_, question)) => ask_code(question),
             (Auth::Reject { .. }, _) => self.tell(),
             (other, _) => other,
         }
