@@ -227,6 +227,23 @@ impl Store {
         self.fail_with(refused, failure, notes, whose, rules, context, now).await
     }
 
+    /// The failures in a row of `whose`, for who does not add one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn failures(
+        &self,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        now: UnixTime,
+    ) -> Result<i64, Error> {
+        let nobodys = Id::from_random([0; Id::LEN]); // Whose lock it is makes no difference here.
+        let mut tx = self.read().await?;
+        let throttle = tx.throttle(&nobodys, whose, rules, now).await?;
+        tx.commit().await?;
+        Ok(throttle.failures)
+    }
+
     /// As [`Self::fail`], of somebody who is signed in and had to prove again who they are; `refused`
     /// says what came of it.
     ///
