@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -139,6 +140,7 @@ fn record_settings(config: &Config) -> RecordSettings {
             queue_bytes: RECORD_QUEUE,
             min_free_bytes: record.min_free.bytes(),
             max_bytes: some(record.max_bytes.bytes()),
+            max_account_bytes: some(record.max_bytes_per_account.bytes()),
         },
         trust_first_use: record.trust_first_use,
         keep_for: record.keep_for.limit(),
@@ -188,6 +190,7 @@ pub async fn serve(
     log: logging::Filter,
 ) -> anyhow::Result<()> {
     let config = loaded.config;
+    allow_files().context("failed to raise the limit of open files")?;
     private_folder(&config.data_dir)?;
     let _lock = lock(&config.data_dir)?;
     // Before anybody can see that it listens, so that a signal from then on stops it in good order.
@@ -233,6 +236,13 @@ pub async fn serve(
         anyhow::bail!("nothing accepted connections any more: the log says what happened");
     }
     Ok(())
+}
+
+/// Takes as many open files as the system allows: each connection is one, and each forward another. What
+/// a shell gives by default is for programs that use select(2).
+fn allow_files() -> std::io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 /// Keeps a second server off the same data folder: it would close the first one's sessions.

@@ -162,7 +162,7 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     let account: Id = detail.user.id.parse()?;
     let port = asked.target.port;
     let destination = Destination::parse(asked.target.host.as_str(), u32::from(port))?;
-    let access = verbs.store.access_to(&account, &destination).await?;
+    let access = verbs.store.access_explained(&account, &destination).await?;
     let zone = jiff::tz::TimeZone::system();
     let at = asked.at.map_or(Ok(verbs.now), |when| when.resolve(verbs.now, &zone))?;
     let question = Question {

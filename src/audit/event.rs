@@ -155,10 +155,17 @@ words! {
         Expired = "expired",
         /// A fresh code is asked for, and was not given, or cannot be asked for on this way.
         StepUp = "step-up",
+        /// The target asks its user something before it lets them in, and they cannot be asked on this way.
+        TargetAsks = "target-asks",
         /// The name leads to an address that is never forwarded to.
         ForbiddenAddress = "forbidden-address",
         /// More channels than one connection may have open, or opened faster than it may.
         TooManyChannels = "too-many-channels",
+        /// More ports and socket files than one connection may have targets listen at, or asked for
+        /// faster than it may.
+        TooManyListeners = "too-many-listeners",
+        /// The account's recordings that are being written take as much as they may.
+        RecordingsFull = "recordings-full",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
         /// More login certificates than one account may have.
@@ -218,8 +225,11 @@ impl Refusal {
             | Self::WrongSource
             | Self::Expired
             | Self::StepUp
+            | Self::TargetAsks
             | Self::ForbiddenAddress
             | Self::TooManyChannels
+            | Self::TooManyListeners
+            | Self::RecordingsFull
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded
@@ -310,7 +320,8 @@ pub enum Event {
     ServerStopped,
     /// A source was refused connections for `seconds`, after `after`.
     SourcePenalized { seconds: u64, after: Refusal },
-    /// So many refusals before sign-in were not written down by themselves, since there were too many.
+    /// So many refusals were not written down by themselves, since there were too many: before sign-in,
+    /// or in the session that is named.
     RefusalsSuppressed { count: u64 },
 
     /// A step of signing in was passed, with `key`: a public key's fingerprint, or what a certificate
@@ -445,6 +456,9 @@ pub enum Event {
     },
     /// A recording reached the `max` bytes that one may take, and holds nothing of what came after.
     RecordingFull { recording: Id, max: u64 },
+    /// The recordings of an account that are being written on a node reached the `max` bytes that they
+    /// may take together, and this one holds nothing of what came after.
+    AccountRecordingsFull { recording: Id, max: u64 },
     /// A connection from the target on was opened: `to` says where it leads.
     OnwardOpened { target: TargetName, account: AccountName, to: String },
     /// Such a connection closed, with its bytes; `reason` where neither side closed it.

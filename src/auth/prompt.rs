@@ -34,6 +34,9 @@ pub fn step_up(whom: &str) -> String {
     format!("6-digit code for {whom}: ")
 }
 
+/// Asks for the password that a RADIUS server knows, where the question could be taken for a target's.
+pub const RADIUS_PASSWORD: &str = "Your password that RADIUS checks: ";
+
 const BIND_ASK: &str = "6-digit code (i inverts the picture, a draws ASCII, r makes a new one): ";
 
 /// Asks for a new password again, after saying why.

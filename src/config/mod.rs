@@ -285,8 +285,8 @@ pub struct Forward {
     /// What all channels of one connection may hold: their windows close at half of it, and past it
     /// the connection ends. Two channels' budgets and eight windows at least.
     pub connection_budget: Size,
-    /// What all channels together may hold: every window closes at three quarters of it, and past it
-    /// the connection ends that holds the most.
+    /// What all channels together may hold. An account's windows close once it holds more than is free
+    /// of it and more than an equal share; past it, the account that holds the most loses a connection.
     pub total_budget: Size,
     /// How long a target may take none of what waits for it.
     pub stall_timeout: Span,
@@ -321,6 +321,9 @@ pub struct Record {
     pub min_free: Size,
     /// What the file of one recording may take before it is compressed; 0: any amount.
     pub max_bytes: Size,
+    /// What the files of all recordings of one account may take that are being written on this node;
+    /// 0: any amount.
+    pub max_bytes_per_account: Size,
     /// How long recordings are kept; 0: for ever.
     pub keep_for: Span,
     /// How much all of them may take, the oldest being removed first; 0: any amount.
@@ -338,6 +341,7 @@ impl Default for Record {
             strict: true,
             min_free: Size::mib(500),
             max_bytes: Size::mib(4096),
+            max_bytes_per_account: Size::mib(16384),
             keep_for: Span::seconds(0),
             keep_bytes: Size::mib(0),
             trust_first_use: false,

@@ -8,7 +8,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::AsyncWriteExt as _;
 
 use super::dialog::Dialog;
-use super::own::{Own, Proof};
+use super::own::Own;
+use super::proof::Proof;
 use crate::audit::{Event, Note, Refusal, Step};
 use crate::auth::prompt::{self, BindInput};
 use crate::auth::qr::Style;

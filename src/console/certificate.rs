@@ -30,7 +30,7 @@ pub(super) async fn issue(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
                     without the one that you have, as with 'ssh -F none'";
         return own.refuse(Refusal::SignInRule, text).await;
     }
-    // The time of a code that a RADIUS server checked is not kept.
+    // The time of a recovery code is not kept.
     let just_now = own.is_fresh() || (who.code_at().is_none() && caller.service.is_first);
     if !just_now {
         let text = "a certificate is given only right after a code, on a connection of its own, as with \

@@ -1,26 +1,22 @@
-//! What users change of their own account, and how they prove first that it is theirs: whoever finds
+//! What users change of their own account, after they proved that it is theirs (see `proof`): whoever finds
 //! an open session must not be able to take the account over.
 //!
-//! Always holds: a code works once, by the same compare-and-set as in a login; wrong answers count
-//! towards the same lock; after a few of them a dialog ends; every refusal is audited.
+//! Always holds: nothing is done for a session whose account is locked, disabled or was changed by somebody
+//! else meanwhile; every refusal is audited.
 
 use std::time::Duration;
 
 use anyhow::bail;
-use secrecy::{ExposeSecret as _, SecretString};
 
 use super::dialog::{Dialog, NoAnswer};
-use super::{Caller, Channel, authenticator, certificate, own_keys, own_radius, passwd};
-use crate::audit::{Context, Event, Note, Refusal, Step};
+use super::proof::Purpose;
+use super::{Caller, Channel, authenticator, certificate, own_keys, passwd};
+use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
-use crate::auth::{prompt, recovery, totp};
 use crate::cli::{ConsoleCommand, OwnKeys, OwnOtp};
-use crate::domain::{AccountName, Factor, Id, RadiusMode, TargetName, UnixTime, printable};
-use crate::store::{FailureNote, Store, Throttled};
-
-/// Wrong answers after which a dialog ends.
-pub(super) const TRIES: u32 = 3;
+use crate::domain::{Factor, Id, RadiusMode, UnixTime, printable};
+use crate::store::{Store, Throttled};
 
 /// How long the code of a sign-in counts as just typed: less than the 90 s that a code may be typed in, so
 /// that it proves no less than a code which comes with what it is for.
@@ -127,75 +123,6 @@ pub(super) struct Own<'a> {
     pub(super) purpose: Purpose,
 }
 
-/// What somebody proves for that the account is theirs.
-pub(super) enum Purpose {
-    /// A command on their own account.
-    Command(String),
-    /// To be an account of a target.
-    Target(TargetName, AccountName),
-}
-
-impl Purpose {
-    /// The event that it was refused.
-    fn refused(&self, reason: Refusal) -> Event {
-        match self {
-            Self::Command(command) => Event::CommandRefused { command: command.clone(), reason },
-            Self::Target(target, account) => {
-                let (target, account) = (target.clone(), account.to_string());
-                Event::AccountRefused { target, account, reason }
-            }
-        }
-    }
-
-    /// The event that a wrong answer refused it; the step's own says what was wrong.
-    fn failed(&self, reason: Refusal) -> Event {
-        match self {
-            Self::Command(_) => self.refused(reason),
-            Self::Target(..) => self.refused(Refusal::StepUp),
-        }
-    }
-
-    /// The event that a right answer let it go on, where what comes of it does not say so itself.
-    pub(super) fn passed(&self) -> Option<Event> {
-        match self {
-            Self::Command(_) => None,
-            Self::Target(target, account) => {
-                let (target, account) = (target.clone(), account.clone());
-                Some(Event::StepUpPassed { target, account })
-            }
-        }
-    }
-}
-
-/// Which codes prove who somebody is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Proof {
-    /// The authenticator's.
-    Code,
-    /// The authenticator's, or a recovery code: for who has lost it.
-    CodeOrRecovery,
-}
-
-/// An answer that is not right.
-pub(super) struct Wrong {
-    pub(super) step: Step,
-    pub(super) reason: Refusal,
-    pub(super) drift: Option<i64>,
-    /// What happened before it was found to be.
-    pub(super) notes: Vec<Note>,
-}
-
-impl Wrong {
-    /// What to say of it.
-    pub(super) fn said(&self) -> String {
-        let text = said(self.reason);
-        match self.drift {
-            Some(seconds) => format!("{text} Your phone's clock is {}.", prompt::off(seconds)),
-            None => text.to_owned(),
-        }
-    }
-}
-
 impl<'a> Own<'a> {
     pub(super) fn new(
         caller: &'a Caller<'a>,
@@ -253,11 +180,7 @@ impl<'a> Own<'a> {
     pub(super) async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
         let account = self.account().await?;
         if account.factor.factor != Factor::Totp {
-            let text = match self.purpose {
-                Purpose::Command(_) => ELSEWHERE,
-                Purpose::Target(..) => NOT_OURS,
-            };
-            return self.refuse(Refusal::NotOffered, text).await;
+            return self.refuse(Refusal::NotOffered, self.purpose.elsewhere()).await;
         }
         match account.otp.clone() {
             Some(otp) => Ok((account, otp)),
@@ -282,33 +205,6 @@ impl<'a> Own<'a> {
         bail!("{text}")
     }
 
-    /// Asks for a code until one is right, or a few were wrong.
-    pub(super) async fn prove(&self, dialog: &mut Dialog<'_>, proof: Proof) -> anyhow::Result<()> {
-        if let Some(mode) = self.radius_mode().await? {
-            return own_radius::prove(self, dialog, mode).await;
-        }
-        self.bound().await?;
-        let question = match proof {
-            Proof::Code => prompt::CODE,
-            Proof::CodeOrRecovery => "6-digit code, or a recovery code: ",
-        };
-        for left in (0..TRIES).rev() {
-            let answer = dialog.ask(question, false).await?;
-            self.may_try().await?;
-            let wrong = match self.try_code(&answer, proof).await? {
-                Ok(()) => return Ok(()),
-                Err(wrong) => wrong,
-            };
-            let text = wrong.said();
-            self.failed(wrong).await?;
-            dialog.say(&text).await?;
-            if left > 0 {
-                self.bound().await?; // Unless that was the one that locks.
-            }
-        }
-        bail!("too many wrong answers: nothing was changed");
-    }
-
     /// Whether the code of the sign-in stands for one that would be typed now: what is done is the first
     /// thing on the connection that it opened, and no more than [`FRESH`] passed. A connection that is
     /// shared (`ControlMaster`) is one that somebody may find open, so its later channels do not count.
@@ -323,48 +219,6 @@ impl<'a> Own<'a> {
         }
         self.refuse(Refusal::RateLimited, "too many attempts from your address: wait a minute")
             .await
-    }
-
-    /// Uses a code up, if it is right.
-    pub(super) async fn try_code(
-        &self,
-        answer: &SecretString,
-        proof: Proof,
-    ) -> anyhow::Result<Result<(), Wrong>> {
-        let (account, otp) = self.bound().await?;
-        let text = answer.expose_secret();
-        let notes = Vec::new;
-        let code = |reason, drift| Wrong { step: Step::Code, reason, drift, notes: notes() };
-        let claim = match recovery::normalize(text) {
-            Some(recovery) if proof == Proof::CodeOrRecovery => {
-                Claim::RecoveryCode(recovery::hash(&account.id, &recovery))
-            }
-            Some(_) => {
-                let text = "a recovery code does not do here: 'otp rebind' takes one";
-                return self.refuse(Refusal::NotOffered, text).await;
-            }
-            None => match totp::check(&otp.secret, text, self.now(), otp.last_step) {
-                totp::Check::Matches(step) => Claim::Code(step),
-                totp::Check::Replayed(_) => return Ok(Err(code(Refusal::ReplayedCode, None))),
-                totp::Check::Drifted { seconds } => {
-                    return Ok(Err(code(Refusal::WrongCode, Some(seconds))));
-                }
-                totp::Check::Wrong => return Ok(Err(code(Refusal::WrongCode, None))),
-            },
-        };
-        let step = match claim {
-            Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Code(_)
-            | Claim::Radius { .. }
-            | Claim::Nothing
-            | Claim::NoCode
-            | Claim::Certificate(_)
-            | Claim::Remembered(_) => Step::Code,
-        };
-        Ok(match self.claim(claim, notes()).await? {
-            Ok(()) => Ok(()),
-            Err(reason) => Err(Wrong { step, reason, drift: None, notes: notes() }),
-        })
     }
 
     /// Uses a claim up, so that it works once; or why it does not.
@@ -393,26 +247,6 @@ impl<'a> Own<'a> {
         }
     }
 
-    /// Counts a wrong answer, and waits as a login would.
-    pub(super) async fn failed(&self, wrong: Wrong) -> anyhow::Result<()> {
-        let Wrong { step, reason, drift, mut notes } = wrong;
-        let rules = &self.caller.service.throttle;
-        let account = Some(self.caller.who.account().clone());
-        let counts = reason.counts();
-        // They are signed in: what came before was right.
-        let code = reason.is_of_code();
-        let failure = FailureNote { account, reason, counts, code, drift };
-        let refused = self.purpose.failed(reason);
-        notes.push(self.note(Event::StepFailed { step, reason }));
-        let (whose, context, now) = (self.whose(), &self.context, self.now());
-        let failed = self.store.fail_with(refused, failure, notes, &whose, rules, context, now);
-        let failures = failed.await?;
-        if counts {
-            tokio::time::sleep(rules.backoff(failures)).await;
-        }
-        Ok(())
-    }
-
     /// Changes the account by `work`, which is given its epoch; this session goes on.
     pub(super) async fn change<T>(
         &self,
@@ -435,30 +269,10 @@ impl<'a> Own<'a> {
         Note { at: self.now(), event }
     }
 
-    fn whose(&self) -> Throttled {
+    pub(super) fn whose(&self) -> Throttled {
         Throttled::new(self.caller.who.user().as_str(), &self.caller.source)
     }
 }
 
-/// What is told whose codes RADIUS servers check.
-const ELSEWHERE: &str = "your codes are checked by a RADIUS server, so your authenticator is looked \
-                         after where that is: ask your administrator";
-/// The same, where a target asks for a code.
-const NOT_OURS: &str = "a fresh code is asked for there, and yours are checked by a RADIUS server, which \
-                        is not asked for it: ask your administrator";
-const CHANGED: &str = "your account was changed meanwhile: sign in again";
-
-/// What to say of a wrong answer.
-pub(super) fn said(reason: Refusal) -> &'static str {
-    match reason {
-        Refusal::ReplayedCode => "That code was used already: wait for the next one.",
-        Refusal::WrongRecoveryCode => "That recovery code is wrong, or was used.",
-        Refusal::WrongPassword => "That password is wrong.",
-        Refusal::TooManyAttempts => "The RADIUS server asked too many questions.",
-        Refusal::RadiusRejected => "The RADIUS server rejected that.",
-        Refusal::RadiusOneFactor => {
-            "The RADIUS server asked for no code, so its answer does not count: tell your administrator."
-        }
-        _ => "That code is wrong.",
-    }
-}
+/// What is told whose account is not as it was.
+pub(super) const CHANGED: &str = "your account was changed meanwhile: sign in again";

@@ -11,17 +11,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::authenticator::OTHERS_END;
 use super::dialog::{Dialog, NoAnswer};
-use super::own::{Own, Proof};
+use super::own::Own;
+use super::proof::Proof;
 use crate::admin;
 use crate::audit::Refusal;
-use crate::domain::printable;
+use crate::domain::{RadiusMode, printable};
 
 /// What the line with the code begins with.
 const CODE: &str = "code ";
-/// What to do without a fresh code.
-const STALE: &str = "no code came with the key, and this connection was opened too long ago, or is shared: \
-                     connect anew (ssh -S none), end with a line such as \"code 492039\", or use a \
-                     terminal (ssh -t) and paste the key";
 /// The most lines that are read.
 const MAX_LINES: usize = 100;
 
@@ -34,7 +31,7 @@ pub(super) async fn add(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Resul
         if let Some(code) = &code {
             dialog.answer(code.expose_secret());
         } else if !own.is_fresh() {
-            return own.refuse(Refusal::WrongCode, STALE).await;
+            return stale(own).await;
         }
         (text, code.is_none())
     };
@@ -51,6 +48,26 @@ pub(super) async fn add(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Resul
         dialog.say(&format!("You may sign in with {fingerprint} and a code.")).await?;
     }
     Ok(())
+}
+
+/// Refuses keys that no fresh code came with; says exactly what to type.
+async fn stale(own: &Own<'_>) -> anyhow::Result<()> {
+    let (caller, command) = (own.caller, own.purpose.to_string());
+    let mut ways = Vec::new();
+    // Else the next connection would take no code either.
+    let why = if caller.who.code_at().is_some() {
+        let anew = caller.own_line("-S none ", &command);
+        ways.push(format!("connect anew, as '{anew} < id_ed25519.pub'"));
+        "this connection was opened over a minute ago, or is shared"
+    } else {
+        "your sign-in took none that counts here"
+    };
+    if own.radius_mode().await? != Some(RadiusMode::Both) {
+        ways.push("end the input with a line such as \"code 492039\"".to_owned());
+    }
+    ways.push(format!("paste the key into '{}'", caller.own_line("-t ", &command)));
+    let text = format!("no code came with the key, and {why}: {}", ways.join(", or "));
+    own.refuse(Refusal::WrongCode, &text).await
 }
 
 /// The lines of standard input, and the code among them.

@@ -1,54 +1,31 @@
-//! A fresh code of somebody whose codes a RADIUS server checks, before they change their own account.
+//! A fresh code of somebody whose codes a RADIUS server checks, when they have to prove again who they
+//! are, question by question.
 //!
 //! Always holds: as in a login, what a server accepted is claimed before it counts, so that it works
 //! once; a server that saw a password and nothing more proves nothing; no answer is no proof.
 
-use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::dialog::Dialog;
-use super::own::{Own, TRIES, Wrong, said};
-use crate::audit::{Event, Note, RadiusVerdict, Refusal, Step};
+use super::own::Own;
+use crate::audit::{Event, Note, RadiusVerdict, Refusal};
 use crate::auth::machine::{Claim, Codes, MAX_CHALLENGES, both_in_one};
-use crate::auth::prompt;
 use crate::domain::{RadiusMode, noted, printable};
 use crate::radius::{Error, Request, State, Verdict};
 
 /// Characters of an error that are kept: it names each server and says why.
 const MAX_ERROR: usize = 2000;
-/// What is said where no server answers.
-const DEAD: &str = "the RADIUS servers, which check your codes, do not answer, so nothing was changed: \
-                    try again later, or tell your administrator";
 
-/// Asks as the servers want it until they accept, or a few answers were wrong.
-pub(super) async fn prove(
-    own: &Own<'_>,
-    dialog: &mut Dialog<'_>,
+/// One dialog with a server. What was typed is not shown by `Debug`, which it does not have.
+pub(super) struct Rounds {
     mode: RadiusMode,
-) -> anyhow::Result<()> {
-    if mode == RadiusMode::Both && !dialog.has_terminal() {
-        bail!("your RADIUS server wants a password and a code: connect with a terminal (ssh -t)");
-    }
-    for left in (0..TRIES).rev() {
-        let mut asking = Asking { own, mode, codes: Codes::default(), notes: Vec::new(), round: 0 };
-        let reason = match asking.attempt(dialog).await? {
-            Ok(()) => return Ok(()),
-            Err(reason) => reason,
-        };
-        let notes = asking.notes;
-        own.failed(Wrong { step: Step::Radius, reason, drift: None, notes }).await?;
-        dialog.say(said(reason)).await?;
-        if left > 0 {
-            own.account().await?; // Unless that was the one that locks.
-        }
-    }
-    bail!("too many wrong answers: nothing was changed");
-}
-
-/// One dialog with a server.
-struct Asking<'a> {
-    own: &'a Own<'a>,
-    mode: RadiusMode,
+    /// Which answer is waited for.
+    wants: Wants,
+    /// What the code is sent with, or behind.
+    password: Option<SecretString>,
+    /// The code that answers the first challenge.
+    code: Option<SecretString>,
+    /// What the answer to the last challenge belongs to.
+    state: Option<State>,
     /// What is to work once.
     codes: Codes,
     /// What a server decided, to be written down with what comes of it.
@@ -57,99 +34,150 @@ struct Asking<'a> {
     round: u32,
 }
 
-impl Asking<'_> {
-    /// Asks until a server has decided; why it does not count otherwise.
-    async fn attempt(&mut self, dialog: &mut Dialog<'_>) -> anyhow::Result<Result<(), Refusal>> {
-        let rules = &self.own.caller.service.rules.radius;
-        let (mut answer, mut typed) = self.begin(dialog).await?;
-        if self.mode == RadiusMode::Code && answer.expose_secret().is_empty() {
-            // A server may take nothing at all for right.
-            return Ok(Err(Refusal::WrongCode));
+/// An answer that is waited for.
+#[derive(Clone, Copy)]
+enum Wants {
+    Password,
+    Code,
+    /// What a server asked for.
+    Challenge,
+}
+
+/// What follows an answer.
+pub(super) enum Next {
+    /// A question.
+    Ask(String),
+    /// Nothing more: a server accepted, or why it does not count otherwise.
+    Over(Result<(), Refusal>),
+}
+
+impl Rounds {
+    /// One with nothing said yet.
+    pub(super) fn new(mode: RadiusMode) -> Self {
+        let wants = match mode {
+            RadiusMode::Code => Wants::Code,
+            RadiusMode::Both => Wants::Password,
+            RadiusMode::Challenge => Wants::Challenge,
+        };
+        let (password, code, state, codes, notes) = Default::default();
+        Self { mode, wants, password, code, state, codes, notes, round: 0 }
+    }
+
+    /// What a server decided and was not written down yet.
+    pub(super) fn into_notes(self) -> Vec<Note> {
+        self.notes
+    }
+
+    /// The first question, which may be a server's.
+    pub(super) async fn begin(&mut self, own: &Own<'_>) -> anyhow::Result<Next> {
+        match self.wants {
+            Wants::Password => Ok(Next::Ask(own.purpose.password_question().to_owned())),
+            Wants::Code => Ok(Next::Ask(own.purpose.code_question())),
+            Wants::Challenge => {
+                // It may send somebody a message.
+                own.may_try().await?;
+                let request = own.caller.service.rules.radius.challenge_request.clone();
+                self.send(own, request.into()).await
+            }
         }
-        let mut state = None;
+    }
+
+    /// Takes an answer in.
+    pub(super) async fn answer(
+        &mut self,
+        own: &Own<'_>,
+        typed: &SecretString,
+    ) -> anyhow::Result<Next> {
+        match self.wants {
+            Wants::Password => {
+                self.password = Some(typed.clone());
+                self.wants = Wants::Code;
+                Ok(Next::Ask(own.purpose.code_question()))
+            }
+            Wants::Code => {
+                may_ask(own).await?;
+                self.take_code(own, SecretString::from(typed.expose_secret().trim())).await
+            }
+            Wants::Challenge => {
+                may_ask(own).await?;
+                self.codes.push_answer(typed);
+                self.send(own, typed.clone()).await
+            }
+        }
+    }
+
+    /// Sends the code, alone or as the mode says.
+    async fn take_code(&mut self, own: &Own<'_>, code: SecretString) -> anyhow::Result<Next> {
+        let is_empty = code.expose_secret().is_empty();
+        let Some(password) = self.password.take() else {
+            // A server may take nothing at all for right.
+            if is_empty {
+                return Ok(Next::Over(Err(Refusal::WrongCode)));
+            }
+            self.codes.push(&code);
+            return self.send(own, code).await;
+        };
+        if own.caller.service.rules.radius.both_in_one {
+            let both = both_in_one(&password, &code);
+            self.codes.push(&both);
+            return self.send(own, both).await;
+        }
+        // Nothing is typed by whom the server sends a code only after the password.
+        self.code = (!is_empty).then_some(code);
+        self.send(own, password).await
+    }
+
+    /// Sends a password, a code or an answer, and takes in what is said to it.
+    async fn send(&mut self, own: &Own<'_>, mut sent: SecretString) -> anyhow::Result<Next> {
+        let rules = &own.caller.service.rules.radius;
         loop {
-            let (verdict, message) = self.ask(&answer, state.take()).await?;
+            let (verdict, message) = self.ask(own, &sent).await?;
             match verdict {
-                Verdict::Reject => return Ok(Err(Refusal::RadiusRejected)),
+                Verdict::Reject => return Ok(Next::Over(Err(Refusal::RadiusRejected))),
                 Verdict::Accept if rules.is_one_factor(self.mode, self.round) => {
-                    return Ok(Err(Refusal::RadiusOneFactor));
+                    return Ok(Next::Over(Err(Refusal::RadiusOneFactor)));
                 }
                 Verdict::Accept => {
                     let codes = std::mem::take(&mut self.codes);
                     let claim = Claim::Radius { codes, life: rules.code_life };
-                    return self.own.claim(claim, self.notes.clone()).await;
+                    return Ok(Next::Over(own.claim(claim, self.notes.clone()).await?));
                 }
-                Verdict::Challenge(left) => state = Some(left),
+                Verdict::Challenge(state) => self.state = Some(state),
             }
             self.round += 1;
             if self.round > MAX_CHALLENGES {
-                return Ok(Err(Refusal::TooManyAttempts));
+                return Ok(Next::Over(Err(Refusal::TooManyAttempts)));
             }
-            answer = match typed.take() {
-                Some(code) => code,
-                None => {
-                    let answer = dialog.ask(&prompt::challenge(&message), false).await?;
-                    self.own.may_try().await?;
-                    answer
-                }
+            let Some(code) = self.code.take() else {
+                self.wants = Wants::Challenge;
+                return Ok(Next::Ask(own.purpose.challenge(&message)));
             };
-            self.codes.push_answer(&answer);
+            self.codes.push(&code);
+            sent = code;
         }
-    }
-
-    /// What a server is sent to begin with, and what then answers its first challenge.
-    async fn begin(
-        &mut self,
-        dialog: &mut Dialog<'_>,
-    ) -> anyhow::Result<(SecretString, Option<SecretString>)> {
-        let rules = &self.own.caller.service.rules.radius;
-        let trimmed = |typed: &SecretString| SecretString::from(typed.expose_secret().trim());
-        let begin = match self.mode {
-            RadiusMode::Challenge => (rules.challenge_request.clone().into(), None),
-            RadiusMode::Code => {
-                let code = trimmed(&dialog.ask(prompt::CODE, false).await?);
-                self.codes.push(&code);
-                (code, None)
-            }
-            RadiusMode::Both => {
-                let password = dialog.ask(prompt::PASSWORD, false).await?;
-                let code = trimmed(&dialog.ask(prompt::CODE, false).await?);
-                if rules.both_in_one {
-                    let both = both_in_one(&password, &code);
-                    self.codes.push(&both);
-                    (both, None)
-                } else {
-                    // Nothing is typed by whom the server sends a code only after the password.
-                    (password, Some(code).filter(|code| !code.expose_secret().is_empty()))
-                }
-            }
-        };
-        // Where the server asks first, it may send somebody a message.
-        self.own.may_try().await?;
-        Ok(begin)
     }
 
     /// One question to the servers.
     async fn ask(
         &mut self,
+        own: &Own<'_>,
         password: &SecretString,
-        state: Option<State>,
     ) -> anyhow::Result<(Verdict, String)> {
-        let caller = self.own.caller;
-        let source = caller.source.ip().to_string();
-        let user = caller.who.user().as_str();
-        let Some(client) = &caller.service.radius else {
-            return self.unanswered("no RADIUS server is configured").await;
+        let source = own.caller.source.ip().to_string();
+        let user = own.caller.who.user().as_str();
+        let Some(client) = &own.caller.service.radius else {
+            return unanswered(own, "no RADIUS server is configured").await;
         };
+        let state = self.state.take();
         let request = Request { user, password, calling_station: &source, state };
         let reply = match client.authenticate(request).await {
             Ok(reply) => reply,
             // No server could have accepted it.
             Err(error @ Error::Invalid(_)) => {
-                self.notes.push(self.own.note(unanswered(&error.to_string())));
+                self.notes.push(own.note(not_answered(&error.to_string())));
                 return Ok((Verdict::Reject, String::new()));
             }
-            Err(error) => return self.unanswered(&error.to_string()).await,
+            Err(error) => return unanswered(own, &error.to_string()).await,
         };
         let verdict = match reply.verdict {
             Verdict::Accept => RadiusVerdict::Accept,
@@ -161,24 +189,28 @@ impl Asking<'_> {
         match verdict {
             // Its user may let it go, and what happened until then is written down all the same.
             RadiusVerdict::Challenge => {
-                self.own.store.record(self.own.now(), &self.own.context, answered).await?;
+                own.store.record(own.now(), &own.context, answered).await?;
             }
-            RadiusVerdict::Accept | RadiusVerdict::Reject => {
-                self.notes.push(self.own.note(answered));
-            }
+            RadiusVerdict::Accept | RadiusVerdict::Reject => self.notes.push(own.note(answered)),
         }
         Ok((reply.verdict, reply.message))
     }
-
-    /// Writes down that nobody answered, and ends the command.
-    async fn unanswered<T>(&self, error: &str) -> anyhow::Result<T> {
-        tracing::error!(error = printable(error), "nobody proves who they are by RADIUS");
-        self.own.store.record(self.own.now(), &self.own.context, unanswered(error)).await?;
-        self.own.refuse(Refusal::RadiusUnavailable, DEAD).await
-    }
 }
 
-fn unanswered(error: &str) -> Event {
+/// Refuses who tries too fast, and whose account was locked or changed since the last question.
+async fn may_ask(own: &Own<'_>) -> anyhow::Result<()> {
+    own.may_try().await?;
+    own.account().await.map(drop)
+}
+
+/// Writes down that nobody answered, and refuses.
+async fn unanswered<T>(own: &Own<'_>, error: &str) -> anyhow::Result<T> {
+    tracing::error!(error = printable(error), "nobody proves who they are by RADIUS");
+    own.store.record(own.now(), &own.context, not_answered(error)).await?;
+    own.refuse(Refusal::RadiusUnavailable, &own.purpose.unanswered()).await
+}
+
+fn not_answered(error: &str) -> Event {
     let text: String = error.chars().take(MAX_ERROR).collect();
     Event::RadiusUnanswered { error: printable(&text) }
 }

@@ -8,7 +8,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::authenticator::OTHERS_END;
 use super::dialog::Dialog;
-use super::own::{Own, Proof, TRIES, Wrong};
+use super::own::Own;
+use super::proof::{Proof, TRIES, Wrong};
 use crate::audit::{Event, Refusal, Step};
 use crate::auth::password::{self, Broken, Verified};
 use crate::auth::prompt;
@@ -51,8 +52,8 @@ async fn old_password(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Result<
             Verified::Mismatch => {}
         }
         let (step, reason) = (Step::Password, Refusal::WrongPassword);
-        own.failed(Wrong { step, reason, drift: None, notes: Vec::new() }).await?;
-        dialog.say("That password is wrong.").await?;
+        let wrong = Wrong { step, reason, drift: None, notes: Vec::new() };
+        dialog.say(&own.failed(wrong).await?).await?;
     }
     bail!("too many wrong answers: nothing was changed");
 }

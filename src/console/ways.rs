@@ -46,6 +46,12 @@ impl Caller<'_> {
         }
     }
 
+    /// What is typed for a command of the console.
+    pub(super) fn own_line(&self, options: &str, command: &str) -> String {
+        let (user, host) = (self.who.user(), &self.public_host);
+        format!("ssh {options}{}{user}@{host} {command}", self.port_option())
+    }
+
     pub(super) fn port_option(&self) -> String {
         if self.port == SSH { String::new() } else { format!("-p {} ", self.port) }
     }

@@ -4,8 +4,8 @@
 //! nothing from it reaches a terminal unless the [`terminal::Sanitizer`] let it through; memory is
 //! bounded whatever a recording holds. Times come in as parameters: nothing here reads the calendar.
 //!
-//! Reading order: [`asciicast`] (the format), [`writer`] (how a session gets into a file), `seal`
-//! (its final form), [`terminal`] and [`player`] (showing it), `screen`, [`search`] and [`text`]
+//! Reading order: [`asciicast`] (the format), [`writer`] (how a session gets into a file, with
+//! `usage`, what an account's take), `seal` (its final form), [`terminal`] and [`player`] (showing it), `screen`, [`search`] and [`text`]
 //! (reading it), [`retention`] (letting it go).
 
 pub mod asciicast;
@@ -17,6 +17,7 @@ pub mod search;
 pub mod tail;
 pub mod terminal;
 pub mod text;
+mod usage;
 pub mod writer;
 
 pub use asciicast::Header;

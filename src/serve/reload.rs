@@ -159,6 +159,7 @@ mod tests {
         ("record.strict", "false", true),
         ("record.min_free", "\"7 MiB\"", true),
         ("record.max_bytes", "\"7 MiB\"", true),
+        ("record.max_bytes_per_account", "\"7 MiB\"", true),
         ("record.keep_for", "\"7d\"", true),
         ("record.keep_bytes", "\"7 MiB\"", true),
         ("record.trust_first_use", "true", true),

@@ -54,8 +54,10 @@ pub(super) async fn listen(answering: &impl Answering, user: Handle, asked: List
         let _refused = answering.allowed(Capability::RemoteForward, &asked.to_string());
         return None;
     };
+    let place = answering.conn().listener_place(&asked.to_string())?;
     let (told, answer) = oneshot::channel();
     answering.conn().tasks.spawn(async move {
+        let _until_it_is_over = place;
         if let Some(relay) = way.await {
             super::relay::listen(relay, asked, told).await;
         }

@@ -13,6 +13,7 @@ use governor::DefaultDirectRateLimiter;
 use russh::server::run_stream;
 use secrecy::SecretString;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,23 +23,24 @@ use super::forward::flow::ConnectionFlow;
 use super::guard::{Admission, Offence, direct};
 use super::handler::{Ended, Handler, prohibited};
 use super::live::SessionEnd;
+use super::refusals::Refusals;
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Note, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
-use crate::domain::{Capability, Factors, Id, Source, printable};
+use crate::domain::{Capability, Factors, Id, Source, noted, printable};
 use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Refused requests that a connection may make at once; and one more each second.
-const REFUSALS: usize = 100;
 /// Channels that a connection may open: a second, and at once.
 const OPENS: (u32, u32) = (20, 500);
-/// Refusals of one connection that may wait to be written down.
-const REFUSALS_WAITING: usize = 16;
+/// Ports and socket files that targets may listen at for one connection at a time.
+const LISTENERS: usize = 64;
+/// How many of them a connection may ask for: a second, and at once.
+const LISTENS: (u32, u32) = (5, 100);
 /// Looks of the watch in a row that a connection may be changing its own account at, two a second.
 const SPARED: usize = 5;
 /// How long tasks have to write their ends down after the connection ended.
@@ -76,10 +78,7 @@ pub(crate) struct Connection {
     user: OnceLock<String>,
     /// The failure to write down if the client leaves before it signed in.
     given_up: Mutex<Option<(Throttled, GivenUp)>>,
-    /// Refused requests: how many, and how many are being written down.
-    refusals: AtomicUsize,
-    refusals_waiting: AtomicUsize,
-    began: Instant,
+    pub(super) refusals: Refusals,
     failed: AtomicBool,
     /// Set with the first sight of the QR code.
     is_binding: AtomicBool,
@@ -91,8 +90,14 @@ pub(crate) struct Connection {
     channels: AtomicUsize,
     /// Whether a channel was opened already.
     had_channel: AtomicBool,
+    /// Bytes of answers to file requests that targets owe its user, or that wait for them.
+    pub(super) answers: AtomicUsize,
     /// How fast channels may be opened: each is an event or two, and may run a command, one more.
     opens: DefaultDirectRateLimiter,
+    /// How many ports and socket files targets may still listen at for it.
+    listeners: Arc<Semaphore>,
+    /// How fast they may be asked for: each is an event or two, and the connection waits for it.
+    listens: DefaultDirectRateLimiter,
     /// What it carried: a sum over everything on it.
     pub(super) traffic: Arc<Traffic>,
 }
@@ -133,6 +138,7 @@ impl Connection {
         let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         admission.authenticated(std::time::Instant::now());
         drop(admission);
+        self.flow.belongs_to(who.account());
         if self.signed_in.set(who).is_err() {
             self.end(EndReason::ProtocolError, "signed in twice");
         }
@@ -291,35 +297,30 @@ impl Connection {
         })
     }
 
+    /// A place for one more port or socket file that a target listens at, if there is one, and it is not
+    /// asked for too soon; if there is none, that is written down.
+    pub(super) fn listener_place(self: &Arc<Self>, request: &str) -> Option<OwnedSemaphorePermit> {
+        let place = self.listens.check().ok();
+        let place = place.and_then(|()| Arc::clone(&self.listeners).try_acquire_owned().ok());
+        if place.is_none() {
+            let (request, reason) = (noted(request), Refusal::TooManyListeners);
+            self.record_refusal(Event::RequestRefused { request, reason });
+        }
+        place
+    }
+
     /// Writes an event of this connection down on its task set; its failure ends the connection.
     pub(super) fn record(self: &Arc<Self>, event: Event) {
         let conn = Arc::clone(self);
         self.tasks.spawn(async move { conn.write(event).await });
     }
 
-    async fn write(&self, event: Event) {
+    pub(super) async fn write(&self, event: Event) {
         let now = self.bastion.clock.now();
         if let Err(error) = self.bastion.store.record(now, &self.context(), event).await {
             tracing::error!(%error, session = %self.id, "failed to write an audit event");
             self.end(EndReason::ServerStopped, "the audit log cannot be written");
         }
-    }
-
-    /// Writes a refusal of this connection down. A client that asks for more of them than anybody
-    /// does by mistake is sent away: each costs a place in the line for the audit log.
-    pub(super) fn record_refusal(self: &Arc<Self>, event: Event) {
-        let asked = self.refusals.fetch_add(1, Ordering::SeqCst);
-        let allowed = REFUSALS + usize::try_from(self.began.elapsed().as_secs()).unwrap_or(0);
-        let waiting = self.refusals_waiting.fetch_add(1, Ordering::SeqCst);
-        if asked > allowed || waiting >= REFUSALS_WAITING {
-            self.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
-            return self.end(EndReason::ProtocolError, "too many refused requests");
-        }
-        let conn = Arc::clone(self);
-        self.tasks.spawn(async move {
-            conn.write(event).await;
-            conn.refusals_waiting.fetch_sub(1, Ordering::SeqCst);
-        });
     }
 
     /// Hashes a password anew at the present cost, in the background.
@@ -366,9 +367,7 @@ pub(super) async fn serve(
         opened_with: Mutex::new(Factors::NONE),
         user: OnceLock::new(),
         given_up: Mutex::new(None),
-        refusals: AtomicUsize::new(0),
-        refusals_waiting: AtomicUsize::new(0),
-        began: Instant::now(),
+        refusals: Refusals::default(),
         failed: AtomicBool::new(false),
         is_binding: AtomicBool::new(false),
         end: OnceLock::new(),
@@ -376,7 +375,10 @@ pub(super) async fn serve(
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
         had_channel: AtomicBool::new(false),
+        answers: AtomicUsize::new(0),
         opens: direct(OPENS),
+        listeners: Arc::new(Semaphore::new(LISTENERS)),
+        listens: direct(LISTENS),
         traffic: Arc::default(),
         bastion,
     });
@@ -450,6 +452,7 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
     if conn.who().is_none() {
         write_given_up(conn).await;
     }
+    conn.write_suppressed().await;
     if conn.may_be_open.get().is_some() {
         let reason = conn.end.get().map_or_else(|| outcome_reason(conn, &outcome), |(r, _)| *r);
         let (session, carried) = (conn.id.clone(), conn.traffic.sums());

@@ -1,7 +1,7 @@
 //! A `direct-tcpip` channel (RFC 4254 section 7.2): decide, write down, dial, pump, write down.
 //!
 //! Always holds: nothing is dialled without a [`Permit`], and only addresses that the permit
-//! checked; the store knows of a forward before its first byte, and is told its end whatever ended
+//! checked, and that no other target records; the store knows of a forward before its first byte, and is told its end whatever ended
 //! it; a permit that stops holding (hours, expiry, a removed grant) ends its forward.
 
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ use super::forward::{self, dial};
 use super::handler::prohibited;
 use super::relay;
 use super::traffic::Meter;
+use super::unseen;
 use crate::audit::{Event, Refusal};
 use crate::auth::machine::Authenticated;
 use crate::clock::Clock;
@@ -136,6 +137,9 @@ async fn open(
         }
     };
     let checked = permit.check_addresses(&found, &conn.bastion.own_addresses(&found))?;
+    if permit.target().mode == Mode::Tunnel {
+        check_unseen(conn, &permit, &checked).await?;
+    }
     let forward = begin(conn, &permit, &destination).await?;
     if permit.target().mode == Mode::Record {
         let forward = Forward { id: forward, destination, permit, _slot: slot };
@@ -156,6 +160,23 @@ async fn open(
             Err(give_up(conn, &permit, &destination, Some(forward), &error).await)
         }
     }
+}
+
+/// Refuses to lead unseen to what another target records.
+async fn check_unseen(
+    conn: &Connection,
+    permit: &Permit,
+    checked: &Checked,
+) -> Result<(), NotOpened> {
+    let target = permit.target();
+    let ips: Vec<_> = checked.addresses().iter().map(SocketAddr::ip).collect();
+    let seen = unseen::check(conn, &ips, target.address.port, unseen::is_same).await;
+    seen.map_err(|error| match error {
+        NotOpened::Refused(refused) => {
+            NotOpened::Refused(Refused { target: Some(target.name.clone()), ..refused })
+        }
+        failed => failed,
+    })
 }
 
 /// Asks the policy, with what the store holds now.

@@ -172,12 +172,13 @@ impl Handler {
     /// Writes a refused request down.
     fn refuse(&self, request: impl Into<String>) {
         let (request, reason) = (noted(&request.into()), Refusal::NotOffered);
-        self.conn.record_refusal(Event::RequestRefused { request, reason });
+        self.conn.record_refused_request(Event::RequestRefused { request, reason });
     }
 
     /// Refuses to open a channel of a kind that is not offered.
     async fn refuse_channel(&self, kind: &str, reply: ChannelOpenHandle) {
-        self.refuse(kind);
+        let (request, reason) = (kind.to_owned(), Refusal::NotOffered);
+        self.conn.record_refusal(Event::RequestRefused { request, reason });
         reply.reject(prohibited(&format!("{kind} is not offered by this bastion"))).await;
     }
 }

@@ -17,6 +17,7 @@ mod login;
 pub mod proxy;
 pub mod pulse;
 pub mod radius;
+mod refusals;
 pub mod relay;
 pub mod settings;
 mod shell;
@@ -24,6 +25,7 @@ pub mod socket;
 pub mod ssh;
 pub mod stream;
 mod traffic;
+mod unseen;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -332,6 +334,9 @@ async fn sum_refusals_up(bastion: Arc<Bastion>) {
     loop {
         ticks.tick().await;
         write_suppressed(&bastion).await;
+        for conn in bastion.live.all() {
+            conn.write_suppressed().await;
+        }
     }
 }
 

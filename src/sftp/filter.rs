@@ -68,11 +68,30 @@ impl Filter {
     /// When it is not SFTP or beyond all limits. What `out` says is still to be done; then the
     /// channel has to end. Every later call fails alike.
     pub fn from_client(&mut self, chunk: Bytes, out: &mut Vec<Action>) -> Result<(), Error> {
+        self.from_client_within(chunk, usize::MAX, out).map(drop)
+    }
+
+    /// Takes what the client sent, up to a request at which the server owes answers of `most` bytes or
+    /// more, about: gives what is left from there on. While it owes none, one is taken at least.
+    ///
+    /// # Errors
+    /// As for [`Filter::from_client`].
+    pub fn from_client_within(
+        &mut self,
+        chunk: Bytes,
+        most: usize,
+        out: &mut Vec<Action>,
+    ) -> Result<Bytes, Error> {
         let mut run = Run::new(chunk, out, Action::ToServer);
-        let done = self.take_requests(&mut run);
+        let done = self.take_requests(most.max(1), &mut run);
         run.flush();
         self.broken = done.err();
-        done
+        done.map(|()| run.left())
+    }
+
+    /// How many bytes of answers the server still owes, about.
+    pub fn expected(&self) -> usize {
+        self.ledger.expected()
     }
 
     /// Takes what the target's server sent.
@@ -99,10 +118,13 @@ impl Filter {
         (self.client.held() + self.server.held() + paths, entries)
     }
 
-    fn take_requests(&mut self, run: &mut Run<'_>) -> Result<(), Error> {
+    fn take_requests(&mut self, most: usize, run: &mut Run<'_>) -> Result<(), Error> {
         self.broken.map_or(Ok(()), Err)?;
         while !run.rest().is_empty() {
             if self.client.between_packets() {
+                if self.expected() >= most {
+                    break;
+                }
                 let measure = |seen: &[u8]| packet::request(seen).map(Step::measure);
                 let Some(head) = self.client.head(run, measure)? else { break };
                 self.take_request(&head, run)?;

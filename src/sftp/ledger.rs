@@ -40,7 +40,7 @@ impl Ledger {
         }
         match self.pending(ask) {
             Ok(pending) => {
-                self.requests.insert(id, pending);
+                self.requests.insert(id, pending, ask.answer_size());
                 Ok(Ok(()))
             }
             Err(_) if self.requests.is_flooded() => Err(Error::Flooded),
@@ -50,12 +50,17 @@ impl Ledger {
 
     /// Lets a refusal wait for its turn.
     pub(super) fn refuse(&mut self, id: u32, refusal: Refusal) {
-        self.requests.insert(id, Pending::Refused(refusal));
+        self.requests.insert(id, Pending::Refused(refusal), 0);
     }
 
     /// The refusal whose turn it is, as a packet.
     pub(super) fn next_refusal(&mut self) -> Option<Bytes> {
         self.requests.next_refusal()
+    }
+
+    /// How many bytes of answers the server still owes, about.
+    pub(super) fn expected(&self) -> usize {
+        self.requests.expected()
     }
 
     /// What was still going on when the channel ended.
@@ -84,7 +89,7 @@ impl Ledger {
                 }
                 Pending::Open { path: self.remember(path)?, operation: operation_of(ask) }
             }
-            Ask::Read(handle) => Pending::Read { file: file(handle)? },
+            Ask::Read { handle, .. } => Pending::Read { file: file(handle)? },
             Ask::Write { handle, len } => Pending::Write { file: file(handle)?, len },
             Ask::Close(handle) => {
                 Pending::Close { file: self.files.close(handle).ok_or(Refusal::NO_HANDLE)? }
@@ -130,7 +135,7 @@ impl Ledger {
             Ask::Copy { from, to } => {
                 (self.files.path(from)?.clone(), Some(self.files.path(to)?.clone()))
             }
-            Ask::Read(handle) | Ask::Write { handle, .. } => {
+            Ask::Read { handle, .. } | Ask::Write { handle, .. } => {
                 // Told when the file is closed.
                 let file = self.files.find(handle)?;
                 self.files.get(file)?.note(outcome);

@@ -143,7 +143,10 @@ pub(super) enum Ask<'a> {
         flags: u32,
     },
     Close(&'a [u8]),
-    Read(&'a [u8]),
+    Read {
+        handle: &'a [u8],
+        len: u32,
+    },
     Write {
         handle: &'a [u8],
         len: u32,
@@ -175,6 +178,21 @@ pub(super) enum Ask<'a> {
     UnknownType,
     Malformed,
     TooLong,
+}
+
+impl Ask<'_> {
+    /// How large its answer may well be, in bytes.
+    pub(super) fn answer_size(&self) -> usize {
+        match self {
+            Self::Read { len, .. } => {
+                usize::try_from(*len).map_or(MAX_PACKET, |n| n.min(MAX_PACKET))
+            }
+            // A directory's entries come a hundred at a time from OpenSSH's server.
+            Self::Look => 16 * 1024,
+            // A status with its text, or a handle.
+            _ => 1024,
+        }
+    }
 }
 
 /// A packet from the server.
@@ -233,7 +251,11 @@ fn read_ask<'a>(kind: u8, fields: &mut Fields<'a>) -> Result<Ask<'a>, Stop> {
     Ok(match kind {
         kind::OPEN => Ask::Open { path: fields.path()?, flags: fields.u32()? },
         kind::CLOSE => Ask::Close(fields.name()?),
-        kind::READ => Ask::Read(fields.name()?),
+        kind::READ => {
+            let handle = fields.name()?;
+            fields.u64()?;
+            Ask::Read { handle, len: fields.u32()? }
+        }
         kind::WRITE => {
             let handle = fields.name()?;
             fields.u64()?;

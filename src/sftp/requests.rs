@@ -58,14 +58,15 @@ impl Pending {
 /// The requests of one channel that wait for an answer.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    /// By when they were made.
-    waiting: BTreeMap<u64, (u32, Pending)>,
+    /// By when they were made, with how large their answers may well be.
+    waiting: BTreeMap<u64, (u32, Pending, usize)>,
     /// When the one with this id was made.
     made: BTreeMap<u32, u64>,
     next: u64,
     refused: usize,
     opening: usize,
     path_bytes: usize,
+    expected: usize,
 }
 
 impl Requests {
@@ -84,6 +85,11 @@ impl Requests {
         self.path_bytes
     }
 
+    /// How many bytes their answers may well have together.
+    pub(super) fn expected(&self) -> usize {
+        self.expected
+    }
+
     /// Whether refusals wait in such numbers that no client can be waiting for them.
     pub(super) fn is_flooded(&self) -> bool {
         self.refused >= MAX_REFUSED
@@ -94,13 +100,14 @@ impl Requests {
         self.made.contains_key(&id)
     }
 
-    /// Remembers a request, whose id is not waiting.
-    pub(super) fn insert(&mut self, id: u32, pending: Pending) {
+    /// Remembers a request, whose id is not waiting, and whose answer is about so large.
+    pub(super) fn insert(&mut self, id: u32, pending: Pending, expected: usize) {
         self.refused += usize::from(matches!(pending, Pending::Refused(_)));
         self.opening += usize::from(matches!(pending, Pending::Open { .. }));
         self.path_bytes += pending.path_bytes();
+        self.expected += expected;
         self.made.insert(id, self.next);
-        self.waiting.insert(self.next, (id, pending));
+        self.waiting.insert(self.next, (id, pending, expected));
         self.next += 1;
     }
 
@@ -108,7 +115,7 @@ impl Requests {
     /// was never asked, has none.
     pub(super) fn answered(&mut self, id: u32) -> Option<Pending> {
         let made = *self.made.get(&id)?;
-        if matches!(self.waiting.get(&made), Some((_, Pending::Refused(_)))) {
+        if matches!(self.waiting.get(&made), Some((_, Pending::Refused(_), _))) {
             return None;
         }
         self.remove(made).map(|(_, pending)| pending)
@@ -116,7 +123,7 @@ impl Requests {
 
     /// The answer to the oldest request, if that is a refusal.
     pub(super) fn next_refusal(&mut self) -> Option<Bytes> {
-        let (&made, &(id, Pending::Refused(refusal))) = self.waiting.first_key_value()? else {
+        let (&made, &(id, Pending::Refused(refusal), _)) = self.waiting.first_key_value()? else {
             return None;
         };
         self.remove(made);
@@ -125,15 +132,19 @@ impl Requests {
 
     /// What is known of everything that still waits, once the channel has ended.
     pub(super) fn finish(&mut self) -> impl Iterator<Item = FileEvent> {
-        std::mem::take(self).waiting.into_values().filter_map(|(_, pending)| pending.interrupted())
+        std::mem::take(self)
+            .waiting
+            .into_values()
+            .filter_map(|(_, pending, _)| pending.interrupted())
     }
 
     fn remove(&mut self, made: u64) -> Option<(u32, Pending)> {
-        let (id, pending) = self.waiting.remove(&made)?;
+        let (id, pending, expected) = self.waiting.remove(&made)?;
         self.made.remove(&id);
         self.refused -= usize::from(matches!(pending, Pending::Refused(_)));
         self.opening -= usize::from(matches!(pending, Pending::Open { .. }));
         self.path_bytes -= pending.path_bytes();
+        self.expected -= expected;
         Some((id, pending))
     }
 }

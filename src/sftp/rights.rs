@@ -56,7 +56,7 @@ impl Rights {
             Ask::Close(_) => Ok(()),
             Ask::Look | Ask::List(_) => need(self.read || self.write, Refusal::NO_FILES),
             Ask::Open { flags, .. } => self.check_open(*flags),
-            Ask::Read(_) => need(self.read, Refusal::NO_READ),
+            Ask::Read { .. } => need(self.read, Refusal::NO_READ),
             Ask::Write { .. } | Ask::Sync | Ask::Change { .. } | Ask::ChangeOpen { .. } => {
                 need(self.write, Refusal::NO_WRITE)
             }

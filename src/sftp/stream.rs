@@ -102,6 +102,11 @@ impl<'a> Run<'a> {
         self.chunk.get(self.at..).unwrap_or_default()
     }
 
+    /// The same, to come back to later.
+    pub(super) fn left(&self) -> Bytes {
+        self.chunk.slice(self.at..)
+    }
+
     /// Passes on a head.
     pub(super) fn pass_head(&mut self, head: &Head) {
         if head.fresh {

@@ -9,7 +9,7 @@ use diesel_async::RunQueryDsl;
 use super::pool::on;
 use super::schema::{forwards, recordings, sessions};
 use super::session::signed;
-use super::{Error, Store, Tx};
+use super::{Error, Store};
 use crate::domain::Id;
 
 /// What a session carried, with what is open of it. Bytes are counted up and down.
@@ -32,6 +32,21 @@ pub enum Carrier {
     Recording(Id),
 }
 
+/// Sets the sums of a row of `$table` that is open: `$end` is its column for the end.
+macro_rules! carried {
+    ($tx:expr, $table:ident, $end:ident, $id:expr, $bytes:expr) => {{
+        use $table::dsl;
+        let (up, down) = $bytes;
+        on!($tx.engine(), conn => {
+            diesel::update(dsl::$table.find($id.as_str()))
+                .filter(dsl::$end.is_null())
+                .set((dsl::bytes_up.eq(signed(up)), dsl::bytes_down.eq(signed(down))))
+                .execute(conn)
+                .await
+        })?
+    }};
+}
+
 impl Store {
     /// Writes down what sessions of this node carried so far; all of it in one transaction.
     ///
@@ -47,52 +62,14 @@ impl Store {
         sessions.sort_by(|a, b| a.session.cmp(&b.session));
         let mut tx = self.begin().await?;
         for carried in sessions {
-            tx.session_carried(&carried.session, carried.bytes).await?;
+            carried!(tx, sessions, ended_at, carried.session, carried.bytes);
             for (carrier, bytes) in &carried.open {
                 match carrier {
-                    Carrier::Forward(id) => tx.forward_carried(id, *bytes).await?,
-                    Carrier::Recording(id) => tx.recording_carried(id, *bytes).await?,
-                }
+                    Carrier::Forward(id) => carried!(tx, forwards, closed_at, id, *bytes),
+                    Carrier::Recording(id) => carried!(tx, recordings, ended_at, id, *bytes),
+                };
             }
         }
         tx.commit().await
-    }
-}
-
-impl Tx<'_> {
-    async fn session_carried(&mut self, id: &Id, (up, down): (u64, u64)) -> Result<(), Error> {
-        use sessions::dsl;
-        on!(self.engine(), conn => {
-            diesel::update(dsl::sessions.find(id.as_str()))
-                .filter(dsl::ended_at.is_null())
-                .set((dsl::bytes_up.eq(signed(up)), dsl::bytes_down.eq(signed(down))))
-                .execute(conn)
-                .await
-        })?;
-        Ok(())
-    }
-
-    async fn forward_carried(&mut self, id: &Id, (up, down): (u64, u64)) -> Result<(), Error> {
-        use forwards::dsl;
-        on!(self.engine(), conn => {
-            diesel::update(dsl::forwards.find(id.as_str()))
-                .filter(dsl::closed_at.is_null())
-                .set((dsl::bytes_up.eq(signed(up)), dsl::bytes_down.eq(signed(down))))
-                .execute(conn)
-                .await
-        })?;
-        Ok(())
-    }
-
-    async fn recording_carried(&mut self, id: &Id, (up, down): (u64, u64)) -> Result<(), Error> {
-        use recordings::dsl;
-        on!(self.engine(), conn => {
-            diesel::update(dsl::recordings.find(id.as_str()))
-                .filter(dsl::ended_at.is_null())
-                .set((dsl::bytes_up.eq(signed(up)), dsl::bytes_down.eq(signed(down))))
-                .execute(conn)
-                .await
-        })?;
-        Ok(())
     }
 }

@@ -115,7 +115,7 @@ impl Store {
     /// When there is no such target, or the store fails.
     pub async fn accounts(&self, target: &TargetName) -> Result<Vec<AccountRow>, Error> {
         type Columns = (String, String, Option<String>, i64);
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let id = tx.target_id(target).await?;
         let rows: Vec<Columns> = on!(tx.engine(), conn => {
             target_accounts::table
@@ -149,7 +149,7 @@ impl Store {
         target: &Id,
         account: &AccountName,
     ) -> Result<Option<AccountSecret>, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let found: Option<(String, Option<String>)> = on!(tx.engine(), conn => {
             target_accounts::table
                 .find((target.as_str(), account.as_str()))
@@ -208,7 +208,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<bool, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let id = tx.take_target(target).await?; // Two first sights come one after the other.
         let trusted = tx.trusted_keys(&id).await?;
         if !trusted.is_empty() {
@@ -264,7 +264,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn trusted_keys(&self, target: &Id) -> Result<Vec<TrustedKey>, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let keys = tx.trusted_keys(target).await?;
         tx.commit().await?;
         Ok(keys)

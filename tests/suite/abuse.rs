@@ -6,8 +6,8 @@ use sallyport::audit::Context;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
 use crate::support::raw::{
-    CHANNEL_OPEN_CONFIRMATION, CLOSE, DISCONNECT, INFO_REQUEST, Packet, RawClient,
-    USERAUTH_FAILURE, USERAUTH_SUCCESS,
+    CHANNEL_OPEN_CONFIRMATION, CHANNEL_OPEN_FAILURE, CLOSE, DISCONNECT, INFO_REQUEST, Packet,
+    RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS,
 };
 use crate::support::ssh::Client;
 use crate::support::{eventually, on_both_engines};
@@ -142,6 +142,58 @@ async fn a_flood_of_refused_requests_ends_its_connection_and_no_other() {
     let other = Client::new(&bastion, "bob");
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     other.ssh(&["bastion", "help"]).await.ok();
+}
+
+/// How many refusals of somebody's there are in the log, by themselves or counted.
+async fn refusals(bastion: &TestBastion, kinds: &[&str], user: &str) -> u64 {
+    let of = |event: &&serde_json::Value| event["user"] == user;
+    let mut all = 0;
+    for kind in kinds {
+        all += bastion.kinds(kind).await.iter().filter(of).count() as u64;
+    }
+    let suppressed = bastion.kinds("refusals-suppressed").await;
+    all + suppressed.iter().filter(of).map(|event| event["count"].as_u64().unwrap()).sum::<u64>()
+}
+
+/// As a browser does with `ssh -D`: hundreds of channels at once, to what is granted and what is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_channels_at_once_are_all_answered_and_end_nothing() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let target = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = target.local_addr().unwrap().port();
+    let alice = bastion.person("alice").await;
+    bastion.grant("alice", "played", &format!("127.0.0.1:{port}")).await;
+    let code = bastion.code(&alice);
+    let mut client = RawClient::connect(bastion.port).await;
+    assert_eq!(client.log_in("alice", PASSWORD, &code).await, USERAUTH_SUCCESS);
+    let (granted, elsewhere, kinds) = (0..200_u32, 200..400_u32, 400..600_u32);
+    for ours in granted.chain(elsewhere).chain(kinds) {
+        match ours {
+            0..200 => client.ask_direct(ours, "played", port).await,
+            200..400 => client.ask_direct(ours, "elsewhere", 443).await,
+            _ => client.ask_channel("x11", ours, Packet::default().text("a").number(1)).await,
+        }
+    }
+    let mut answers = std::collections::HashMap::new();
+    while answers.len() < 600 {
+        let packet = client.next().await;
+        let number = u32::from_be_bytes(packet[1..5].try_into().unwrap());
+        if [CHANNEL_OPEN_CONFIRMATION, CHANNEL_OPEN_FAILURE].contains(&packet[0]) {
+            answers.insert(number, packet[0]);
+        }
+    }
+    let opened = |from: u32, to: u32| {
+        (from..to).filter(|ours| answers[ours] == CHANNEL_OPEN_CONFIRMATION).count()
+    };
+    assert!(opened(0, 200) > 0 && opened(0, 200) <= 64, "{}", opened(0, 200));
+    assert_eq!(opened(200, 600), 0);
+    client.ask_direct(600, "elsewhere", 443).await;
+    assert!(client.opened(600).await.is_err());
+    drop(client);
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "client-closed")]).await;
+    let refused = (601 - opened(0, 200)) as u64;
+    let written = refusals(&bastion, &["forward-refused", "request-refused"], "alice").await;
+    assert_eq!(written, refused);
 }
 
 async fn an_end_that_could_not_be_written_is_written_later(engine: Engine) {

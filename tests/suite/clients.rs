@@ -145,6 +145,20 @@ fn key_in(prompt: &str) -> Vec<u8> {
     totp_rs::Secret::try_from_base32(&key).unwrap().as_bytes().to_vec()
 }
 
+/// Answers what is asked on a screen, in this order.
+async fn answer(screen: &mut Screen, answers: &[(&str, &str)]) {
+    for (question, answer) in answers {
+        screen.expect(question).await;
+        screen.type_line(answer).await;
+    }
+}
+
+/// Waits for the last that a program shows, and for its end, which is a good one.
+async fn ends_with(mut screen: Screen, shown: &str) {
+    screen.expect(shown).await;
+    assert_eq!(screen.end().await.0, Some(0));
+}
+
 /// Binds an authenticator through the questions of `dialog`, which has given the first password.
 async fn binds(site: &Site, dialog: &mut Dialog) {
     dialog.answers("Choose a new password: ", NEW).await;
@@ -235,10 +249,8 @@ async fn plink_gives_a_key_and_a_code() {
     plink.args(["-no-antispoof", "-hostkey", &site.host_key.1, "-i"]).arg(&ppk);
     plink.args(["-P", &site.bastion.port.to_string(), "alice@127.0.0.1", "targets"]);
     let mut screen = Screen::run(&plink);
-    screen.expect(CODE).await;
-    screen.type_line(&site.code()).await;
-    screen.expect("db1").await;
-    assert_eq!(screen.end().await.0, Some(0));
+    answer(&mut screen, &[(CODE, &site.code())]).await;
+    ends_with(screen, "db1").await;
 }
 
 /// JSch 0.1.55, of 2018, knows neither Curve25519 nor Ed25519.
@@ -249,9 +261,20 @@ async fn jsch_of_2018_does_not_connect() {
     assert_eq!(dialog.ends_with("refused").await, "Algorithm negotiation fail");
 }
 
-/// The key on a screen that shows the picture.
-fn key_on(screen: &Screen) -> Vec<u8> {
-    key_in(&screen.text())
+/// Gives the first password and a new one, and waits for the picture.
+async fn comes_to_the_picture(screen: &mut Screen, one_time: &str) {
+    let (choose, repeat) = (("Choose a new password: ", NEW), ("Repeat the new password: ", NEW));
+    answer(screen, &[("Password: ", one_time), choose, repeat]).await;
+    screen.expect(BIND).await;
+    screen.settle().await;
+}
+
+/// Binds an authenticator with the key on a screen that shows the picture once more.
+async fn binds_on(screen: &mut Screen, site: &Site) {
+    screen.expect(BIND).await;
+    screen.settle().await;
+    screen.type_line(&code_of(&key_in(&screen.text()), site.bastion.now())).await;
+    answer(screen, &[("Press Enter to continue: ", "")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,49 +282,29 @@ async fn plink_binds_an_authenticator_and_shows_its_picture() {
     let site = Site::start("").await;
     let one_time = site.bastion.newcomer("paul").await;
     let mut screen = site.putty("plink", "paul", &["otp"]);
-    screen.expect("Password: ").await;
-    screen.type_line(one_time.expose_secret()).await;
-    for prompt in ["Choose a new password: ", "Repeat the new password: "] {
-        screen.expect(prompt).await;
-        screen.type_line(NEW).await;
-    }
-    screen.expect(BIND).await;
-    screen.settle().await;
+    comes_to_the_picture(&mut screen, one_time.expose_secret()).await;
     let uri = screen.qr().unwrap_or_else(|| panic!("no QR code on:\n{}", screen.text()));
     assert!(uri.starts_with("otpauth://totp/Sallyport:paul?"), "{uri}");
     // Two columns of its own make the picture of characters too wide for 80.
     screen.type_line("a").await;
     screen.expect("> #").await;
-    screen.expect(BIND).await;
-    screen.settle().await;
-    screen.type_line(&code_of(&key_on(&screen), site.bastion.now())).await;
-    screen.expect("Press Enter to continue: ").await;
-    screen.type_line("").await;
+    binds_on(&mut screen, &site).await;
     // plink's own, so that no server can pretend that it still asks.
-    screen.expect("Press Return to begin session.").await;
-    screen.type_line("").await;
-    screen.expect("paul").await;
-    assert_eq!(screen.end().await.0, Some(0));
+    answer(&mut screen, &[("Press Return to begin session.", "")]).await;
+    ends_with(screen, "paul").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn psftp_reads_from_the_target_that_its_user_name_selects() {
     let site = Site::start("").await;
     let mut screen = site.putty("psftp", &site.selector(), &[]);
-    screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
-    screen.expect(CODE).await;
-    screen.type_line("000000").await;
+    answer(&mut screen, &[("Password: ", PASSWORD), (CODE, "000000")]).await;
     screen.expect("Access denied").await;
-    screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
-    screen.expect(CODE).await;
-    screen.type_line(&site.code()).await;
+    answer(&mut screen, &[("Password: ", PASSWORD), (CODE, &site.code())]).await;
     screen.expect("psftp> ").await;
     let copy = site.home.path().join("copy");
     screen.type_line(&format!("get {} {}", site.note().display(), copy.display())).await;
-    screen.expect("psftp> ").await;
-    screen.type_line("quit").await;
+    answer(&mut screen, &[("psftp> ", "quit")]).await;
     assert_eq!(screen.end().await.0, Some(0));
     assert_eq!(std::fs::read_to_string(copy).unwrap(), "a line of the target's\n");
 }
@@ -315,27 +318,18 @@ async fn dropbear_signs_in_where_older_clients_are_welcome() {
 
     let site = Site::start(OLDER).await;
     let mut screen = site.dbclient(&site.selector(), &[], &["echo through as $USER"]);
-    screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
-    screen.expect(CODE).await;
-    screen.type_line(&site.code()).await;
-    screen.expect(&format!("through as {}", present_user())).await;
-    assert_eq!(screen.end().await.0, Some(0));
+    answer(&mut screen, &[("Password: ", PASSWORD), (CODE, &site.code())]).await;
+    ends_with(screen, &format!("through as {}", present_user())).await;
 
     let key = site.home.path().join("dropbear");
     let mut convert = command(tool("dropbearconvert"));
     run(convert.args(["openssh", "dropbear"]).arg(site.key.private()).arg(&key)).await.ok();
     let mut screen = site.dbclient("alice", &["-i", key.to_str().unwrap()], &["targets"]);
-    screen.expect(CODE).await;
-    screen.type_line(&site.code()).await;
-    screen.expect("db1").await;
-    assert_eq!(screen.end().await.0, Some(0));
+    answer(&mut screen, &[(CODE, &site.code())]).await;
+    ends_with(screen, "db1").await;
 
     let mut screen = site.dbclient("alice", &[], &["targets"]);
-    screen.expect("Password: ").await;
-    screen.type_line(PASSWORD).await;
-    screen.expect(CODE).await;
-    screen.type_line("000000").await;
+    answer(&mut screen, &[("Password: ", PASSWORD), (CODE, "000000")]).await;
     screen.expect("Password: ").await;
 }
 
@@ -344,24 +338,12 @@ async fn dropbear_shows_no_picture_but_the_key() {
     let site = Site::start(OLDER).await;
     let one_time = site.bastion.newcomer("dora").await;
     let mut screen = site.dbclient("dora", &[], &["otp"]);
-    screen.expect("Password: ").await;
-    screen.type_line(one_time.expose_secret()).await;
-    for prompt in ["Choose a new password: ", "Repeat the new password: "] {
-        screen.expect(prompt).await;
-        screen.type_line(NEW).await;
-    }
-    screen.expect(BIND).await;
-    screen.settle().await;
+    comes_to_the_picture(&mut screen, one_time.expose_secret()).await;
     assert!(screen.qr().is_none(), "{}", screen.text());
     screen.type_line("a").await;
     screen.expect("####").await;
-    screen.expect(BIND).await;
-    screen.settle().await;
-    screen.type_line(&code_of(&key_on(&screen), site.bastion.now())).await;
-    screen.expect("Press Enter to continue: ").await;
-    screen.type_line("").await;
-    screen.expect("dora").await;
-    assert_eq!(screen.end().await.0, Some(0));
+    binds_on(&mut screen, &site).await;
+    ends_with(screen, "dora").await;
 }
 
 /// curl answers every prompt with the one secret that it was given, and goes through all methods that

@@ -328,3 +328,65 @@ async fn a_stopped_client_is_waited_for_and_gets_everything_in_the_end() {
         ssh.kill().await.unwrap();
     }
 }
+
+/// One account has as many stuck uploads as it can; what another one does beside it, whose target
+/// reads, takes no longer for that, and is not ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one() {
+    let extra = "[forward]\nwindow = \"256 KiB\"\nchannel_budget = \"256 KiB\"\n\
+                 total_budget = \"8 MiB\"\n";
+    let bastion = TestBastion::start_with(Engine::Sqlite, extra).await;
+    let sshd = Sshd::start().await;
+    let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
+    let client = Client::new(&bastion, "alice");
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let (target, local, mut ssh) = forwarded(&bastion, &client).await;
+    // So that little is held elsewhere.
+    socket2::SockRef::from(&target).set_recv_buffer_size(8 << 10).unwrap();
+    let mut stuck = Vec::new();
+    for _ in 0..16 {
+        stuck.push(connected(&target, local).await);
+    }
+    let sent: Vec<AtomicUsize> = stuck.iter().map(|_| AtomicUsize::new(0)).collect();
+    let filling = stuck.iter_mut().zip(&sent).map(|((here, _), sent)| async {
+        let piece = vec![7; 64 * 1024];
+        loop {
+            sent.fetch_add(here.write(&piece).await.unwrap(), Ordering::SeqCst);
+        }
+    });
+    let held = || bastion.bastion.budget.held();
+    let full = async {
+        let mut before = 0;
+        while held() > before + (64 << 10) || held() < 3 << 20 {
+            before = held();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        _ = futures_util::future::join_all(filling) => unreachable!("a stuck upload ended"),
+        full = tokio::time::timeout(PATIENCE, full) => full.expect("no more is held"),
+    }
+
+    bastion.grant("bob", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    let other = Client::new(&bastion, "bob").knows("db1", &sshd);
+    other.answers(&[PASSWORD, &bastion.code(&bob)]);
+    let (file, copy) = (other.path("file"), other.path("copy"));
+    let bytes: Vec<u8> =
+        (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&file, bytes).unwrap();
+    let to = format!("db1:{}", copy.display());
+    other.run("scp", &["-J", "bastion", file.to_str().unwrap(), &to]).await.ok();
+    assert_eq!(digest(&copy), digest(&file));
+
+    // Whoever waits is served in the end, too.
+    let read = stuck.iter_mut().map(async |(here, unread)| {
+        here.shutdown().await.unwrap();
+        drain(unread).await.0
+    });
+    let got = futures_util::future::join_all(read).await;
+    let sent: Vec<usize> = sent.iter().map(|sent| sent.load(Ordering::SeqCst)).collect();
+    assert_eq!(got, sent);
+    let ended = bastion.kinds("session-ended").await;
+    assert!(ended.iter().all(|event| event["user"] == "bob"), "{ended:?}");
+    ssh.kill().await.unwrap();
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sallyport::audit::Context;
+use sallyport::domain::Mode;
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::ssh::{Client, digest, run};
@@ -11,7 +12,7 @@ use crate::support::{
     PATIENCE, command, ended, eventually, free_port, listening, on_both_engines, tool,
 };
 
-on_both_engines!(hops_and_is_written_down);
+on_both_engines!(hops_and_is_written_down, what_is_recorded_under_another_name_is_not_tunnelled_to,);
 
 async fn setting(engine: Engine) -> (TestBastion, Sshd, Person, Client) {
     let bastion = TestBastion::start(engine).await;
@@ -55,6 +56,25 @@ async fn hops_and_is_written_down(engine: Engine) {
     assert_eq!(forwards[0].address.as_deref(), Some(format!("127.0.0.1:{}", sshd.port).as_str()));
     assert!(sessions[0].client.starts_with("SSH-2.0-OpenSSH"));
     assert!(sessions[0].ended_at.is_some());
+}
+
+/// Two targets may lead to one server by different names: where one of them is recorded, the other one
+/// is no way round that.
+async fn what_is_recorded_under_another_name_is_not_tunnelled_to(engine: Engine) {
+    let (bastion, sshd, alice, client) = setting(engine).await;
+    let hop = async || {
+        client.answers(&[PASSWORD, &bastion.code(&alice)]);
+        client.ssh(&["-J", "bastion", "db1", "echo in"]).await
+    };
+    // Another port of the same host is another server.
+    bastion.target_in(Mode::Record, "beside", &format!("localhost:{}", free_port())).await;
+    assert_eq!(hop().await.ok().out, "in\n");
+    bastion.target_in(Mode::Record, "seen", &format!("localhost:{}", sshd.port)).await;
+    let ran = hop().await.failed();
+    assert!(ran.err.contains("sessions on seen are recorded: go there with ssh -J"), "{ran:?}");
+    let refused = [("target", "db1"), ("reason", "not-granted"), ("user", "alice")];
+    bastion.event("forward-refused", &refused).await;
+    assert_eq!(bastion.kinds("forward-opened").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

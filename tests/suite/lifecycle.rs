@@ -402,3 +402,25 @@ async fn a_killed_server_starts_again_with_a_whole_log() {
     let count = |kind: &str| kinds.iter().filter(|k| **k == kind).count();
     assert_eq!((count("server-started"), count("server-stopped")), (2, 1), "{kinds:?}");
 }
+
+#[tokio::test]
+async fn as_many_files_are_opened_as_the_system_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    // As a shell starts it.
+    let mut child = command("/bin/sh")
+        .args(["-c", "ulimit -Sn 256; exec \"$0\" serve", BINARY])
+        .current_dir(dir.path())
+        .env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"))
+        .env("SALLYPORT_SERVER__DRAIN", "\"1s\"")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    speaks_ssh(port).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id().unwrap())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let limits: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+    assert!(limits[0] == limits[1] && limits[0] != "256", "{line}");
+    terminate(&mut child).await;
+}

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use sallyport::audit::Context;
 use sallyport::auth::password;
-use sallyport::domain::{Mode, UnixTime, UserName};
+use sallyport::domain::{UnixTime, UserName};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::hop::{Ran, fed};
 use crate::support::keypair::KeyPair;
 use crate::support::ssh::{Client, Run};
-use crate::support::sshd::Sshd;
 use crate::support::{ended, eventually, on_both_engines};
 
 on_both_engines!(
@@ -305,29 +304,4 @@ async fn where_they_are_off_none_is_given_and_the_answer_says_what_to_do() {
     let ran = holder.ask(&bastion).await.failed();
     assert!(ran.err.contains("a certificate would not let you in"), "{}", ran.err);
     assert!(bastion.kinds("certificate-issued").await.is_empty());
-}
-
-/// One code, then any number of programs that ask nobody anything, as Ansible does.
-#[tokio::test(flavor = "multi_thread")]
-async fn one_code_is_enough_for_many_hosts() {
-    let bastion = self::bastion(Engine::Sqlite).await;
-    let holder = Holder::new(&bastion).await;
-    let mut client = holder.client(&bastion);
-    let mut sshds = Vec::new();
-    for name in ["db1", "db2", "web1"] {
-        let sshd = Sshd::start().await;
-        bastion.target_in(Mode::Tunnel, name, &format!("127.0.0.1:{}", sshd.port)).await;
-        bastion.add_grant("alice", name, |_| {}).await;
-        client = client.knows(name, &sshd);
-        sshds.push(sshd);
-    }
-    holder.ask(&bastion).await.ok();
-    for name in ["db1", "db2", "web1"] {
-        let args = [&["-o", "BatchMode=yes", "-J", "bastion", name, "echo"][..], &[name]].concat();
-        let ran = client.ssh(&args).await.ok();
-        assert_eq!(ran.out.trim(), name);
-    }
-    let codes = bastion.kinds("step-passed").await;
-    assert_eq!(codes.iter().filter(|event| event["step"] == "code").count(), 1);
-    assert_eq!(bastion.kinds("signed-in").await.len(), 4);
 }

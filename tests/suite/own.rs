@@ -361,7 +361,13 @@ async fn keys_are_added_and_removed() {
     // The connection is shared, and this is not the first thing on it.
     alice.pipes("otp", &[]).await.ok();
     let ran = alice.pipes("keys add", &[&public]).await.failed();
-    assert!(ran.err.contains("end with a line such as"), "{}", ran.err);
+    assert!(ran.err.contains("end the input with a line such as \"code 492039\""), "{}", ran.err);
+    let anew = format!("ssh -S none -p {} alice@", bastion.port);
+    assert!(
+        ran.err.contains(&anew) && ran.err.contains("keys add < id_ed25519.pub'"),
+        "{}",
+        ran.err
+    );
     let fields = [("user", "alice"), ("command", "keys add"), ("reason", "wrong-code")];
     bastion.event("command-refused", &fields).await;
     let ran = alice.pipes("keys add", &["no key", &code("123456")]).await.failed();
@@ -445,9 +451,9 @@ async fn a_key_file_goes_by_the_code_that_was_just_signed_in_with() {
     bastion.event("key-added", &[("user", "alice"), ("key", &print)]).await;
     // Too late, and with a recovery code, which is no way to a key.
     let (added, said) = add(&bastion.code(&alice), &second, Duration::from_secs(60)).await;
-    assert!(!added && said.contains("opened too long ago"), "{said}");
+    assert!(!added && said.contains("opened over a minute ago"), "{said}");
     let (added, said) = add(&alice.recovery_code(0), &second, Duration::ZERO).await;
-    assert!(!added && said.contains("no code came with the key"), "{said}");
+    assert!(!added && said.contains("your sign-in took none that counts here"), "{said}");
     assert_eq!(bastion.kinds("key-added").await.len(), 1);
 }
 

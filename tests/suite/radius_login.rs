@@ -3,7 +3,7 @@
 use sallyport::audit::Context;
 use sallyport::domain::{Factor, RadiusMode, SecondFactor};
 
-use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::freeradius::{FRED, FreeRadius, GINA, configured, fresh_code};
 use crate::support::on_both_engines;
 use crate::support::ssh::{Client, Run};
@@ -31,6 +31,18 @@ pub async fn member(bastion: &TestBastion, name: &str, mode: Option<RadiusMode>)
 async fn set(bastion: &TestBastion, name: &str, second: Option<SecondFactor>) {
     let (name, context) = (name.parse().unwrap(), Context::default());
     bastion.store().set_user_factor(&name, second, &context, bastion.now()).await.unwrap();
+}
+
+/// From now on servers check the codes of a group that somebody is in; their sessions go on.
+pub async fn by_group(bastion: &TestBastion, person: &Person, mode: Option<RadiusMode>) {
+    let (store, context, now) = (bastion.store(), Context::default(), bastion.now());
+    let group = "phones".parse().unwrap();
+    if store.groups().await.unwrap().is_empty() {
+        store.add_group(&group, &context, now).await.unwrap();
+        store.join_group(&group, &person.name, &context, now).await.unwrap();
+    }
+    let second = SecondFactor { factor: Factor::Radius, mode };
+    store.set_group_factor(&group, Some(second), &context, now).await.unwrap();
 }
 
 /// The factor that the list of users shows.

@@ -2,14 +2,17 @@
 
 use std::process::Stdio;
 
-use sallyport::domain::RadiusMode;
+use sallyport::audit::Context;
+use sallyport::domain::{Factor, RadiusMode, SecondFactor};
 use tokio::process::Child;
 
-use crate::radius_login::{member, radius, sign_in};
-use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::radius_login::{by_group, member, radius, sign_in};
+use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_at};
 use crate::support::freeradius::{FRED, FreeRadius, GINA, fresh_code, next_code};
 use crate::support::hop::{Ran, fed};
+use crate::support::keypair::KeyPair;
 use crate::support::on_both_engines;
+use crate::support::radius_peer::{ACCEPT, Asked, CHALLENGE, Peer, REJECT, SECRET};
 use crate::support::screen::Screen;
 use crate::support::ssh::{Client, run};
 use crate::support::{command, eventually, tool};
@@ -177,9 +180,24 @@ async fn a_password_that_is_the_servers_is_asked_for_with_the_code_and_not_chang
     bastion.event("command-refused", &[("command", "passwd"), ("reason", "not-offered")]).await;
     let key = gina.key().await;
     let ran = gina.pipes("keys add", &[&key, "code 123456"]).await.failed();
-    assert!(ran.err.contains("connect with a terminal (ssh -t)"), "{}", ran.err);
+    let how =
+        format!("connect with a terminal: 'ssh -t -p {} gina@bastion keys add'", bastion.port);
+    assert!(ran.err.contains(&how), "{}", ran.err);
+    let refused = [("command", "keys add"), ("reason", "not-offered")];
+    bastion.event("command-refused", &refused).await;
+    // On a connection that is shared there is no line with a code to be told of.
+    let ran = gina.pipes("keys add", &[&key]).await.failed();
+    assert!(ran.err.contains("ssh -S none") && !ran.err.contains("end the input"), "{}", ran.err);
 
+    // Right after a sign-in the key alone is enough, as for everybody.
     let code = next_code(GINA[2], &used).await;
+    let (client, first) = (Client::new(&bastion, "gina"), KeyPair::new().await);
+    client.answers(&[GINA[1], &code]);
+    let mut add = client.command("ssh", &["bastion", "keys add"]);
+    let ran = fed(&mut add, first.line().as_bytes()).await.ok();
+    assert!(ran.err.contains(&first.fingerprint()), "{}", ran.err);
+
+    let code = next_code(GINA[2], &code).await;
     let mut screen = gina.terminal("keys add");
     screen.expect("Public key: ").await;
     screen.type_line(&key).await;
@@ -191,4 +209,115 @@ async fn a_password_that_is_the_servers_is_asked_for_with_the_code_and_not_chang
     assert_eq!(screen.ended().await, Some(0));
     let text = screen.text();
     assert!(!text.contains(GINA[1]) && !text.contains(&code), "{text}");
+}
+
+/// A bastion whose server is played by a test, with more in its configuration, and gina, who signed in by
+/// her own authenticator before that server came to check her codes.
+async fn with_peer(more: &str) -> (Peer, TestBastion, Own) {
+    let peer = Peer::start().await;
+    let (secret, port) =
+        (tempfile::NamedTempFile::new().unwrap(), peer.socket.local_addr().unwrap());
+    sallyport::keys::replace_secret(secret.path(), SECRET.as_bytes()).unwrap();
+    let server = format!(
+        "[[radius.server]]\nname = \"peer\"\naddress = \"{port}\"\nsecret_file = \"{}\"\ntimeout = \"20s\"\n",
+        secret.path().display()
+    );
+    let config = format!("{more}\n{}", radius("code", "", &[server]));
+    let bastion = TestBastion::start_with(Engine::Sqlite, &config).await;
+    let person = bastion.person("gina").await;
+    let gina = Own::open(&bastion, "gina", &[PASSWORD, &code_at(&person, bastion.now())]).await;
+    by_group(&bastion, &person, None).await;
+    (peer, bastion, gina)
+}
+
+/// Plays the server: answers requests, one that is sent again but once, by these codes in turn.
+async fn plays(peer: &Peer, codes: &[u8]) {
+    let mut last: Option<Asked> = None;
+    for code in codes {
+        let asked = loop {
+            let asked = peer.asked().await;
+            if last.as_ref() != Some(&asked) {
+                break asked;
+            }
+        };
+        let (state, message) = (24, 18);
+        let reply = asked.reply(*code).with(message, b"Say: ");
+        let reply = if *code == CHALLENGE { reply.with(state, b"state") } else { reply };
+        peer.send(&asked, &reply.bytes()).await;
+        last = Some(asked);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_refusal_is_told_and_written_down() {
+    let (peer, bastion, gina) = with_peer("[login]\nlock_after = 100\n").await;
+    let (long, rounds) = ("1".repeat(200), [CHALLENGE; 9]);
+    let many = [&rounds[..], &[REJECT; 2]].concat();
+    let (code, challenge) = (RadiusMode::Code, RadiusMode::Challenge);
+    // What is typed, what the server says to it, what its user hears, and why.
+    for (mode, typed, verdicts, said, reason) in [
+        (code, &[""][..], &[][..], "That code is wrong.", "wrong-code"),
+        (code, &[&*long], &[], "The RADIUS server rejected that.", "radius-rejected"),
+        (code, &["123456"], &[REJECT], "The RADIUS server rejected that.", "radius-rejected"),
+        (challenge, &[], &[ACCEPT; 3], "asked for no code", "radius-one-factor"),
+        (challenge, &["1"; 8], &many, "asked too many questions", "too-many-attempts"),
+        (RadiusMode::Both, &[], &[], "connect with a terminal: 'ssh -t ", "not-offered"),
+    ] {
+        set_mode(&bastion, mode).await;
+        let before = bastion.kinds("command-refused").await.len();
+        let (ran, ()) =
+            tokio::join!(gina.pipes("keys remove SHA256:x", typed), plays(&peer, verdicts));
+        let ran = ran.failed();
+        assert!(ran.err.contains(said), "{mode} {typed:?}: {}", ran.err);
+        let refused = bastion.kinds("command-refused").await.split_off(before);
+        let first = refused.first().unwrap_or_else(|| panic!("{mode} {typed:?}: {ran:?}"));
+        assert_eq!(
+            (&first["command"], &first["reason"]),
+            (&"keys remove SHA256:x".into(), &reason.into())
+        );
+    }
+    // What cannot be asked is told to administrators.
+    let why = bastion.event("radius-unanswered", &[("user", "gina")]).await;
+    assert!(why["error"].as_str().unwrap().contains("cannot be asked of a RADIUS server"), "{why}");
+    assert!(bastion.kinds("key-removed").await.is_empty());
+}
+
+async fn set_mode(bastion: &TestBastion, mode: RadiusMode) {
+    let (store, context, group) = (bastion.store(), Context::default(), "phones".parse().unwrap());
+    let second = SecondFactor { factor: Factor::Radius, mode: Some(mode) };
+    store.set_group_factor(&group, Some(second), &context, bastion.now()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_answers_lock_and_hurried_ones_are_refused_before_the_server_hears_them() {
+    let (peer, bastion, gina) = with_peer("[login]\nlock_after = 2\n").await;
+    let remove = "keys remove SHA256:x";
+    let (ran, ()) =
+        tokio::join!(gina.pipes(remove, &["1", "2", "123456"]), plays(&peer, &[REJECT; 2]));
+    let ran = ran.failed();
+    assert!(ran.err.contains("too many wrong answers: try again after"), "{}", ran.err);
+    bastion.event("source-locked", &[("user", "gina")]).await;
+    bastion.event("command-refused", &[("command", remove), ("reason", "locked")]).await;
+
+    let few =
+        "[server]\npenalty_exempt = []\n[login]\nattempts_per_minute = 1\nattempts_burst = 2\n";
+    let (peer, bastion, gina) = with_peer(few).await;
+    let (ran, ()) = tokio::join!(gina.pipes(remove, &["1", "123456"]), plays(&peer, &[REJECT]));
+    let ran = ran.failed();
+    assert!(ran.err.contains("too many attempts from your address"), "{}", ran.err);
+    bastion.event("command-refused", &[("command", remove), ("reason", "rate-limited")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_without_servers_lets_nobody_prove_anything_by_one() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let person = bastion.person("gina").await;
+    let gina = Own::open(&bastion, "gina", &[PASSWORD, &code_at(&person, bastion.now())]).await;
+    by_group(&bastion, &person, None).await;
+    let ran = gina.pipes("passwd", &["123456"]).await.failed();
+    assert!(ran.err.contains("do not answer, so nothing was changed"), "{}", ran.err);
+    let refused = [("command", "passwd"), ("reason", "radius-unavailable")];
+    bastion.event("command-refused", &refused).await;
+    let why = bastion.event("radius-unanswered", &[("user", "gina")]).await;
+    assert_eq!(why["error"], "no RADIUS server is configured");
 }

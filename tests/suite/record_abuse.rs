@@ -278,21 +278,165 @@ fn sftp(channel: u32, kind: u8, body: Packet) -> Vec<u8> {
     Packet::new(94).number(channel).text(packet.0).0
 }
 
-/// The next packet of SFTP's on our channel 0.
-async fn sftp_reply(client: &mut RawClient, got: &mut Vec<u8>) -> Vec<u8> {
+/// Takes a packet of SFTP's off the front of what came, without its length.
+fn whole(got: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let len = u32::from_be_bytes(*got.first_chunk::<4>()?) as usize;
+    if got.len() < 4 + len {
+        return None;
+    }
+    let rest = got.split_off(4 + len);
+    Some(std::mem::replace(got, rest).split_off(4))
+}
+
+/// The next packet of SFTP's on a channel of ours.
+async fn sftp_reply(client: &mut RawClient, ours: u32, got: &mut Vec<u8>) -> Vec<u8> {
     loop {
-        if let Some(len) = got.first_chunk::<4>().map(|len| u32::from_be_bytes(*len) as usize)
-            && got.len() >= 4 + len
-        {
-            let rest = got.split_off(4 + len);
-            return std::mem::replace(got, rest).split_off(4);
+        if let Some(reply) = whole(got) {
+            return reply;
         }
         let packet = client.receive().await.unwrap();
         assert!(!matches!(packet[0], 96 | 97), "it ended");
-        if packet[0] == 94 && packet[1..5] == 0_u32.to_be_bytes() {
+        if packet[0] == 94 && packet[1..5] == ours.to_be_bytes() {
             got.extend_from_slice(raw::take(&mut &packet[5..]));
         }
     }
+}
+
+/// Starts SFTP on a channel, which has a number of ours and one of the bastion's, and opens a file for
+/// reading and one for writing; their handles.
+async fn sftp_files(
+    client: &mut RawClient,
+    (ours, id): (u32, u32),
+    got: &mut Vec<u8>,
+    [source, sink]: [&Path; 2],
+) -> Vec<Vec<u8>> {
+    client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[0]).text("sftp").0).await;
+    client.send(&sftp(id, 1, Packet::default().number(3))).await;
+    assert_eq!(sftp_reply(client, ours, got).await[0], 2);
+    let mut handles = Vec::new();
+    for (n, path, flags) in [(1, source, 1), (2, sink, 0x1a)] {
+        let open = Packet::default().number(n).text(path.to_str().unwrap()).number(flags).number(0);
+        client.send(&sftp(id, 3, open)).await;
+        let reply = sftp_reply(client, ours, got).await;
+        assert_eq!(reply[0], 102, "{reply:?}");
+        handles.push(raw::take(&mut &reply[5..]).to_vec());
+    }
+    handles
+}
+
+/// A client that asks for far more than waits for anybody, and takes it slowly: it gets everything, what
+/// it writes meanwhile arrives, and nobody else waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
+    const PIECE: usize = 32 * 1024;
+    let (bastion, _sshd, mut client) = chosen().await;
+    let (source, sink) = (bastion.path("source"), bastion.path("sink"));
+    let content: Vec<u8> = (0..256_u32 * 8192).flat_map(|n| (n * 7).to_le_bytes()).collect();
+    std::fs::write(&source, &content).unwrap();
+    let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
+    let handles = sftp_files(&mut client, (0, id), &mut got, [&source, &sink]).await;
+    let other = open(&mut client, 1).await;
+    let read = |n: u32| {
+        let at = (u64::from(n) * PIECE as u64).to_be_bytes();
+        let read = Packet::default().number(100 + n).text(&handles[0]).bytes(&at);
+        sftp(id, 5, read.number(PIECE as u32))
+    };
+    for n in 0..16 {
+        client.send(&read(n)).await;
+    }
+    let piece = vec![9; 30 * 1024];
+    for n in 0..4 {
+        let at = (u64::from(n) * piece.len() as u64).to_be_bytes();
+        let write = Packet::default().number(10 + n).text(&handles[1]).bytes(&at).text(&piece);
+        client.send(&sftp(id, 6, write)).await;
+    }
+    eventually_or("it is written", async || {
+        let len = std::fs::metadata(&sink).unwrap().len();
+        (len == 4 * 30 * 1024).then_some(()).ok_or(len)
+    })
+    .await;
+    for n in 16..256 {
+        client.send(&read(n)).await;
+    }
+    let held = || bastion.bastion.budget.held();
+    eventually_or("answers wait", async || (held() > 1 << 20).then_some(()).ok_or(held())).await;
+    let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
+    client.send(&exec.0).await;
+    let served = loop {
+        let packet = client.receive().await.unwrap();
+        assert!(!matches!(packet[0], 96 | 97), "it ended");
+        if packet[0] == 94 {
+            let data = raw::take(&mut &packet[5..]).to_vec();
+            if packet[1..5] == 1_u32.to_be_bytes() {
+                break data;
+            }
+            got.extend_from_slice(&data);
+        }
+    };
+    assert_eq!(served, b"served\n");
+    // No more is asked of the target than may wait.
+    assert!(held() < 3 << 20, "{}", held());
+
+    // From now on everything is taken, a little at a time.
+    client.send(&Packet::new(93).number(id).number(8192).0).await;
+    let (mut read, mut written) = (0, 0);
+    while read < 256 || written < 4 {
+        while let Some(reply) = whole(&mut got) {
+            let n = u32::from_be_bytes(reply[1..5].try_into().unwrap());
+            match reply[0] {
+                101 => written += 1,
+                103 => {
+                    let at = (n as usize - 100) * PIECE;
+                    assert!(raw::take(&mut &reply[5..]) == &content[at..at + PIECE], "{n}");
+                    read += 1;
+                }
+                other => panic!("{other}"),
+            }
+        }
+        if read == 256 && written == 4 {
+            break;
+        }
+        let packet = client.receive().await.unwrap();
+        if packet[0] == 94 && packet[1..5] == 0_u32.to_be_bytes() {
+            let data = raw::take(&mut &packet[5..]).to_vec();
+            got.extend_from_slice(&data);
+            let more = Packet::new(93).number(id).number(u32::try_from(data.len()).unwrap());
+            client.send(&more.0).await;
+        }
+    }
+    assert!(bastion.kinds("session-ended").await.is_empty());
+}
+
+/// Many such clients on one connection do not make it hold so much that it is ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_slow_readers_of_answers_on_one_connection_are_not_cut_off() {
+    const PIECE: u32 = 32 * 1024;
+    let (bastion, _sshd, mut client) = chosen().await;
+    let (source, sink) = (bastion.path("source"), bastion.path("sink"));
+    std::fs::write(&source, vec![7; 2 << 20]).unwrap();
+    for ours in 0..24 {
+        let (id, mut got) = (open_with(&mut client, ours, 2048).await, Vec::new());
+        let handles = sftp_files(&mut client, (ours, id), &mut got, [&source, &sink]).await;
+        for n in 0..64 {
+            let at = (u64::from(n) * u64::from(PIECE)).to_be_bytes();
+            let read = Packet::default().number(100 + n).text(&handles[0]).bytes(&at);
+            client.send(&sftp(id, 5, read.number(PIECE))).await;
+        }
+    }
+    let held = || bastion.bastion.budget.held();
+    eventually_or("answers wait", async || (held() > 8 << 20).then_some(()).ok_or(held())).await;
+    let other = open(&mut client, 99).await;
+    let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
+    client.send(&exec.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        if packet[0] == 94 && packet[1..5] == 99_u32.to_be_bytes() {
+            assert_eq!(raw::take(&mut &packet[5..]), b"served\n");
+            break;
+        }
+    }
+    assert!(held() < 16 << 20, "{}", held());
+    assert!(bastion.kinds("session-ended").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,17 +447,7 @@ async fn who_does_not_read_answers_still_writes_and_holds_up_nobody() {
     let name = |path: &Path| path.to_str().unwrap().to_owned();
     // Enough of a window for the first answers, and never more.
     let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
-    client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[0]).text("sftp").0).await;
-    client.send(&sftp(id, 1, Packet::default().number(3))).await;
-    assert_eq!(sftp_reply(&mut client, &mut got).await[0], 2);
-    let mut handles = Vec::new();
-    for (n, path, flags) in [(1, &source, 1), (2, &sink, 0x1a)] {
-        let open = Packet::default().number(n).text(name(path)).number(flags).number(0);
-        client.send(&sftp(id, 3, open)).await;
-        let reply = sftp_reply(&mut client, &mut got).await;
-        assert_eq!(reply[0], 102, "{reply:?}");
-        handles.push(raw::take(&mut &reply[5..]).to_vec());
-    }
+    let handles = sftp_files(&mut client, (0, id), &mut got, [&source, &sink]).await;
     let offset = |at: u64| at.to_be_bytes();
     let read = Packet::default().number(3).text(&handles[0]).bytes(&offset(0)).number(32 * 1024);
     client.send(&sftp(id, 5, read)).await;

@@ -2,13 +2,13 @@
 
 use sallyport::clock::Clock;
 use sallyport::recording::asciicast::Kind;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::support::bastion::{PASSWORD, code_at};
 use crate::support::hop::{Hop, read};
 use crate::support::screen::Screen;
 use crate::support::ssh::{Client, digest};
-use crate::support::{command, ended, eventually, free_port, speaks_ssh};
+use crate::support::{PATIENCE, command, ended, eventually, free_port, speaks_ssh};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recording_grows_with_its_session_and_is_sealed_after_it() {
@@ -134,6 +134,52 @@ async fn nobody_fills_the_disk_with_one_recording() {
     let outcome = hop.recorded("yes | head -c 2000000").await.row.outcome.unwrap();
     assert!(outcome.starts_with("exit status 0; not whole: "), "{outcome}");
     assert_eq!(hop.bastion.event("recording-full", &[("user", "alice")]).await["max"], 256 << 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_fills_the_disk_with_many_recordings() {
+    let hop = Hop::start_with("[record]\nmax_bytes_per_account = \"256 KiB\"\n", "", |_| {}).await;
+    let much = "yes | head -c 60000; echo up; cat";
+    let start = async |hop: &Hop| {
+        let mut ssh = hop.command(&["via", much]).stdin(std::process::Stdio::piped()).spawn();
+        let out = ssh.as_mut().unwrap().stdout.as_mut().unwrap();
+        let mut said = vec![0; 60_003];
+        tokio::time::timeout(PATIENCE, out.read_exact(&mut said)).await.unwrap().unwrap();
+        ssh.unwrap()
+    };
+    let mut other = start(&hop).await;
+    let ran = hop.ssh(&["via", "yes"]).await;
+    assert_eq!(ran.code, Some(255));
+    let why = "this session ends, since the recordings of your sessions take 262144 bytes, as much as \
+               they may while they go on";
+    assert_eq!(ran.err, format!("sallyport: {why}\r\n"));
+    let cast = hop.recorded("yes").await;
+    let outcome = cast.row.outcome.clone().unwrap();
+    assert!(outcome.starts_with(&format!("{why}; not whole: ")), "{outcome}");
+    assert!(cast.output().len() > 30_000 && ran.text().starts_with(&cast.output()));
+    let fields = [("recording", cast.row.id.as_str()), ("user", "alice")];
+    let full = hop.bastion.event("account-recordings-full", &fields).await;
+    assert_eq!(full["max"], 256 << 10);
+    // What is finished makes room again.
+    drop(other.stdin.take());
+    assert!(ended(&mut other).await.success());
+    hop.ssh(&["via", "true"]).await.ok();
+
+    // Where sessions go on that cannot be recorded, none begins beside one.
+    let config = "[record]\nmax_bytes_per_account = \"32 KiB\"\nstrict = false\n";
+    let hop = Hop::start_with(config, "", |_| {}).await;
+    let mut other = start(&hop).await;
+    hop.bastion.event("account-recordings-full", &[("user", "alice")]).await;
+    let ran = hop.ssh(&["via", "true"]).await;
+    let why = "this session does not begin, since the recordings of your sessions take 32768 bytes, as \
+               much as they may while they go on: end one of them first";
+    assert_eq!((ran.code, ran.err), (Some(255), format!("sallyport: {why}\r\n")));
+    let refused = [("user", "alice"), ("what", "exec"), ("reason", "recordings-full")];
+    hop.bastion.event("use-refused", &refused).await;
+    drop(other.stdin.take());
+    assert!(ended(&mut other).await.success());
+    hop.recorded(much).await;
+    hop.ssh(&["via", "true"]).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]

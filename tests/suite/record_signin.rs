@@ -8,6 +8,7 @@ use crate::support::bastion::{Engine, TestBastion};
 use crate::support::hop::{Agent, Hop, Ran, fed};
 use crate::support::played::{Asks, Played};
 use crate::support::sshd::Sshd;
+use crate::support::ways::{Program, Way};
 use crate::support::{command, ended, present_user, tool};
 
 async fn signed_in(hop: &Hop, auth: &str) -> Value {
@@ -161,6 +162,43 @@ async fn questions_of_the_target_reach_the_user() {
         hop.ssh(&["via", "id"]).await.failed();
         assert_eq!(hop.bastion.kinds("target-signed-in").await.len(), signed);
     }
+}
+
+/// Whoever asks for a port before a session cannot be asked for a password, and hears that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_asked_for_before_the_target_lets_anybody_in() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let played = Played::start(Asks::Password).await;
+    bastion.target_in(Mode::Record, "db1", &format!("127.0.0.1:{}", played.port)).await;
+    bastion.pin("db1", &played.host_key, false).await;
+    bastion.account("db1", &present_user(), AccountAuth::Ask, None).await;
+    let rights = ["shell", "exec", "remote-forward"].map(|right| right.parse().unwrap());
+    let allow = |grant: &mut sallyport::domain::Grant| grant.allow = rights.to_vec();
+    let hop = Hop::around(bastion, Sshd::start().await, allow).await;
+    let ran_as = format!("{} runs id\n", present_user());
+    let reach = hop.reach(Program::OpenSsh, Way::Selector);
+
+    let args = ["-N", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "HOST"];
+    let err = reach.run(&args, b"").await.failed().err;
+    assert!(err.contains("remote port forwarding failed for listen port 0"), "{err}");
+    let refused = [("request", "tcpip-forward localhost:0"), ("reason", "target-asks")];
+    hop.bastion.event("request-refused", &refused).await;
+
+    // A session that opens nevertheless begins with why, and the target's question.
+    let ran = reach.run(&["-tt", "-R", "0:127.0.0.1:1", "HOST", "id"], b"tiger\r").await.ok();
+    let why = format!(
+        "sallyport: tcpip-forward localhost:0 was refused: {}@db1 asks for something first",
+        present_user()
+    );
+    assert!(ran.err.contains(&why) && ran.err.contains("ExitOnForwardFailure=no"), "{ran:?}");
+    assert!(ran.text().ends_with(&ran_as), "{ran:?}");
+
+    // Under -J the question comes before the request.
+    hop.client.answers(&["tiger"]);
+    let args = ["-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "via", "id"];
+    let ran = hop.ssh(&args).await.ok();
+    assert_eq!(ran.text(), ran_as);
+    assert!(ran.err.contains("Allocated port 4000"), "{ran:?}");
 }
 
 /// A target whose host key is none of those pinned for it.

@@ -230,3 +230,30 @@ async fn a_port_that_is_no_longer_listened_at_has_its_end_written() {
     let last = serde_json::to_value(events.last().unwrap()).unwrap();
     assert_eq!(last["kind"], "session-ended", "nothing of a session comes after its end");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_are_refused_past_as_many_as_one_connection_may_have() {
+    let mut visit = Visit::start().await;
+    for port in 5000..5064 {
+        assert_eq!(visit.listen(port).await, [81], "{port}");
+    }
+    assert_eq!(visit.listen(5064).await, [82]);
+    let refused = [("request", "tcpip-forward localhost:5064"), ("reason", "too-many-listeners")];
+    visit.bastion.event("request-refused", &refused).await;
+    // What is given back makes room. But so many are not asked for by mistake.
+    for port in 5000..5010 {
+        assert_eq!(visit.unlisten(port).await, [81]);
+    }
+    let mut asked = 0;
+    while visit.listen(6000).await == [81] {
+        assert_eq!(visit.unlisten(6000).await, [81]);
+        asked += 1;
+        assert!(asked < 200, "it may be asked for without end");
+    }
+    assert!(asked > 30, "{asked}");
+    let refused = [("request", "tcpip-forward localhost:6000"), ("reason", "too-many-listeners")];
+    visit.bastion.event("request-refused", &refused).await;
+    // The session goes on.
+    let (said, _) = visit.exec(&[], "id").await;
+    assert_eq!(said, format!("{} runs id\n", present_user()));
+}

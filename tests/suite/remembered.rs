@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use sallyport::audit::Context;
+use sallyport::audit::{Context, Refusal};
+use sallyport::auth::account::{Account, ThrottleRules};
+use sallyport::auth::machine::{Attempt, Claim};
 use sallyport::auth::password;
-use sallyport::domain::{GroupName, Remember};
+use sallyport::domain::{Factor, Factors, GroupName, Id, Remember, SecondFactor, Source};
+use sallyport::store::{SignIn, Throttled};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::keypair::KeyPair;
@@ -14,6 +17,7 @@ use crate::support::ssh::{Client, Run};
 on_both_engines!(
     a_login_is_remembered_for_its_user_key_and_address,
     what_ends_sessions_ends_what_is_remembered,
+    what_changes_while_a_remembered_login_is_under_way_ends_it,
 );
 
 const HOURS: u64 = 8;
@@ -186,6 +190,128 @@ async fn what_ends_sessions_ends_what_is_remembered(engine: Engine) {
                 store.set_group_remember(&dba, Remember::Unsaid, &context, now).await.unwrap();
             }
             "left" => store.join_group(group, &alice.name, &context, now).await.unwrap(),
+            _ => {}
+        }
+    }
+}
+
+/// Nothing locks here.
+fn rules() -> ThrottleRules {
+    ThrottleRules {
+        site_lock_after: 100,
+        attack_after: 100,
+        code_failures_max: 100,
+        lock_after: 100,
+        lock_for: Duration::from_secs(60),
+        backoff_first: Duration::ZERO,
+        backoff_max: Duration::ZERO,
+    }
+}
+
+/// From where logins are remembered here.
+fn here() -> Source {
+    Source("127.0.0.1:4022".parse().unwrap())
+}
+
+impl Member {
+    /// Her account, as a login reads it that begins now.
+    async fn account(&self, bastion: &TestBastion) -> Account {
+        let (whose, rules) = (Throttled::new("alice", &here()), rules());
+        let name = Some(&self.alice.name);
+        let found = bastion.store().account(name, &whose, &rules, bastion.now()).await.unwrap();
+        *found.0.unwrap()
+    }
+
+    /// Ends a login that began when the account was so, from `source`.
+    async fn open(
+        &self,
+        bastion: &TestBastion,
+        account: &Account,
+        source: Source,
+    ) -> Result<(), Refusal> {
+        let remembered = account.remembered[0].clone();
+        let attempt = Attempt {
+            account: account.id.clone(),
+            epoch: account.epoch,
+            factor: account.factor.factor,
+            key: Some(remembered.key.clone()),
+            claim: Claim::Remembered(remembered),
+            given: Factors::KEY.with(Factors::OTP),
+            steps: Vec::new(),
+            notes: Vec::new(),
+        };
+        let (whose, rules) = (Throttled::new("alice", &source), rules());
+        let (session, context) = (Id::random().unwrap(), Context::default());
+        let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
+        let store = bastion.store();
+        let opened = store.claim(attempt, Some(&new), &whose, &rules, &context, bastion.now());
+        opened.await.unwrap().map(drop)
+    }
+}
+
+/// A login reads the account, and opens its session later: what counts is what holds then.
+async fn what_changes_while_a_remembered_login_is_under_way_ends_it(engine: Engine) {
+    let bastion = TestBastion::start(engine).await;
+    let member = Member::new(&bastion).await;
+    let Member { alice, group, .. } = &member;
+    let (store, context) = (bastion.store(), Context::default());
+    let radius = Some(SecondFactor { factor: Factor::Radius, mode: None });
+    let hours = Remember::For(Duration::from_secs(HOURS * 3600));
+    let changed = Err(Refusal::AccountChanged);
+    for (change, outcome) in [
+        ("nothing", Ok(())),
+        ("elsewhere", changed),
+        ("rule off", changed),
+        ("shorter rule", changed),
+        ("left", changed),
+        ("forgotten", changed),
+        ("factor of the group", changed),
+        ("factor of the user", changed),
+        ("rule for signing in", Err(Refusal::SignInRule)),
+    ] {
+        member.with_code(&bastion).await;
+        let account = member.account(&bastion).await;
+        let (now, mut source) = (bastion.now(), here());
+        match change {
+            "elsewhere" => source = Source("127.0.0.2:4022".parse().unwrap()),
+            "rule off" => member.remember(&bastion, Remember::Off).await,
+            "shorter rule" => {
+                member.remember(&bastion, Remember::For(Duration::from_secs(60))).await;
+                bastion.clock.advance(Duration::from_secs(60));
+            }
+            "left" => store.leave_group(group, &alice.name, &context, now).await.unwrap(),
+            "forgotten" => {
+                assert_eq!(store.forget_logins(&alice.name, None, &context, now).await.unwrap(), 1);
+            }
+            "factor of the group" => {
+                store.set_group_factor(group, radius, &context, now).await.unwrap();
+            }
+            "factor of the user" => {
+                store.set_user_factor(&alice.name, radius, &context, now).await.unwrap();
+            }
+            "rule for signing in" => {
+                let rule = "password+otp".parse().unwrap();
+                store.set_user_sign_in(&alice.name, Some(&rule), &context, now).await.unwrap();
+            }
+            _ => {}
+        }
+        let sessions = bastion.store().sessions(&Default::default(), 100).await.unwrap().len();
+        assert_eq!(member.open(&bastion, &account, source).await, outcome, "{change}");
+        let opened = bastion.store().sessions(&Default::default(), 100).await.unwrap().len();
+        assert_eq!(opened - sessions, usize::from(outcome.is_ok()), "{change}");
+        let now = bastion.now();
+        match change {
+            "rule off" | "shorter rule" => member.remember(&bastion, hours).await,
+            "left" => store.join_group(group, &alice.name, &context, now).await.unwrap(),
+            "factor of the group" => {
+                store.set_group_factor(group, None, &context, now).await.unwrap();
+            }
+            "factor of the user" => {
+                store.set_user_factor(&alice.name, None, &context, now).await.unwrap();
+            }
+            "rule for signing in" => {
+                store.set_user_sign_in(&alice.name, None, &context, now).await.unwrap();
+            }
             _ => {}
         }
     }

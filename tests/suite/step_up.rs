@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use sallyport::audit::Context;
 use sallyport::clock::Clock;
-use sallyport::domain::{Grant, UnixTime};
+use sallyport::domain::{Grant, Remember, UnixTime};
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion, code_at};
-use crate::support::hop::{Hop, NOTICE};
+use crate::support::hop::{Hop, NOTICE, fed};
+use crate::support::keypair::KeyPair;
 use crate::support::screen::Screen;
+use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
 use crate::support::ways::Way;
 use crate::support::{PATIENCE, ended, eventually, on_both_engines, present_user};
@@ -198,23 +201,6 @@ async fn the_menu_asks_at_each_visit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_asked_elsewhere_is_told() {
-    let hop = hop(Engine::Sqlite, asks).await;
-    // As a store that an older bastion shares may say it; a change by command ends the session.
-    hop.bastion
-        .tamper(
-            "DELETE FROM user_factors; INSERT INTO user_factors (user_id, factor) \
-             SELECT id, 'radius' FROM users",
-        )
-        .await;
-    hop.client.answers(&[&hop.bastion.code(&hop.alice)]);
-    let ran = hop.ssh(&["via", "true"]).await.failed();
-    assert!(ran.err.contains("yours are checked by a RADIUS server"), "{ran:?}");
-    hop.bastion.event("account-refused", &[("target", "db1"), ("reason", "not-offered")]).await;
-    assert_eq!((hop.client.asked().len(), reached(&hop).await), (0, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_grant_that_begins_to_ask_ends_what_was_open_without() {
     let hop = hop(Engine::Sqlite, |_| {}).await;
     let mut running = hop.running(&["via", "echo up; cat"]).await;
@@ -227,4 +213,72 @@ async fn a_grant_that_begins_to_ask_ends_what_was_open_without() {
     hop.client.answers(&["12345", "12345", "12345"]);
     hop.ssh(&["via", "true"]).await.failed();
     assert_eq!(hop.client.asked().len(), 3);
+}
+
+/// Signs in by what these lines of configuration name, without a code, and is asked for one all the same.
+async fn is_asked(hop: &Hop, lines: &str) {
+    let (user, known) = (present_user(), hop.client.path("known_targets"));
+    let known = format!("UserKnownHostsFile {}\nStrictHostKeyChecking yes", known.display());
+    let port = hop.bastion.port;
+    let client = Client::new(&hop.bastion, "alice")
+        .host("bastion", lines)
+        .host("via", &format!("HostName db1\nProxyJump bastion\nUser {user}\n{known}"))
+        .host(
+            "chosen",
+            &format!(
+                "HostName 127.0.0.1\nPort {port}\nUser alice+{user}@db1\nHostKeyAlias bastion\n\
+                 {known}\n{lines}"
+            ),
+        );
+    let before = reached(hop).await;
+    client.answers(&["1", "1", "1"]);
+    client.ssh(&["via", "true"]).await.failed();
+    let asked = client.asked();
+    assert!(
+        asked.len() == 3 && asked.iter().all(|asked| asked.ends_with(&question())),
+        "{asked:?}"
+    );
+    // Where nobody can be asked, the sign-in has no code to give.
+    let ran = client.ssh(&["-o", "BatchMode=yes", "chosen", "true"]).await.failed();
+    assert!(ran.err.contains("asks for a fresh code, and you cannot be asked here"), "{ran:?}");
+    assert_eq!(reached(hop).await, before);
+    client.answers(&[&hop.bastion.code(&hop.alice)]);
+    client.ssh(&["via", "true"]).await.ok();
+    assert_eq!((client.asked().len(), reached(hop).await), (1, before + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_certificate_nor_a_remembered_login_stands_for_it() {
+    // Behind the clocks of client and host, so that certificates hold by those too as it moves on.
+    let start = UnixTime(Clock::System.now().0 - 3600 * 1000);
+    let on = "[login]\ncertificate_life = \"8h\"\n";
+    let bastion = TestBastion::start_at(start, Engine::Sqlite, on).await;
+    let sshd = Sshd::start().await;
+    bastion.record_target("db1", &sshd).await;
+    let hop = Hop::around(bastion, sshd, asks).await;
+    let by_code = Client::new(&hop.bastion, "alice");
+
+    let key = KeyPair::new().await;
+    by_code.answers(&[PASSWORD, &hop.bastion.code(&hop.alice)]);
+    let mut ask = by_code.command("ssh", &["bastion", "certificate"]);
+    let given = fed(&mut ask, key.line().as_bytes()).await.ok();
+    let certificate = key.path("given-cert.pub");
+    std::fs::write(&certificate, given.out).unwrap();
+    let lines = format!("{}\nCertificateFile {}", key.identity(), certificate.display());
+    is_asked(&hop, &lines).await;
+
+    let (store, context, now) = (hop.bastion.store(), Context::default(), hop.bastion.now());
+    let group = "staff".parse().unwrap();
+    store.add_group(&group, &context, now).await.unwrap();
+    store.join_group(&group, &hop.alice.name, &context, now).await.unwrap();
+    let hours = Remember::For(Duration::from_secs(8 * 3600));
+    store.set_group_remember(&group, hours, &context, now).await.unwrap();
+    let key = KeyPair::new().await;
+    key.add_to(&hop.bastion, &hop.alice).await;
+    let by_code = by_code.host("bastion", &key.identity());
+    by_code.answers(&[&hop.bastion.code(&hop.alice)]);
+    by_code.ssh(&["bastion", "targets"]).await.ok();
+    is_asked(&hop, &key.identity()).await;
+    let steps = hop.bastion.kinds("signed-in").await.pop().unwrap()["steps"].clone();
+    assert_eq!(steps, serde_json::json!(["key", "remembered"]));
 }

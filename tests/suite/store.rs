@@ -641,7 +641,12 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
     // What the policy is given: of others, nothing.
     let at = |text: &str, port| Destination::parse(text, port).unwrap();
     let access = store.access_to(&alice.id, &at("10.0.0.5", 22)).await.unwrap();
-    assert_eq!((access.groups.len(), access.grants.len(), access.targets.len()), (1, 3, 1));
+    assert_eq!((access.groups.len(), access.targets.len()), (1, 1));
+    let leading = [&by_name, &by_label, &by_group].map(|grant| grant.leads_to(&access.targets[0]));
+    assert_eq!(access.grants.len(), leading.iter().filter(|leads| **leads).count());
+    assert!(access.grants.iter().all(|grant| grant.leads_to(&access.targets[0])));
+    let explained = store.access_explained(&alice.id, &at("10.0.0.5", 22)).await.unwrap();
+    assert_eq!((explained.grants.len(), &explained.targets), (3, &access.targets));
     assert_eq!(labels(&access.targets[0]).len(), 2);
     assert_eq!(store.access_to(&alice.id, &at("10.0.0.5", 23)).await.unwrap().targets.len(), 0);
     assert_eq!(store.access_to(&alice.id, &at("db1", 23)).await.unwrap().targets.len(), 1);

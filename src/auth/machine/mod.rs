@@ -118,7 +118,8 @@ impl Authenticated {
         self.code_given
     }
 
-    /// When a code of the authenticator was given, if one was: no recovery code, and no RADIUS server's.
+    /// When a code was given, if one was: the authenticator's, or one that a RADIUS server accepted, and no
+    /// recovery code.
     pub fn code_at(&self) -> Option<UnixTime> {
         self.code_at
     }
@@ -215,7 +216,7 @@ pub struct Machine {
     given: Factors,
     /// The fingerprint of the key among it.
     key: Option<String>,
-    /// When a code of the authenticator was given.
+    /// When a code was given that is no recovery code.
     code_at: Option<UnixTime>,
     radius: radius::Dialog,
     /// What to tell before the next refusal.

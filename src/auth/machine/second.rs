@@ -96,7 +96,8 @@ impl Machine {
         };
         self.steps.push(step);
         self.given = self.given.with(Factors::OTP);
-        self.code_at = matches!(claim, Claim::Code(_)).then_some(self.at);
+        let is_code = matches!(claim, Claim::Code(_) | Claim::Radius { .. });
+        self.code_at = is_code.then_some(self.at);
         if self.must_change_password() {
             match self.attempt(claim) {
                 Some(attempt) => Effect::Claim(attempt),

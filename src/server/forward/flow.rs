@@ -10,8 +10,8 @@
 //! of the connection go on at full speed, within [`FlowLimits::hard`] and three windows: past that all
 //! channels of the connection trickle, as they do once the connection holds half of what it may. A
 //! client that ignores its window is cut off, and so is a connection whose channels hold more than
-//! [`FlowLimits::connection`], and the one that holds the most when all together hold too much: no
-//! client's word is taken for how much memory it takes.
+//! [`FlowLimits::connection`]: no client's word is taken for how much memory it takes. What all
+//! clients hold together is in `budget`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::ChannelId;
-use tokio_util::sync::CancellationToken;
+
+use super::budget::{Account, Budget, Holder};
+use crate::domain::Id;
 
 /// The window of a channel that must not send more.
 const CLOSED: u32 = 2;
@@ -36,8 +38,7 @@ pub struct FlowLimits {
     /// What all channels of a connection may hold: their windows close at half of it, and the
     /// connection ends past it. See [`FlowLimits::most`].
     pub connection: usize,
-    /// What all channels of the process may hold: every window closes at three quarters of it, and
-    /// past it the connection ends that holds the most.
+    /// What all channels of the process may hold. See `budget`.
     pub total: usize,
 }
 
@@ -60,61 +61,9 @@ impl FlowLimits {
     }
 }
 
-/// What all channels of the process hold.
-#[derive(Debug)]
-pub struct Budget {
-    held: AtomicUsize,
-    limit: usize,
-    holders: Mutex<Vec<Weak<Holder>>>,
-}
-
-impl Budget {
-    /// An empty budget.
-    pub fn new(limits: FlowLimits) -> Self {
-        Self { held: AtomicUsize::new(0), limit: limits.total, holders: Mutex::default() }
-    }
-
-    /// Bytes held now.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    fn is_nearly_full(&self) -> bool {
-        self.held() > self.limit / 4 * 3
-    }
-
-    fn enter(&self, holder: &Arc<Holder>) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        holders.retain(|other| other.strong_count() > 0);
-        holders.push(Arc::downgrade(holder));
-    }
-
-    /// Cuts off who holds the most, unless what those hold that are cut off already is enough.
-    fn relieve(&self) {
-        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut staying: Vec<_> = holders.iter().filter_map(Weak::upgrade).collect();
-        staying.retain(|holder| !holder.over.is_cancelled());
-        let held = |holder: &Arc<Holder>| holder.held.load(Ordering::Relaxed);
-        if staying.iter().map(held).sum::<usize>() > self.limit
-            && let Some(largest) = staying.iter().max_by_key(|holder| held(holder))
-        {
-            largest.over.cancel();
-        }
-    }
-}
-
-/// What one client's channels hold, those in an inner SSH included.
-#[derive(Debug, Default)]
-struct Holder {
-    held: AtomicUsize,
-    /// Cancelled once it is to be cut off.
-    over: CancellationToken,
-}
-
 /// The flow of one connection's channels.
 #[derive(Debug)]
 pub struct ConnectionFlow {
-    budget: Arc<Budget>,
     holder: Arc<Holder>,
     limits: FlowLimits,
     /// Not held: the pump holds its channel's flow. russh tells nobody of a client's answer to a
@@ -127,7 +76,7 @@ pub struct ConnectionFlow {
 /// The flow of one channel: what its pump has taken in and not yet written.
 #[derive(Debug)]
 pub struct ChannelFlow {
-    budget: Arc<Budget>,
+    account: Arc<Account>,
     holder: Arc<Holder>,
     limits: FlowLimits,
     held: AtomicUsize,
@@ -140,16 +89,21 @@ pub struct ChannelFlow {
 impl ConnectionFlow {
     /// The flow of a new connection.
     pub fn new(budget: Arc<Budget>, limits: FlowLimits) -> Self {
-        let holder = Arc::<Holder>::default();
-        budget.enter(&holder);
-        Self { budget, holder, limits, channels: Mutex::default(), trickling: Arc::default() }
+        Self::of(Holder::new(budget), limits)
+    }
+
+    fn of(holder: Arc<Holder>, limits: FlowLimits) -> Self {
+        Self { holder, limits, channels: Mutex::default(), trickling: Arc::default() }
+    }
+
+    /// Takes note of the account that the connection is of, before its first channel.
+    pub(in crate::server) fn belongs_to(&self, account: &Id) {
+        self.holder.belongs_to(account);
     }
 
     /// The flow of an SSH connection inside one of this one's channels: the same client's.
     pub(in crate::server) fn inner(&self) -> Self {
-        let (budget, holder) = (Arc::clone(&self.budget), Arc::clone(&self.holder));
-        let limits = self.limits;
-        Self { budget, holder, limits, channels: Mutex::default(), trickling: Arc::default() }
+        Self::of(Arc::clone(&self.holder), self.limits)
     }
 
     /// Waits until the connection is to be ended for what it holds.
@@ -160,7 +114,7 @@ impl ConnectionFlow {
     /// Begins to count a channel.
     pub fn open(&self, channel: ChannelId) -> Arc<ChannelFlow> {
         let flow = Arc::new(ChannelFlow {
-            budget: Arc::clone(&self.budget),
+            account: self.holder.account(),
             holder: Arc::clone(&self.holder),
             limits: self.limits,
             held: AtomicUsize::new(0),
@@ -201,8 +155,7 @@ impl ConnectionFlow {
     /// The size of the next window; for `Handler::adjust_window`.
     pub fn adjust_window(&self, channel: ChannelId, _current: u32) -> u32 {
         let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = self.budget.is_nearly_full()
-            || self.holder.held.load(Ordering::Relaxed) > self.limits.most() / 2;
+        let full = is_full(&self.holder, self.limits);
         let Some(flow) = channels.get(&channel).and_then(Weak::upgrade) else {
             return self.limits.window;
         };
@@ -224,25 +177,36 @@ impl ConnectionFlow {
     }
 }
 
+/// Whether a connection, or its account, holds so much that its windows close.
+fn is_full(holder: &Holder, limits: FlowLimits) -> bool {
+    holder.is_over_share() || holder.held() > limits.most() / 2
+}
+
 impl ChannelFlow {
+    /// Whether its connection, or account, holds so much that the windows close.
+    pub(in crate::server) fn is_full(&self) -> bool {
+        is_full(&self.holder, self.limits)
+    }
+
+    /// What a connection may have on its way to a user who is served as fast as they read. Far less than
+    /// it may hold: all of it may come to wait.
+    pub(in crate::server) fn most_asked(&self) -> usize {
+        self.limits.most() / 4
+    }
+
     /// Counts bytes that were taken in.
     pub(in crate::server) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        let client = self.holder.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        let all = self.budget.held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let client = self.holder.take(&self.account, bytes);
         if client > self.limits.most() || self.held() > self.limits.absurd() {
             self.holder.over.cancel();
-        }
-        if all > self.budget.limit {
-            self.budget.relieve();
         }
     }
 
     /// Counts bytes that were written.
     pub(in crate::server) fn give(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.holder.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.holder.give(&self.account, bytes);
     }
 
     /// Bytes held now.
@@ -330,7 +294,9 @@ mod tests {
         for (channel, mib) in channels.iter().zip([8, 8, 8, 8, 8, 8, 12]) {
             channel.take(mib * MIB);
         }
-        assert_eq!(connections[0].adjust_window(id(0), 0), CLOSED);
+        // Nobody signed in on these: each counts for itself. Who holds nothing is not slowed.
+        assert_eq!(connections[6].adjust_window(id(0), 0), CLOSED);
+        assert_eq!(connections[7].adjust_window(id(0), 0), LIMITS.window);
         channels[7].take(4 * MIB);
         assert!(channels.iter().all(|channel| !channel.overrun()));
         let over = || channels.iter().filter(|channel| channel.overrun()).count();

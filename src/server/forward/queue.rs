@@ -123,7 +123,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::flow::{Budget, ConnectionFlow, FlowLimits};
+    use super::super::budget::Budget;
+    use super::super::flow::{ConnectionFlow, FlowLimits};
     use super::*;
     use proptest::prelude::*;
 

@@ -118,6 +118,11 @@ impl Uplink {
         }
     }
 
+    /// Where what waits is counted.
+    pub(super) fn flow(&self) -> &Arc<ChannelFlow> {
+        &self.flow
+    }
+
     /// Puts what was taken and not used back to the front.
     pub(super) fn give_back(&self, data: Bytes) {
         if !data.is_empty() {

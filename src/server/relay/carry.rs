@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use super::bridge::Piece;
 use super::files::Files;
 use super::recorder::Recording;
-use super::session::{Carried, Control, Controls, End};
+use super::requests::{Control, Controls};
+use super::session::{Carried, End};
 use crate::domain::noted;
 use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
@@ -55,11 +56,7 @@ impl Both<'_> {
             }
             let sent = match self.files {
                 None => to_target.data_bytes(data).await.map_err(|_| None),
-                Some(files) => {
-                    let look =
-                        |filter: &mut sftp::Filter, out: &mut _| filter.from_client(data, out);
-                    self.pass(files, look, Some(to_target)).await
-                }
+                Some(files) => self.ask(files, data, to_target).await,
             };
             uplink.done(len);
             self.counts.up.fetch_add(len as u64, Relaxed);
@@ -221,19 +218,47 @@ impl Both<'_> {
             }
             Some(files) => {
                 // Nothing of it goes back to the target.
-                let look = |filter: &mut sftp::Filter, out: &mut _| filter.from_server(data, out);
-                self.pass(files, look, None).await
+                let look = |filter: &mut sftp::Filter, _, out: &mut _| {
+                    filter.from_server(data, out).map(|()| Bytes::new())
+                };
+                self.pass(files, look, None).await?;
+                files.sane().await;
+                Ok(())
             }
         }
     }
 
-    /// Passes data through the filter of file requests, and on to the target what it lets through.
+    /// Asks the target for files, as fast as the user takes the answers.
+    async fn ask(
+        &self,
+        files: &Files,
+        mut data: Bytes,
+        to_target: &ChannelWriteHalf<client::Msg>,
+    ) -> Result<(), Option<String>> {
+        loop {
+            let look = |filter: &mut sftp::Filter, most, out: &mut _| {
+                filter.from_client_within(data, most, out)
+            };
+            data = self.pass(files, look, Some(to_target)).await?;
+            if data.is_empty() {
+                return Ok(());
+            }
+            files.room().await;
+        }
+    }
+
+    /// Passes data through the filter of file requests, and on to the target what it lets through; gives
+    /// what is left.
     async fn pass(
         &self,
         files: &Files,
-        look: impl FnOnce(&mut sftp::Filter, &mut Vec<sftp::Action>) -> Result<(), sftp::Error>,
+        look: impl FnOnce(
+            &mut sftp::Filter,
+            usize,
+            &mut Vec<sftp::Action>,
+        ) -> Result<Bytes, sftp::Error>,
         to_target: Option<&ChannelWriteHalf<client::Msg>>,
-    ) -> Result<(), Option<String>> {
+    ) -> Result<Bytes, Option<String>> {
         let passed = files.pass(look, |events| self.recording.note_files(events));
         self.recording.mark_files(&passed.events).await.map_err(Some)?;
         if let Some(to_target) = to_target {
@@ -241,9 +266,7 @@ impl Both<'_> {
                 to_target.data_bytes(request).await.map_err(|_| None)?;
             }
         }
-        if passed.result.is_ok() {
-            files.room().await;
-        } else if timeout(LAST, files.told()).await.is_err() {
+        if passed.result.is_err() && timeout(LAST, files.told()).await.is_err() {
             tracing::debug!("a user did not take the last answers to file requests");
         }
         passed.result.map_err(Some)

@@ -5,18 +5,13 @@
 //! is recorded, since its sessions would pass unseen: the addresses are compared, whatever the names.
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
-
-use futures_util::StreamExt as _;
 
 use super::Relay;
 use crate::audit::Refusal;
-use crate::domain::{Capability, Destination, Host, Mode, Target, TargetName};
+use crate::domain::{Capability, Destination, Host, Mode, Target};
 use crate::policy::Permit;
 use crate::server::direct::{self, NotOpened, refused, until_refused};
-
-/// Names that are looked up at a time.
-const LOOKUPS: usize = 8;
+use crate::server::unseen;
 
 /// Where a connection from the target on may lead.
 pub(super) struct Cleared {
@@ -45,10 +40,6 @@ impl Cleared {
     }
 }
 
-fn unseen(name: &TargetName) -> String {
-    format!("sessions on {name} are recorded: go there with ssh -J through the bastion")
-}
-
 impl Relay {
     /// Decides where a connection from the target on to `host` may lead: to the target itself with
     /// the right to forward, elsewhere as any destination, at the address that is registered for
@@ -73,9 +64,9 @@ impl Relay {
         let target = self.target();
         if is_itself(target, &destination.host) || self.is_its_address(&destination.host) {
             if destination.port == target.address.port {
-                return Err(refused(Refusal::NotGranted, &unseen(&target.name)));
+                return Err(unseen::refuse(&target.name));
             }
-            self.check_unrecorded(&self.own(), destination.port).await?;
+            unseen::check(&self.conn, &self.own(), destination.port, same_host).await?;
             let (host, port) = (destination.host.to_string(), destination.port.into());
             return Ok(Cleared { host, port, permit: None });
         }
@@ -86,7 +77,7 @@ impl Relay {
         let found = found
             .map_err(|error| NotOpened::Failed(error.for_target(permit.target().name.as_str())))?;
         permit.check_addresses(&found, &self.conn.bastion.own_addresses(&found))?;
-        self.check_unrecorded(&self.seen_from_there(found), address.port).await?;
+        unseen::check(&self.conn, &self.seen_from_there(found), address.port, same_host).await?;
         let (host, port) = (address.host.to_string(), address.port.into());
         Ok(Cleared { host, port, permit: Some((destination, permit)) })
     }
@@ -96,32 +87,8 @@ impl Relay {
         let who = self.conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
         let permit = direct::decide(&self.conn, who, destination).await?;
         match permit.target().mode {
-            Mode::Record => Err(refused(Refusal::NotGranted, &unseen(&permit.target().name))),
+            Mode::Record => Err(unseen::refuse(&permit.target().name)),
             Mode::Tunnel => Ok(permit),
-        }
-    }
-
-    /// Refuses what leads to a recorded SSH server at `port` of one of these addresses, by whatever
-    /// name it is registered.
-    async fn check_unrecorded(&self, addresses: &[IpAddr], port: u16) -> Result<(), NotOpened> {
-        let targets = self.conn.bastion.store.targets().await.map_err(|error| {
-            tracing::error!(%error, "failed to read targets");
-            NotOpened::Failed("the bastion cannot read its targets: try again".to_owned())
-        })?;
-        let recorded = targets
-            .into_iter()
-            .filter(|other| other.mode == Mode::Record && other.address.port == port);
-        let (timeout, resolver) = (self.conn.settings.dial_timeout, &self.conn.bastion.resolver);
-        let found = recorded.map(|other| async move {
-            // What does not resolve is reached by nobody, under that name.
-            let found = resolver.resolve(&other.address.host, port, timeout).await;
-            let here = |ip: &IpAddr| addresses.iter().any(|address| same_host(*ip, *address));
-            found.unwrap_or_default().iter().any(here).then_some(other.name)
-        });
-        let found = futures_util::stream::iter(found).buffer_unordered(LOOKUPS);
-        match pin!(found.filter_map(std::future::ready)).next().await {
-            Some(name) => Err(refused(Refusal::NotGranted, &unseen(&name))),
-            None => Ok(()),
         }
     }
 
@@ -150,8 +117,7 @@ impl Relay {
 
 /// Whether two addresses are of one host, both as the bastion sees them.
 fn same_host(a: IpAddr, b: IpAddr) -> bool {
-    let (a, b) = (a.to_canonical(), b.to_canonical());
-    a == b || (a.is_loopback() && b.is_loopback())
+    unseen::is_same(a, b) || (a.to_canonical().is_loopback() && b.to_canonical().is_loopback())
 }
 
 /// Whether `host`, said to `target`, means the target itself.

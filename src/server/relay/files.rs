@@ -1,28 +1,41 @@
 //! A channel of the `sftp` subsystem between its filter and the user.
 //!
 //! Always holds: answers wait for the user in their order, and what is audited is noted before the
-//! answer that it comes with can be taken; the two directions share the filter and nothing else, so
-//! that neither waits for the other's peer, and wait only while more than [`ROOM`] waits for the
-//! user.
+//! answer that it comes with can be taken. The target is read all the time, since a russh client that
+//! waits stops its whole connection: instead, no more is asked of the target than answers may wait
+//! for the user. So whoever reads slowly is served slowly, and keeps nobody else waiting, nor what
+//! they write themselves.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::server::connection::Connection;
+use crate::server::forward::ChannelFlow;
 use crate::sftp::{self, Action, FileEvent};
 
-/// Bytes that may wait for the user before the two directions wait, too.
-const ROOM: usize = 64 * 1024;
+/// Bytes of answers that may be asked for, and not be with the user yet: what OpenSSH's `sftp` asks
+/// for at a time.
+const MOST: usize = 2 * 1024 * 1024;
+/// The same while the user's connection, or account, holds so much that its windows are closed, or its
+/// other channels are owed much.
+const LEAST: usize = 64 * 1024;
+/// Bytes that may wait for the user whatever was asked for: past it the target is not read.
+const ABSURD: usize = 4 * MOST;
 
 /// The filter, and its answers that wait for the user.
 pub(super) struct Files {
     inner: Mutex<Inner>,
+    /// Where the answers count that wait, and those that are owed.
+    flow: Arc<ChannelFlow>,
+    conn: Arc<Connection>,
     /// Something was put there.
     ready: Notify,
-    /// Something was sent.
-    sent: Notify,
+    /// Something was sent, or answered.
+    moved: Notify,
 }
 
 struct Inner {
@@ -30,6 +43,15 @@ struct Inner {
     waiting: VecDeque<Bytes>,
     /// The bytes that wait, or are being sent.
     held: usize,
+    /// What of them, and of those that are owed, the connection counts.
+    counted: usize,
+}
+
+impl Inner {
+    /// Bytes of answers that were asked for, and are not with the user yet.
+    fn asked(&self) -> usize {
+        self.held + self.filter.expected()
+    }
 }
 
 /// What is to be done after the filter looked.
@@ -38,30 +60,49 @@ pub(super) struct Passed {
     pub(super) requests: Vec<Bytes>,
     /// What was noted.
     pub(super) events: Vec<FileEvent>,
-    /// Whether the channel may go on.
-    pub(super) result: Result<(), String>,
+    /// Whether the channel may go on; what was left, since it may not be asked for yet.
+    pub(super) result: Result<Bytes, String>,
 }
 
 impl Files {
-    pub(super) fn new(filter: sftp::Filter) -> Self {
-        let inner = Inner { filter, waiting: VecDeque::new(), held: 0 };
-        Self { inner: Mutex::new(inner), ready: Notify::new(), sent: Notify::new() }
+    pub(super) fn new(filter: sftp::Filter, flow: Arc<ChannelFlow>, conn: Arc<Connection>) -> Self {
+        let inner = Inner { filter, waiting: VecDeque::new(), held: 0, counted: 0 };
+        Self { inner: Mutex::new(inner), flow, conn, ready: Notify::new(), moved: Notify::new() }
+    }
+
+    /// Bytes of answers that may be asked for, and not be with the user yet.
+    fn most(&self) -> usize {
+        let much = self.conn.answers.load(Relaxed) > self.flow.most_asked();
+        if much || self.flow.is_full() { LEAST } else { MOST }
+    }
+
+    /// Tells the connection what is asked for now, and everybody that it changed.
+    fn count(&self, mut inner: MutexGuard<'_, Inner>) {
+        let asked = inner.asked();
+        let before = std::mem::replace(&mut inner.counted, asked);
+        // The sum wraps where it shrinks.
+        self.conn.answers.fetch_add(asked.wrapping_sub(before), Relaxed);
+        drop(inner);
+        self.moved.notify_waiters();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the filter look, and then `note` what it tells; keeps the answers for [`Files::next`].
+    /// Lets the filter look, which is given how many bytes may be asked for in all, and then `note` what
+    /// it tells; keeps the answers for [`Files::next`].
     pub(super) fn pass(
         &self,
-        look: impl FnOnce(&mut sftp::Filter, &mut Vec<Action>) -> Result<(), sftp::Error>,
+        look: impl FnOnce(&mut sftp::Filter, usize, &mut Vec<Action>) -> Result<Bytes, sftp::Error>,
         note: impl FnOnce(&[FileEvent]) -> Result<(), String>,
     ) -> Passed {
         let (mut actions, mut requests, mut answers) = (Vec::new(), Vec::new(), Vec::new());
         let mut events = Vec::new();
+        let most = self.most();
         let mut inner = self.inner();
-        let looked = look(&mut inner.filter, &mut actions);
+        let most = most.saturating_sub(inner.held);
+        let looked = look(&mut inner.filter, most, &mut actions);
         for action in actions {
             match action {
                 Action::ToServer(data) => requests.push(data),
@@ -72,9 +113,11 @@ impl Files {
         if let Err(why) = note(&events) {
             return Passed { requests: Vec::new(), events, result: Err(why) };
         }
-        inner.held += answers.iter().map(Bytes::len).sum::<usize>();
+        let held = answers.iter().map(Bytes::len).sum::<usize>();
+        self.flow.take(held);
+        inner.held += held;
         inner.waiting.extend(answers);
-        drop(inner);
+        self.count(inner);
         self.ready.notify_one();
         let result = looked
             .map_err(|error| format!("the file transfer is not SFTP as it should be: {error}"));
@@ -93,27 +136,34 @@ impl Files {
 
     /// Takes note that an answer of `len` bytes was sent.
     pub(super) fn done(&self, len: usize) {
-        self.inner().held -= len;
-        self.sent.notify_waiters();
+        let mut inner = self.inner();
+        inner.held -= len;
+        self.flow.give(len);
+        self.count(inner);
     }
 
-    /// Waits until there is room for more.
+    /// Waits until more may be asked for.
     pub(super) async fn room(&self) {
-        self.until(|held| held <= ROOM).await;
+        self.until(|inner| inner.asked() < self.most()).await;
+    }
+
+    /// Waits while a target says far more than it was asked for.
+    pub(super) async fn sane(&self) {
+        self.until(|inner| inner.held < ABSURD).await;
     }
 
     /// Waits until the user was sent everything.
     pub(super) async fn told(&self) {
-        self.until(|held| held == 0).await;
+        self.until(|inner| inner.held == 0).await;
     }
 
-    async fn until(&self, enough: impl Fn(usize) -> bool) {
+    async fn until(&self, enough: impl Fn(&Inner) -> bool) {
         loop {
-            let sent = self.sent.notified(); // From here on none is missed.
-            if enough(self.inner().held) {
+            let moved = self.moved.notified(); // From here on none is missed.
+            if enough(&self.inner()) {
                 return;
             }
-            sent.await;
+            moved.await;
         }
     }
 
@@ -126,5 +176,11 @@ impl Files {
             Action::ToServer(_) | Action::ToClient(_) => None,
         };
         actions.into_iter().filter_map(event).collect()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.conn.answers.fetch_sub(self.inner().counted, Relaxed);
     }
 }

@@ -8,15 +8,16 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `step_up`, `callbacks` and
-//! `asked`), `session`,
-//! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
+//! Reading order: [`Relay`], `door` (with `admit`), `target` (with `sign_in`, `step_up`, `callbacks` and
+//! `asked`), `session` (with `requests` and `dialog`), `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
+mod admit;
 mod asked;
 mod bridge;
 mod callbacks;
 mod carry;
 mod destination;
+mod dialog;
 mod door;
 mod files;
 mod host_key;
@@ -26,6 +27,7 @@ pub(super) mod menu;
 mod onward;
 pub mod probe;
 mod recorder;
+mod requests;
 pub(super) mod selector;
 mod session;
 mod sign_in;
@@ -34,7 +36,7 @@ mod stream;
 mod target;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use russh::keys::PrivateKey;
 use tokio_util::sync::CancellationToken;
@@ -44,8 +46,9 @@ pub(super) use asked::Listen;
 pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
 pub(super) use onward::{Onward, listen, serve_onward, unlisten};
+pub(super) use requests::{Controls, Setup, Start, User, gather, intake};
 pub(super) use session::serve as serve_session;
-pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_stopping};
+pub(super) use session::tell_of_stopping;
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused, until_refused};
@@ -56,6 +59,9 @@ use crate::domain::{AccountName, Capability, Destination, Target, UnixTime, note
 use crate::policy::{AccountDecision, AccountPermit, Checked, Refused, Subject, authorize_account};
 use crate::recording::Writer;
 use crate::store::Carrier;
+
+/// Sentences for the user that may wait for a session.
+const UNTOLD: usize = 16;
 
 /// What all relays of a process share.
 pub struct Shared {
@@ -108,6 +114,8 @@ pub(super) struct Relay {
     agent: AtomicBool,
     /// Whether it was said outside a terminal that this is recorded.
     told: AtomicBool,
+    /// Sentences for the user that the next session begins with.
+    untold: Mutex<Vec<String>>,
     /// Why it was ended from here.
     lapsed: OnceLock<String>,
 }
@@ -142,7 +150,7 @@ impl Relay {
         };
         let home = tokio::sync::Mutex::new(None);
         let conn = Arc::clone(conn);
-        let (code, agent, told, lapsed) = Default::default();
+        let (code, agent, told, untold, lapsed) = Default::default();
         Ok(Arc::new(Self {
             conn,
             permit,
@@ -154,6 +162,7 @@ impl Relay {
             code,
             agent,
             told,
+            untold,
             lapsed,
         }))
     }
@@ -193,6 +202,19 @@ impl Relay {
             self.target().name,
             self.account()
         ))
+    }
+
+    /// Has the next session begin with a sentence for the user.
+    fn tell_later(&self, text: String) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        if untold.len() < UNTOLD {
+            untold.push(text);
+        }
+    }
+
+    /// What it begins with.
+    fn untold(&self) -> Vec<String> {
+        std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn refuse_use(&self, what: &str) {

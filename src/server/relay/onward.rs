@@ -16,6 +16,7 @@ use super::bridge;
 use super::destination::Cleared;
 use super::sign_in::Stage;
 use super::target::{STEP, TargetConnection};
+use crate::audit::{Event, Refusal};
 use crate::domain::{Capability, noted, printable};
 use crate::server::connection::ChannelSlot;
 use crate::server::handler::prohibited;
@@ -155,8 +156,10 @@ fn shown(why: ChannelOpenFailure) -> ChannelOpenFailure {
     }
 }
 
-/// The connection that the target is to listen on, once that is written down.
+/// The connection that the target is to listen on, once that is written down. Where there is none, the
+/// user is told in the next session: the answer to a global request has no room for a reason.
 async fn listener(relay: &Arc<Relay>, listen: &Listen) -> Option<Arc<TargetConnection>> {
+    let what = noted(&listen.to_string());
     let home = match relay.home().await {
         Some(home) => home,
         None => match relay.connection().await {
@@ -164,10 +167,30 @@ async fn listener(relay: &Arc<Relay>, listen: &Listen) -> Option<Arc<TargetConne
                 relay.keep(Arc::clone(&connection), false).await;
                 connection
             }
-            Ok(Stage::Asking(_)) | Err(_) => return None,
+            Ok(Stage::Asking(_)) => {
+                refuse_unasked(relay, what);
+                return None;
+            }
+            Err(why) => {
+                relay.tell_later(format!("{what} was refused: {why}"));
+                return None;
+            }
         },
     };
-    relay.opened_onward(&noted(&listen.to_string())).await.then_some(home)
+    relay.opened_onward(&what).await.then_some(home)
+}
+
+/// The target has a question, and nobody can be asked: the client opens no session before it has the
+/// answer about its port.
+fn refuse_unasked(relay: &Relay, what: String) {
+    relay.tell_later(format!(
+        "{what} was refused: {} asks for something first, and nobody can be asked before a session. Ask \
+         for it again once this one is open ('~C', or 'ssh -O forward'), or connect with ssh -J; with '-o \
+         ExitOnForwardFailure=no' a session opens nevertheless",
+        relay.name()
+    ));
+    let (request, reason) = (what, Refusal::TargetAsks);
+    relay.conn.record_refusal(Event::RequestRefused { request, reason });
 }
 
 /// Asks the target to listen for the user (`-R`), and sees to it until it no longer does; `told` is

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Relay;
 use super::journal::Journal;
-use crate::audit::{Context, Event};
+use crate::audit::{Context, Event, Refusal};
 use crate::domain::{Id, noted};
 use crate::recording::{Failure, Header, Recorder};
 use crate::server::Bastion;
@@ -47,13 +47,44 @@ pub(super) struct Recording {
 
 /// Why a channel cannot go on: a sentence for the user.
 fn unrecordable(failure: &Failure) -> String {
-    if let Failure::Full { max } = failure {
-        return format!(
-            "this session ends, since its recording takes {max} bytes, as much as one may"
-        );
+    match failure {
+        Failure::Full { max } => {
+            format!("this session ends, since its recording takes {max} bytes, as much as one may")
+        }
+        Failure::AccountFull { max } => format!(
+            "this session ends, since the recordings of your sessions take {max} bytes, as much as \
+             they may while they go on"
+        ),
+        _ => {
+            tracing::error!(%failure, "a recording failed");
+            "this session ends, since it can no longer be recorded: tell your administrator"
+                .to_owned()
+        }
     }
-    tracing::error!(%failure, "a recording failed");
-    "this session ends, since it can no longer be recorded: tell your administrator".to_owned()
+}
+
+/// What is written down of a recording that took as much as it may: it may be what somebody wanted.
+fn fullness(failure: &Failure, recording: &Id) -> Option<Event> {
+    let recording = recording.clone();
+    match *failure {
+        Failure::Full { max } => Some(Event::RecordingFull { recording, max }),
+        Failure::AccountFull { max } => Some(Event::AccountRecordingsFull { recording, max }),
+        _ => None,
+    }
+}
+
+/// Refuses to begin one for an account whose recordings take as much as they may.
+fn refuse_full(relay: &Relay, subject: &Subject<'_>, max: u64) -> String {
+    relay.conn.record_refusal(Event::UseRefused {
+        target: relay.target().name.clone(),
+        account: relay.account().clone(),
+        what: noted(subject.what),
+        reason: Refusal::RecordingsFull,
+    });
+    format!(
+        "this session does not begin, since the recordings of your sessions take {max} bytes, as much \
+         as they may while they go on: end one of them first"
+    )
 }
 
 impl Recording {
@@ -70,8 +101,12 @@ impl Recording {
         let header = header(relay, subject, i64::try_from(now.seconds()).ok());
         let writer = &conn.bastion.relay.writer;
         let folder = &settings.folder;
-        let recorder = Recorder::create(writer, folder, &id, &header, settings.limits).await;
-        let recorder = recorder.map_err(|error| refuse(&error))?;
+        let account = conn.who().ok_or_else(|| "sign in first".to_owned())?.account();
+        let created = Recorder::create(writer, folder, (&id, account), &header, settings.limits);
+        let recorder = created.await.map_err(|failure| match failure {
+            Failure::AccountFull { max } => refuse_full(relay, subject, max),
+            failure => refuse(&failure),
+        })?;
         let path = relative(recorder.path(), folder);
         let new = NewRecording {
             id: &id,
@@ -162,16 +197,14 @@ impl Recording {
         if self.strict { Err(unrecordable(&failure)) } else { Ok(()) }
     }
 
-    /// Writes down, once, that the recording is full, if that is why it failed: it may be what
-    /// somebody wanted.
+    /// Writes down, once, that the recording is full, if that is why it failed.
     fn note(&self, failure: &Failure) {
-        let Failure::Full { max } = *failure else { return };
+        let Some(event) = fullness(failure, &self.id) else { return };
         if self.full.swap(true, Relaxed) {
             return;
         }
         let (bastion, context) = (Arc::clone(&self.bastion), self.context.clone());
-        let recording = self.id.clone();
-        self.tasks.spawn(async move { write_full(&bastion, &context, recording, max).await });
+        self.tasks.spawn(async move { write_full(&bastion, &context, event).await });
     }
 
     /// Ends it, once what was done to files is in the store: the file is finished and the end written
@@ -191,10 +224,10 @@ impl Recording {
                 }
             };
             let failure = finished.as_ref().ok().and_then(|file| file.failure.as_ref());
-            if let Some(Failure::Full { max }) = failure
+            if let Some(event) = failure.and_then(|failure| fullness(failure, &id))
                 && !full.swap(true, Relaxed)
             {
-                write_full(&bastion, &context, id.clone(), *max).await;
+                write_full(&bastion, &context, event).await;
             }
             let outcome = match failure {
                 Some(failure) => format!("{outcome}; not whole: {failure}"),
@@ -215,8 +248,7 @@ impl Recording {
 }
 
 /// Writes down that a recording is full.
-async fn write_full(bastion: &Bastion, context: &Context, recording: Id, max: u64) {
-    let event = Event::RecordingFull { recording, max };
+async fn write_full(bastion: &Bastion, context: &Context, event: Event) {
     if let Err(error) = bastion.store.record(bastion.clock.now(), context, event).await {
         tracing::error!(%error, "failed to write an audit event of a recording");
     }

@@ -15,8 +15,7 @@ use super::Relay;
 use super::session::Carried;
 use super::target::{ANSWER, Failed};
 use crate::audit::{Event, Refusal};
-use crate::auth::prompt;
-use crate::console::{STEP_UP_TRIES, StepUp};
+use crate::console::{CodeQuestion, StepUp};
 use crate::domain::printable;
 use crate::server::shell;
 
@@ -34,36 +33,27 @@ impl Relay {
         self.permit.step_up() && !self.code.given.load(SeqCst)
     }
 
-    /// The question for it.
-    pub(super) fn code_question(&self) -> String {
-        prompt::step_up(&self.name())
-    }
-
-    /// Whether its user can be asked for one.
-    pub(super) async fn may_ask_code(&self) -> Result<(), Failed> {
-        self.step_up(false, async |step_up| step_up.may_ask().await).await
-    }
-
-    /// Tries what was typed; what is wrong with it, if it is. Fails if no further try can help.
-    pub(super) async fn try_code(
+    /// What is asked first, or after an answer; `None` once the code is given. Fails if no answer can help.
+    pub(super) async fn ask_code(
         self: &Arc<Self>,
-        typed: Zeroizing<String>,
-    ) -> Result<Result<(), String>, Failed> {
-        let (relay, typed) = (Arc::clone(self), SecretString::from(typed.as_str()));
+        answered: Option<(CodeQuestion, Zeroizing<String>)>,
+    ) -> Result<Option<CodeQuestion>, Failed> {
+        let relay = Arc::clone(self);
         // Not ended with the channel that it was typed in.
-        let tried = self.conn.tasks.spawn(async move {
-            let tried = relay.step_up(false, async |step_up| step_up.try_code(&typed).await).await;
-            if let Ok(Ok(())) = tried {
+        let asked = self.conn.tasks.spawn(async move {
+            let ask = async |step_up: &StepUp<'_>| match answered {
+                None => step_up.begin().await,
+                Some((question, typed)) => {
+                    step_up.answer(question, &SecretString::from(typed.as_str())).await
+                }
+            };
+            let asked = relay.step_up(false, ask).await;
+            if let Ok(None) = asked {
                 relay.code.given.store(true, SeqCst);
             }
-            tried
+            asked
         });
-        tried.await.unwrap_or_else(|_| Err(CANNOT.to_owned()))
-    }
-
-    /// What is said once that was tried too often.
-    pub(super) fn too_many_codes(&self) -> Failed {
-        format!("too many wrong codes for {}: connect again", self.name())
+        asked.await.unwrap_or_else(|_| Err(CANNOT.to_owned()))
     }
 
     /// Writes down that somebody came where they cannot be asked; gives what to do.
@@ -125,18 +115,17 @@ impl Carried<'_> {
             }
             return Err(relay.refuse_unasked());
         }
-        relay.may_ask_code().await?;
         let (out, gone) = (&self.user.out, |_| "you left".to_owned());
-        for _ in 0..STEP_UP_TRIES {
-            out.data_bytes(relay.code_question()).await.map_err(gone)?;
+        let mut next = relay.ask_code(None).await?;
+        while let Some(question) = next {
+            let lines = question.said().into_iter().chain([question.text()]);
+            let text = lines.collect::<Vec<_>>().join("\n").replace('\n', "\r\n");
+            out.data_bytes(text).await.map_err(gone)?;
             let typed = timeout(ANSWER, self.read_line(false)).await;
             let typed = typed.map_err(|_| "nobody answered".to_owned())??;
             out.data_bytes("\r\n").await.map_err(gone)?;
-            match relay.try_code(typed).await? {
-                Ok(()) => return Ok(()),
-                Err(said) => out.data_bytes(format!("{said}\r\n")).await.map_err(gone)?,
-            }
+            next = relay.ask_code(Some((question, typed))).await?;
         }
-        Err(relay.too_many_codes())
+        Ok(())
     }
 }

@@ -106,6 +106,43 @@ fn requests_on_handles_need_their_rights_too() {
 }
 
 #[test]
+fn no_request_is_begun_while_as_many_answers_are_owed_as_may_be() {
+    let mut filter = started(ALL);
+    ask(&mut filter, open(1, "/f", 0x03));
+    answer(&mut filter, handle(1, "h"));
+    assert_eq!(filter.expected(), 0);
+    let requests =
+        [read(2, "h", 100), read(3, "h", 100), write(4, "h", b"0123456789"), close(5, "h")];
+    let ends: Vec<usize> = (1..=4).map(|n| requests[..n].concat().len()).collect();
+    let chunk = bytes::Bytes::from(requests.concat());
+    let mut out = Vec::new();
+    let mut take = |filter: &mut Filter, chunk: bytes::Bytes, most| {
+        out.clear();
+        let left = filter.from_client_within(chunk, most, &mut out).unwrap();
+        (left, Done::of(&out).to_server)
+    };
+    // One at least; and one more than would fit, since nobody knows what it asks for before.
+    let (left, passed) = take(&mut filter, chunk.clone(), 0);
+    assert_eq!((&left, &passed[..]), (&chunk.slice(ends[0]..), &chunk[..ends[0]]));
+    assert_eq!(filter.expected(), 100);
+    assert_eq!(take(&mut filter, left.clone(), 100), (left.clone(), Vec::new()));
+    let (left, _) = take(&mut filter, left, 101);
+    assert_eq!((&left, filter.expected()), (&chunk.slice(ends[1]..), 200));
+    // The answer need not be as large as was asked for. A request that has begun is passed on whole.
+    answer(&mut filter, data(2, b"01"));
+    let (first, rest) = (left.slice(..30), left.slice(30..));
+    assert!(first.len() < ends[2] - ends[1]);
+    assert_eq!(take(&mut filter, first.clone(), 101), (bytes::Bytes::new(), first.to_vec()));
+    let (left, _) = take(&mut filter, rest, 101);
+    assert_eq!(left, chunk.slice(ends[2]..));
+    answer(&mut filter, [status(4, 0, ""), data(3, b"0")].concat());
+    assert_eq!(filter.expected(), 0);
+    assert_eq!(take(&mut filter, left, 1).0, bytes::Bytes::new());
+    answer(&mut filter, status(5, 0, ""));
+    assert_eq!(filter.expected(), 0);
+}
+
+#[test]
 fn a_download_is_told_before_the_answer_to_its_closing() {
     let mut filter = started(READ);
     ask(&mut filter, open(1, "/etc/passwd", 1));

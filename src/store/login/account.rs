@@ -44,7 +44,7 @@ impl Store {
         rules: &ThrottleRules,
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let account = tx.account(name, now).await?;
         // Nobody's is looked for, too.
         let nobodys = Id::from_random([0; Id::LEN]);

@@ -43,7 +43,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let changed: Option<(i64, String, Option<String>)> = on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -79,7 +79,7 @@ impl Store {
     /// When the store fails.
     pub async fn rehash(&self, account: &Id, old: &str, new: &str) -> Result<(), Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -104,7 +104,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let Some(epoch) = tx.set_authenticator(new, now).await? else {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AlreadyBound));
@@ -129,7 +129,7 @@ impl Tx<'_> {
         let id = new.account.as_str();
         self.hold_account(id).await?;
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
-        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
+        let may_bind = binding_passwords::table.find(id).select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))

@@ -40,7 +40,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<Claimed, Refusal>, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
             if let Claim::Remembered(remembered) = &attempt.claim
@@ -136,19 +136,16 @@ impl Tx<'_> {
             dsl::users.find(id).select(dsl::otp_secret.is_not_null()).first(conn).await
         })?;
         let present = self.second_factor(&attempt.account).await?.factor;
-        // Unbound since: neither a code nor what was claimed before is of any use.
-        Ok(match (&attempt.claim, present) {
-            (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Totp) => bound,
-            (Claim::Radius { .. }, Factor::Radius) => true,
-            // What was claimed before was the factor of then: a group's can change, and moves no epoch.
-            (Claim::Nothing, Factor::Totp) => bound && attempt.factor == present,
-            (Claim::Nothing, Factor::Radius) => attempt.factor == present,
-            (Claim::NoCode, Factor::Totp | Factor::Radius) => !attempt.given.has(Factors::OTP),
-            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Totp) => bound,
-            (Claim::Certificate(_) | Claim::Remembered(_), Factor::Radius) => true,
+        let is_right = match (&attempt.claim, present) {
+            (Claim::NoCode, _) => !attempt.given.has(Factors::OTP),
             (Claim::Radius { .. }, Factor::Totp)
             | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
-        })
+            // Unbound since: neither a code nor what was claimed before is of any use.
+            (_, Factor::Totp) => bound,
+            (_, Factor::Radius) => true,
+        };
+        // What a login began with was the factor of then: a group's can change, and moves no epoch.
+        Ok(is_right && attempt.factor == present)
     }
 
     /// Uses up what works once; or why it does not.

@@ -98,7 +98,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<i64, Error> {
         let nobodys = Id::from_random([0; Id::LEN]); // Whose lock it is makes no difference here.
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let throttle = tx.throttle(&nobodys, whose, rules, now).await?;
         tx.commit().await?;
         Ok(throttle.failures)
@@ -120,7 +120,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<i64, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the failures, as everywhere.
         let of_code = failure.account.as_ref().filter(|_| failure.code);
         let held = match of_code {
@@ -161,7 +161,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the log, as everywhere: else two that write to both could wait for each other.
         if let Some(seconds) = drift {
             tx.note_drift(account, seconds).await?;

@@ -11,16 +11,24 @@ use crate::process::cpu_seconds;
 use crate::table::{Series, Table};
 
 #[derive(Clone, Copy)]
-enum Direction {
+pub enum Direction {
     Up,
     Down,
 }
 
 /// CPU seconds of the jump host per GiB, and MiB/s.
 #[derive(Default, Clone)]
-struct Cost {
-    cpu: Series,
-    speed: Series,
+pub struct Cost {
+    pub cpu: Series,
+    pub speed: Series,
+}
+
+impl Cost {
+    /// One transfer: how much it carried, and the seconds of the jump host's CPU and of the clock.
+    pub fn push(&mut self, mib: f64, cpu: f64, seconds: f64) {
+        self.cpu.push(cpu * 1024.0 / mib);
+        self.speed.push(mib / seconds);
+    }
 }
 
 /// Through the tunnel of `ssh -J`, per cipher.
@@ -76,8 +84,7 @@ async fn rounds(
             transfer(lab, way, direction, content, options.mib << 20).await;
             let seconds = began.elapsed().as_secs_f64();
             let cpu = cpu_seconds(lab.pid(way)) - before;
-            cost.cpu.push(cpu * 1024.0 / options.mib as f64);
-            cost.speed.push(options.mib as f64 / seconds);
+            cost.push(options.mib as f64, cpu, seconds);
         }
     }
     for master in masters {

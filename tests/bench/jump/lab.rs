@@ -56,6 +56,8 @@ pub struct Lab {
     pub target: Sshd,
     pub jump: Sshd,
     pub server: Server,
+    /// Where [`crate::tunnel::serve`] listens.
+    pub sink: u16,
     people: Vec<Person>,
     /// The step of the last code that each of them used.
     used: Mutex<HashMap<usize, TimeStep>>,
@@ -66,24 +68,32 @@ impl Lab {
         // At an address of its own for each mode: nobody may pass a recording by.
         let target = Sshd::start_with("MaxStartups 1000\nListenAddress 127.0.0.2").await;
         let jump = Sshd::start_with("MaxStartups 1000").await;
-        let count = options.connections.iter().copied().max().unwrap_or(0).max(300);
+        let count = options.connections.iter().copied().max().unwrap_or(0).max(1000);
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let sink = listener.local_addr().unwrap().port();
+        tokio::spawn(crate::tunnel::serve(listener));
+        let key = std::fs::read_to_string(target.path("id.pub")).unwrap();
         let mut people = Vec::new();
         let address = format!("127.0.0.1:{}", target.port);
         let server = Server::prepared(
             CONFIG,
             async |registry| {
                 registry.target("tunnel", &address).await;
+                registry.target("sink", &format!("127.0.0.1:{sink}")).await;
                 for n in 0..count {
                     let name = format!("u{n}");
                     people.push(registry.person(&name).await);
                     registry.add_grant(&name, "tunnel", |_| {}).await;
+                    registry.add_grant(&name, "sink", |_| {}).await;
+                    // One key for everybody, as one machine has.
+                    registry.key(&name, &key).await;
                 }
             },
             |_| {},
         )
         .await;
         let dir = tempfile::tempdir().unwrap();
-        let lab = Self { dir, target, jump, server, people, used: Mutex::default() };
+        let lab = Self { dir, target, jump, server, sink, people, used: Mutex::default() };
         lab.configure().await;
         lab
     }
@@ -101,11 +111,6 @@ impl Lab {
         let mut add = self.server.cli(&args);
         add.stdin(Stdio::from(std::fs::File::open(self.target.identity()).unwrap()));
         assert!(add.status().await.unwrap().success());
-        // One key for everybody, as one machine has.
-        let public = self.target.path("id.pub").display().to_string();
-        for n in 0..self.people.len() {
-            self.server.run(&["user", "key", "add", &format!("u{n}"), &public]).await.ok();
-        }
         let ask = self.path("ask");
         let script = "#!/bin/sh\ncase \"$1\" in *assword*) echo \"$BENCH_PASSWORD\";; *) echo \"$BENCH_CODE\";; esac\n";
         std::fs::write(&ask, script).unwrap();
@@ -159,12 +164,17 @@ impl Lab {
     pub async fn master(&self, way: Way) -> Child {
         let path = self.path(&format!("{}.sock", way.jump()));
         let mut ssh = self.ssh(&["-M", "-N", way.jump()]);
-        if way.jump() == "jump-sallyport" {
-            ssh.env("BENCH_PASSWORD", PASSWORD).env("BENCH_CODE", self.code_of(0).await);
-        }
+        self.sign_in(&mut ssh, way).await;
         let child = ssh.spawn().unwrap();
         eventually("the jump is up", async || path.exists().then_some(())).await;
         child
+    }
+
+    /// Lets `ssh` sign in on the jump host of `way`, as the one who is granted everything.
+    pub async fn sign_in(&self, ssh: &mut Command, way: Way) {
+        if way != Way::Sshd {
+            ssh.env("BENCH_PASSWORD", PASSWORD).env("BENCH_CODE", self.code_of(0).await);
+        }
     }
 
     /// Ends such a connection; its socket goes with it.

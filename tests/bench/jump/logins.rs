@@ -3,16 +3,21 @@
 use std::process::Stdio;
 use std::time::Instant;
 
+use russh::Disconnect;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 use crate::Options;
+use crate::bulk::Direction;
 use crate::lab::{Lab, Way};
+use crate::light::Login;
 use crate::process::cpu_seconds;
 use crate::table::{Series, Table};
 
-/// Logins of one measurement; as many people have a code at a time.
+/// Logins by `ssh` of one measurement; as many people have a code at a time.
 const LOGINS: usize = 32;
+/// Those by the client that costs little.
+const LIGHT_LOGINS: usize = 256;
 
 #[derive(Clone, Copy)]
 enum Factors {
@@ -31,6 +36,36 @@ struct Logins {
     cpu: Series,
 }
 
+/// With a key, and on Sallyport a code, by a client that costs little; to the target's first byte.
+pub async fn measure_light(lab: &Lab, options: &Options, table: &mut Table) {
+    for parallel in [1, 4, 16] {
+        let mut all: [Logins; 2] = Default::default();
+        for _ in 0..options.rounds {
+            for (way, logins) in [Way::Sshd, Way::Tunnel].into_iter().zip(&mut all) {
+                let mut ready = Vec::new();
+                for _ in 0..LIGHT_LOGINS {
+                    ready.push(Login::new(lab, way).await);
+                }
+                let each = ready.into_iter().map(light_first_byte);
+                run(lab, way, parallel, each, logins).await;
+            }
+        }
+        let [sshd, ours] = all;
+        let what = format!("sign-in, key + code (sshd: key), {parallel} at once");
+        rows(table, &what, &sshd, ours);
+    }
+}
+
+/// Seconds to the first byte of what is behind the jump host; the end is not counted.
+async fn light_first_byte(login: Login) -> f64 {
+    let began = Instant::now();
+    let mut connection = login.open().await;
+    connection.carry(Direction::Down, 1).await;
+    let took = began.elapsed().as_secs_f64();
+    let _gone = connection.handle.disconnect(Disconnect::ByApplication, "", "").await;
+    took
+}
+
 /// From the start of `ssh -W` to the target's first byte.
 pub async fn measure(lab: &Lab, options: &Options, table: &mut Table) {
     for parallel in [1, 4, 16] {
@@ -43,18 +78,22 @@ pub async fn measure(lab: &Lab, options: &Options, table: &mut Table) {
         }
         let [sshd, key, password] = all;
         for (ours, what) in [(key, "key + code"), (password, "password + code")] {
-            let what = format!("sign-in, {what} (sshd: key), {parallel} at once");
-            table.pair(what.clone(), "1/s", sshd.per_second.clone(), ours.per_second);
-            table.pair(format!("{what}: CPU"), "ms", sshd.cpu.clone(), ours.cpu);
-            for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
-                let one = |series: &Series| {
-                    let mut one = Series::default();
-                    one.push(series.quantile(share));
-                    one
-                };
-                table.pair(format!("{what}: {name}"), "ms", one(&sshd.took), one(&ours.took));
-            }
+            let what = format!("ssh -W, {what} (sshd: key), {parallel} at once");
+            rows(table, &what, &sshd, ours);
         }
+    }
+}
+
+fn rows(table: &mut Table, what: &str, sshd: &Logins, ours: Logins) {
+    table.pair(what, "1/s", sshd.per_second.clone(), ours.per_second);
+    table.pair(format!("{what}: CPU"), "ms", sshd.cpu.clone(), ours.cpu);
+    for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
+        let one = |series: &Series| {
+            let mut one = Series::default();
+            one.push(series.quantile(share));
+            one
+        };
+        table.pair(format!("{what}: {name}"), "ms", one(&sshd.took), one(&ours.took));
     }
 }
 
@@ -64,23 +103,36 @@ async fn round(lab: &Lab, factors: Factors, parallel: usize, logins: &mut Logins
     for _ in 0..LOGINS {
         commands.push(command(lab, factors).await);
     }
+    run(lab, way, parallel, commands.into_iter().map(first_byte), logins).await;
+}
+
+/// Runs sign-ins, so many at once; each gives the seconds that it took.
+async fn run<F>(
+    lab: &Lab,
+    way: Way,
+    parallel: usize,
+    mut waiting: impl ExactSizeIterator<Item = F>,
+    logins: &mut Logins,
+) where
+    F: Future<Output = f64> + Send + 'static,
+{
+    let count = waiting.len() as f64;
     let (before, began) = (cpu_seconds(lab.pid(way)), Instant::now());
-    let mut waiting = commands.into_iter();
     let mut running = tokio::task::JoinSet::new();
     loop {
         while running.len() < parallel
-            && let Some(ssh) = waiting.next()
+            && let Some(login) = waiting.next()
         {
-            running.spawn(first_byte(ssh));
+            running.spawn(login);
         }
         match running.join_next().await {
             Some(took) => logins.took.push(took.unwrap() * 1000.0),
             None => break,
         }
     }
-    logins.per_second.push(LOGINS as f64 / began.elapsed().as_secs_f64());
+    logins.per_second.push(count / began.elapsed().as_secs_f64());
     let cpu = cpu_seconds(lab.pid(way)) - before;
-    logins.cpu.push(cpu * 1000.0 / LOGINS as f64);
+    logins.cpu.push(cpu * 1000.0 / count);
 }
 
 async fn command(lab: &Lab, factors: Factors) -> Command {
@@ -117,11 +169,7 @@ pub async fn measure_first_byte(lab: &Lab, options: &Options, table: &mut Table)
     for _ in 0..options.rounds {
         for (way, series) in ways.into_iter().zip(&mut all) {
             let mut ssh = lab.ssh(&[way.target(), "echo x"]);
-            if way != Way::Sshd {
-                // The jump is signed in on as the one who is granted both.
-                ssh.env("BENCH_PASSWORD", crate::support::people::PASSWORD);
-                ssh.env("BENCH_CODE", lab.code_of(0).await);
-            }
+            lab.sign_in(&mut ssh, way).await;
             series.push(first_byte(ssh).await * 1000.0);
         }
     }

@@ -10,10 +10,12 @@
 mod bulk;
 mod echo;
 mod lab;
+mod light;
 mod logins;
 mod memory;
 mod process;
 mod table;
+mod tunnel;
 
 /// What the tests are made of; not all of it is used here.
 #[allow(unused_imports, unused_macros)]
@@ -27,7 +29,8 @@ const HELP: &str = "Measures Sallyport as a jump host beside OpenSSH's sshd.
 
 Usage: cargo bench --bench jump -- [OPTIONS]
 
-  --only PART[,PART]   of: bulk, record, logins, echo, memory, first-byte [all]
+  --only PART[,PART]   of: tunnel, bulk, record, logins, ssh-logins, echo, memory,
+                       first-byte [all]
   --rounds N           how often each figure is measured [5]
   --mib N              how much a bulk transfer carries [512]
   --connections N,N    idle connections that are held [100,500]
@@ -100,6 +103,9 @@ async fn main() {
     let options = Options::parse();
     let lab = Lab::start(&options).await;
     let mut table = Table::new();
+    if options.wants("tunnel") {
+        tunnel::measure(&lab, &options, &mut table).await;
+    }
     if options.wants("bulk") {
         bulk::measure(&lab, &options, &mut table).await;
     }
@@ -107,6 +113,9 @@ async fn main() {
         bulk::measure_recorded(&lab, &options, &mut table).await;
     }
     if options.wants("logins") {
+        logins::measure_light(&lab, &options, &mut table).await;
+    }
+    if options.wants("ssh-logins") {
         logins::measure(&lab, &options, &mut table).await;
     }
     if options.wants("first-byte") {

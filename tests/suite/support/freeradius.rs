@@ -16,6 +16,7 @@ pub const SECRET: &str = "testing-123";
 
 /// Its users: name, password and the secret of the authenticator app, as in `tests/freeradius/users`.
 pub const GINA: [&str; 3] = ["gina", "pw of gina", "JBSWY3DPEHPK3PXP"];
+pub const ALICE: [&str; 3] = ["alice", "pw of alice", "MFWGSY3FMFWGSY3F"];
 pub const FRED: [&str; 3] = ["fred", "pw of fred", "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"];
 
 /// Its virtual servers, one file each in `tests/freeradius`.

@@ -64,6 +64,15 @@ impl Registry<'_> {
         Person { name: name.parse().unwrap(), id, secret, recovery }
     }
 
+    /// Gives `user` a key, as OpenSSH writes it into `.pub` files.
+    pub async fn key(&self, user: &str, line: &str) {
+        let key = russh::keys::PublicKey::from_openssh(line).unwrap();
+        let fingerprint = key.fingerprint(russh::keys::HashAlg::Sha256).to_string();
+        let (name, line) = (user.parse().unwrap(), key.to_openssh().unwrap());
+        let context = Context::default();
+        self.store.add_key(&name, &fingerprint, &line, &context, self.now).await.unwrap();
+    }
+
     /// Registers a target and grants it to `user`.
     pub async fn grant(&self, user: &str, target: &str, address: &str) -> Id {
         self.target(target, address).await;
