@@ -30,7 +30,8 @@ on_both_engines!(no_query_that_somebody_waits_for_reads_all_of_what_grows);
 const SMALL: [&str; 4] = ["audit_head", "revision", "nodes", "store_keys"];
 
 /// The indexes that hold only the rows that are meant.
-const PARTIAL: [&str; 3] = ["sessions_live", "recordings_kept", "throttle_locked"];
+const PARTIAL: [&str; 4] =
+    ["sessions_live", "recordings_kept", "throttle_locked", "code_failures_limited"];
 
 /// Every statement that diesel ran in this process since it was last emptied.
 static RUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -529,6 +530,7 @@ async fn keep_house(bastion: &TestBastion, watch: &mut Watch) {
     store.forget_old_logins(before).await.unwrap();
     store.forget_old_certificates(before).await.unwrap();
     store.forget_used_codes(now).await.unwrap();
+    store.forget_old_sources(now).await.unwrap();
     watch.look("forget what is over").await;
     store.open_recordings().await.unwrap();
     watch.look("find interrupted recordings").await;
