@@ -62,7 +62,7 @@ pub enum TargetCommand {
         name: TargetName,
     },
     /// Say which factors whoever wants to reach a target must have signed in with
-    #[command(after_help = super::SIGN_IN)]
+    #[command(after_help = super::user::SIGN_IN)]
     SignIn {
         /// Which
         name: TargetName,

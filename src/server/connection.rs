@@ -27,7 +27,7 @@ use super::refusals::Refusals;
 use super::settings::Settings;
 use super::stream::{Cut, GuardedStream, StreamControl};
 use super::traffic::Traffic;
-use crate::audit::{Context, EndReason, Event, Refusal};
+use crate::audit::{Context, EndReason, Event, Note, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
 use crate::domain::{Capability, Factors, Id, Source, noted, printable};
@@ -204,6 +204,16 @@ impl Connection {
     /// Takes note of what failed if the client leaves now.
     pub(super) fn may_give_up(&self, given_up: Option<(Throttled, GivenUp)>) {
         *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+    }
+
+    /// Whether a failed sign-in is written down by itself: not each of who is `locked` and goes on guessing.
+    /// What is right among the guesses is, since it tells that somebody knows it.
+    pub(super) fn is_worth_writing(&self, locked: bool, notes: &[Note]) -> bool {
+        let passed = |note: &Note| matches!(note.event, Event::StepPassed { .. });
+        let guard = &self.bastion.guard;
+        !locked
+            || notes.iter().any(passed)
+            || guard.may_record_locked(&self.source, std::time::Instant::now())
     }
 
     pub(super) fn note_failure(&self) {
@@ -463,9 +473,12 @@ async fn close(conn: &Arc<Connection>, outcome: Result<(), Ended>) {
 /// Writes a first factor down that no second one came after; counts it if it was a password.
 async fn write_given_up(conn: &Arc<Connection>) {
     let left = conn.given_up.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some((whose, GivenUp { account, counts, notes })) = left else { return };
+    let Some((whose, GivenUp { account, counts, locked, notes })) = left else { return };
     if counts {
         conn.note_failure();
+    }
+    if !conn.is_worth_writing(locked, &notes) {
+        return;
     }
     let (bastion, now) = (&conn.bastion, conn.bastion.clock.now());
     let (reason, code, drift) = (Refusal::GivenUp, false, None);

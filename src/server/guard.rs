@@ -91,6 +91,15 @@ pub enum Denied {
     Penalized(Duration),
 }
 
+/// What is reported of a source now and then, and counted in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Report {
+    /// Connections that were not let in.
+    TurnedAway,
+    /// Sign-ins for an account that is locked for it.
+    Locked,
+}
+
 /// The guard of all listeners.
 pub struct Guard {
     state: Mutex<State>,
@@ -108,7 +117,7 @@ struct State {
     by_source: HashMap<IpNet, usize>,
     /// Until when each source's penalty lasts.
     penalties: HashMap<IpNet, Instant>,
-    reported: HashMap<IpNet, Instant>,
+    reported: HashMap<(IpNet, Report), Instant>,
     /// When somebody signed in from a source last.
     known: HashMap<IpNet, Instant>,
 }
@@ -213,13 +222,27 @@ impl Guard {
         (before < ENFORCED_FROM && after >= ENFORCED_FROM).then_some(after)
     }
 
-    /// Whether a refusal of this source is worth an audit event: once a minute.
+    /// Whether turning this source away is worth an audit event: once a minute.
     pub fn should_report(&self, source: &Source, now: Instant) -> bool {
+        self.is_due((source.network(), Report::TurnedAway), now)
+    }
+
+    /// Whether one more refusal is written down of a sign-in for which this source is locked: once a
+    /// minute. It was written down what led to the lock, and nothing that is typed meanwhile is judged. It
+    /// is counted if not.
+    pub fn may_record_locked(&self, source: &Source, now: Instant) -> bool {
+        let due = self.is_due((source.network(), Report::Locked), now);
+        if !due {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        due
+    }
+
+    fn is_due(&self, what: (IpNet, Report), now: Instant) -> bool {
         let mut state = self.state();
-        let network = source.network();
-        let due = state.reported.get(&network).is_none_or(|last| now >= *last + REPORT_EVERY);
-        if due && (state.reported.len() < MAX_SOURCES || state.reported.contains_key(&network)) {
-            state.reported.insert(network, now);
+        let due = state.reported.get(&what).is_none_or(|last| now >= *last + REPORT_EVERY);
+        if due && (state.reported.len() < MAX_SOURCES || state.reported.contains_key(&what)) {
+            state.reported.insert(what, now);
             return self.reports.check().is_ok();
         }
         false
@@ -524,6 +547,17 @@ mod tests {
         assert!(guard.should_report(&source(1), now));
         assert!(!guard.should_report(&source(1), now + Duration::from_secs(59)));
         assert!(guard.should_report(&source(1), now + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn who_is_locked_is_written_down_once_a_minute_and_counted_in_between() {
+        let (guard, now) = (Guard::new(limits()), Instant::now());
+        assert!(guard.should_report(&source(1), now)); // Of another kind.
+        let written = (0..100).filter(|_| guard.may_record_locked(&source(1), now)).count();
+        assert_eq!((written, guard.take_suppressed()), (1, 99));
+        assert!(guard.may_record_locked(&source(2), now));
+        assert!(guard.may_record_locked(&source(1), now + REPORT_EVERY));
+        assert_eq!(guard.take_suppressed(), 0);
     }
 
     #[test]

@@ -127,10 +127,14 @@ impl Login {
                 }
                 return Err(self.reply(*then, context).await);
             }
-            Effect::Fail { reason, counts, code, drift, account, notes } => {
+            Effect::Fail { reason, counts, code, locked, drift, account, notes } => {
                 self.conn.note_failure();
-                let failure = FailureNote { account, reason, counts, code, drift };
-                let failures = store.fail(failure, notes, &whose, throttle, &context, now).await;
+                let failures = if self.conn.is_worth_writing(locked, &notes) {
+                    let failure = FailureNote { account, reason, counts, code, drift };
+                    store.fail(failure, notes, &whose, throttle, &context, now).await
+                } else {
+                    store.failures(&whose, throttle, now).await
+                };
                 let failures = match failures {
                     Ok(failures) => failures,
                     Err(error) => return Err(store_failed(&error)),

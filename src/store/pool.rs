@@ -54,6 +54,19 @@ macro_rules! on {
 }
 pub(super) use on;
 
+/// Puts a row into a table in the place of the one with a key; or takes that one away, if there is none
+/// to put. Whose row it is has to be held.
+macro_rules! replace {
+    ($tx:expr, $table:expr, $key:expr, $row:expr) => {{
+        let (key, row) = ($key, $row);
+        on!($tx.engine(), conn => diesel::delete($table.find(key)).execute(conn).await)?;
+        if let Some(row) = row {
+            on!($tx.engine(), conn => diesel::insert_into($table).values(row).execute(conn).await)?;
+        }
+    }};
+}
+pub(super) use replace;
+
 /// What a transaction is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {

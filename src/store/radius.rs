@@ -13,7 +13,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::pool::on;
+use super::pool::{on, replace};
 use super::schema::{group_factors, group_members, used_codes, user_factors, users};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
@@ -84,19 +84,14 @@ impl Store {
         let mut tx = self.begin().await?;
         let (factor, mode) = (second.map(|s| s.factor), second.and_then(|s| s.mode));
         tx.take_group(group).await?;
-        on!(tx.engine(), conn => {
-            diesel::delete(group_factors::table.find(group.as_str())).execute(conn).await
-        })?;
-        if let Some(factor) = factor {
-            let row = (
+        let row = factor.map(|factor| {
+            (
                 group_factors::group_name.eq(group.as_str()),
                 group_factors::factor.eq(factor.word()),
                 group_factors::radius_mode.eq(mode.map(RadiusMode::word)),
-            );
-            on!(tx.engine(), conn => {
-                diesel::insert_into(group_factors::table).values(row).execute(conn).await
-            })?;
-        }
+            )
+        });
+        replace!(tx, group_factors::table, group.as_str(), row);
         let group = group.clone();
         tx.changed(now, context, Event::GroupFactorSet { group, factor, mode }).await
     }
@@ -196,18 +191,14 @@ impl Tx<'_> {
         user: &Id,
         second: Option<SecondFactor>,
     ) -> Result<(), Error> {
-        on!(self.engine(), conn => {
-            diesel::delete(user_factors::table.find(user.as_str())).execute(conn).await
-        })?;
-        let Some(SecondFactor { factor, mode }) = second else { return Ok(()) };
-        let row = (
-            user_factors::user_id.eq(user.as_str()),
-            user_factors::factor.eq(factor.word()),
-            user_factors::radius_mode.eq(mode.map(RadiusMode::word)),
-        );
-        on!(self.engine(), conn => {
-            diesel::insert_into(user_factors::table).values(row).execute(conn).await
-        })?;
+        let row = second.map(|SecondFactor { factor, mode }| {
+            (
+                user_factors::user_id.eq(user.as_str()),
+                user_factors::factor.eq(factor.word()),
+                user_factors::radius_mode.eq(mode.map(RadiusMode::word)),
+            )
+        });
+        replace!(self, user_factors::table, user.as_str(), row);
         Ok(())
     }
 

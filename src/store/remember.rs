@@ -12,7 +12,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
-use super::pool::on;
+use super::pool::{on, replace};
 use super::schema::{group_members, group_remember, remembered_logins, users};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
@@ -48,22 +48,16 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         tx.take_group(group).await?;
-        on!(tx.engine(), conn => {
-            diesel::delete(group_remember::table.find(group.as_str())).execute(conn).await
-        })?;
         let time = match remember {
             Remember::For(time) => Some(time),
             Remember::Off => Some(Duration::ZERO),
             Remember::Unsaid => None,
         };
-        if let Some(time) = time {
+        let row = time.map(|time| {
             let millis = i64::try_from(time.as_millis()).unwrap_or(0);
-            let row =
-                (group_remember::group_name.eq(group.as_str()), group_remember::millis.eq(millis));
-            on!(tx.engine(), conn => {
-                diesel::insert_into(group_remember::table).values(row).execute(conn).await
-            })?;
-        }
+            (group_remember::group_name.eq(group.as_str()), group_remember::millis.eq(millis))
+        });
+        replace!(tx, group_remember::table, group.as_str(), row);
         let (group, seconds) = (group.clone(), time.map(|time| time.as_secs()));
         tx.changed(now, context, Event::GroupRememberSet { group, seconds }).await
     }

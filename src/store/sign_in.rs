@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::pool::on;
+use super::pool::{on, replace};
 use super::schema::{group_members, group_sign_in, sessions, target_sign_in, user_sign_in};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
@@ -32,16 +32,10 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let id = tx.take_user(name).await?;
-        on!(tx.engine(), conn => {
-            diesel::delete(user_sign_in::table.find(id.as_str())).execute(conn).await
-        })?;
-        if let Some(rule) = rule {
-            let row =
-                (user_sign_in::user_id.eq(id.as_str()), user_sign_in::rule.eq(rule.to_string()));
-            on!(tx.engine(), conn => {
-                diesel::insert_into(user_sign_in::table).values(row).execute(conn).await
-            })?;
-        }
+        let row = rule.map(|rule| {
+            (user_sign_in::user_id.eq(id.as_str()), user_sign_in::rule.eq(rule.to_string()))
+        });
+        replace!(tx, user_sign_in::table, id.as_str(), row);
         let (name, rule) = (name.clone(), rule.cloned());
         tx.changed(now, context, Event::UserSignInSet { name, rule }).await
     }
@@ -59,18 +53,11 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         tx.take_group(group).await?;
-        on!(tx.engine(), conn => {
-            diesel::delete(group_sign_in::table.find(group.as_str())).execute(conn).await
-        })?;
-        if let Some(rule) = rule {
-            let row = (
-                group_sign_in::group_name.eq(group.as_str()),
-                group_sign_in::rule.eq(rule.to_string()),
-            );
-            on!(tx.engine(), conn => {
-                diesel::insert_into(group_sign_in::table).values(row).execute(conn).await
-            })?;
-        }
+        let row = rule.map(|rule| {
+            let name = group_sign_in::group_name.eq(group.as_str());
+            (name, group_sign_in::rule.eq(rule.to_string()))
+        });
+        replace!(tx, group_sign_in::table, group.as_str(), row);
         let (group, rule) = (group.clone(), rule.cloned());
         tx.changed(now, context, Event::GroupSignInSet { group, rule }).await
     }
@@ -89,30 +76,17 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let id = tx.take_target(target).await?;
-        tx.put_target_sign_in(&id, rule).await?;
+        let row = rule.map(|rule| {
+            let of = target_sign_in::target_id.eq(id.as_str());
+            (of, target_sign_in::rule.eq(rule.to_string()))
+        });
+        replace!(tx, target_sign_in::table, id.as_str(), row);
         let (target, rule) = (target.clone(), rule.cloned());
         tx.changed(now, context, Event::TargetSignInSet { target, rule }).await
     }
 }
 
 impl Tx<'_> {
-    async fn put_target_sign_in(
-        &mut self,
-        id: &Id,
-        rule: Option<&SignInRule>,
-    ) -> Result<(), Error> {
-        on!(self.engine(), conn => {
-            diesel::delete(target_sign_in::table.find(id.as_str())).execute(conn).await
-        })?;
-        let Some(rule) = rule else { return Ok(()) };
-        let row =
-            (target_sign_in::target_id.eq(id.as_str()), target_sign_in::rule.eq(rule.to_string()));
-        on!(self.engine(), conn => {
-            diesel::insert_into(target_sign_in::table).values(row).execute(conn).await
-        })?;
-        Ok(())
-    }
-
     /// The rules that hold for `user` when they sign in.
     pub(super) async fn sign_in_policy(&mut self, user: &Id) -> Result<SignInPolicy, Error> {
         let own: Option<String> = on!(self.engine(), conn => {

@@ -89,6 +89,49 @@ async fn refusals_past_the_budget_are_one_event() {
     assert!(changed < 5, "{changed} were written");
 }
 
+/// Whoever goes on guessing while nothing they type is judged must not fill the audit log.
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_during_a_lock_are_counted_and_the_first_is_written() {
+    let mut bastion = TestBastion::start_with(Engine::Sqlite, "[login]\nlock_after = 3\n").await;
+    bastion.person("alice").await;
+    for user in ["alice", "nobody"] {
+        // Ours or not: three that lock, then seven more, of which one is in the log for both.
+        for guess in 0..10 {
+            let mut client = RawClient::connect(bastion.port).await;
+            if guess % 2 == 0 {
+                assert_eq!(client.log_in(user, "a guess", "000000").await, USERAUTH_FAILURE);
+            } else {
+                // One that leaves before the code is one as well.
+                client.send_password(user, "a guess").await;
+                assert_eq!(client.reply().await, USERAUTH_FAILURE);
+            }
+            drop(client);
+            if guess < 3 {
+                eventually("it is counted", async || {
+                    let refused = bastion.kinds("sign-in-refused").await;
+                    let of = refused.iter().filter(|event| event["user"] == user);
+                    (of.count() == guess + 1).then_some(())
+                })
+                .await;
+            }
+        }
+    }
+    // The right password is written down, also now: somebody knows it.
+    let mut client = RawClient::connect(bastion.port).await;
+    assert_eq!(client.log_in("alice", PASSWORD, "000000").await, USERAUTH_FAILURE);
+    bastion.event("step-passed", &[("step", "password"), ("user", "alice")]).await;
+    drop(client);
+    bastion.stop().await;
+    let refused = bastion.kinds("sign-in-refused").await;
+    let written = refused.len() as u64;
+    // How often there is one depends on how long it takes: one a minute.
+    assert!((3 + 1 + 1 + 3..15).contains(&written), "{refused:?}");
+    assert_eq!(bastion.kinds("source-locked").await.len(), 2);
+    let counted = bastion.kinds("refusals-suppressed").await;
+    let counted: u64 = counted.iter().map(|event| event["count"].as_u64().unwrap()).sum();
+    assert_eq!(written + counted, 2 * 10 + 1, "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_has_so_many_sessions_and_no_more() {
     let bastion =

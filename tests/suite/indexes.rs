@@ -30,7 +30,8 @@ on_both_engines!(no_query_that_somebody_waits_for_reads_all_of_what_grows);
 const SMALL: [&str; 4] = ["audit_head", "revision", "nodes", "store_keys"];
 
 /// The indexes that hold only the rows that are meant.
-const PARTIAL: [&str; 3] = ["sessions_live", "recordings_kept", "throttle_locked"];
+const PARTIAL: [&str; 4] =
+    ["sessions_live", "recordings_kept", "throttle_locked", "code_failures_limited"];
 
 /// Every statement that diesel ran in this process since it was last emptied.
 static RUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -281,7 +282,7 @@ fn rules() -> ThrottleRules {
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
-        code_failures_max: 50,
+        code_failures_max: 4,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -529,6 +530,7 @@ async fn keep_house(bastion: &TestBastion, watch: &mut Watch) {
     store.forget_old_logins(before).await.unwrap();
     store.forget_old_certificates(before).await.unwrap();
     store.forget_used_codes(now).await.unwrap();
+    store.forget_old_sources(now).await.unwrap();
     watch.look("forget what is over").await;
     store.open_recordings().await.unwrap();
     watch.look("find interrupted recordings").await;

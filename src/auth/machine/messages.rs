@@ -136,6 +136,8 @@ pub enum Effect {
         counts: bool,
         /// Whether it was a wrong code after a right first factor.
         code: bool,
+        /// Whether the account was locked for this source already: nothing is counted then.
+        locked: bool,
         /// By how many seconds the authenticator's clock seems to be off.
         drift: Option<i64>,
         /// The account, if there is one.

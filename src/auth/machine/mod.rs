@@ -132,6 +132,8 @@ pub struct GivenUp {
     pub account: Option<Id>,
     /// Whether it counts towards the lock: a password does, which may have been a guess.
     pub counts: bool,
+    /// Whether the account was locked for this source already.
+    pub locked: bool,
     /// What happened until then.
     pub notes: Vec<Note>,
 }
@@ -278,6 +280,7 @@ impl Machine {
         (waits && tried).then(|| GivenUp {
             account: self.account().map(|account| account.id.clone()),
             counts: password,
+            locked: self.is_locked(),
             notes: self.notes.clone(),
         })
     }
@@ -436,7 +439,13 @@ impl Machine {
             reason.counts() || (reason == Refusal::CertificateRefused && self.first.is_password());
         let account = self.account().map(|account| account.id.clone());
         let code = reason.is_of_code() && self.may_guess_code();
-        Effect::Fail { reason, counts, code, drift, account, notes: self.take_notes() }
+        let locked = self.is_locked();
+        Effect::Fail { reason, counts, code, locked, drift, account, notes: self.take_notes() }
+    }
+
+    /// Whether the source was locked when the account, or that there is none, was looked up.
+    fn is_locked(&self) -> bool {
+        self.throttle().locked_until.is_some_and(|until| self.at < until)
     }
 
     /// Whether what stands between the client and the account is a code: the first factor was right.

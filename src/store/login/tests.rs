@@ -1,14 +1,21 @@
 //! What looking an account up costs, statement by statement.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use diesel::connection::InstrumentationEvent;
 use diesel_async::AsyncConnection as _;
 
-use super::*;
-use crate::domain::{RadiusMode, Role};
+use super::{NewAuthenticator, Throttled};
+use crate::audit::{Context, Refusal};
+use crate::auth::account::ThrottleRules;
+use crate::auth::totp;
+use crate::domain::{
+    Factor, Id, RadiusMode, Role, SecondFactor, Source, TimeStep, UnixTime, UserName,
+};
 use crate::keys::{self, AuditKey};
-use crate::store::{NewUser, Opening, Settings};
+use crate::store::pool::on;
+use crate::store::{NewUser, Opening, Settings, Store, seal};
 
 const NOW: UnixTime = UnixTime(1_795_508_403_000);
 

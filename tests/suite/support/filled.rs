@@ -148,6 +148,10 @@ fn people(size: Size, groups: u64, user: &str, now: UnixTime) -> Vec<String> {
     all.extend(rows("throttle", size.users, "1 = 1", &failures));
     let attacks = [("account", "'user' || i"), ("failures", "1"), ("since", &today)];
     all.extend(rows("attacks", size.users, "1 = 1", &attacks));
+    let codes = [("user_id", user), ("failures", "1"), ("since", &today)];
+    all.extend(rows("code_failures", size.users, "1 = 1", &codes));
+    let known = [("user_id", user), ("source", "'192.0.2.7/32'"), ("last_at", &today)];
+    all.extend(rows("known_sources", size.users, "1 = 1", &known));
     for (table, columns) in [
         ("group_sign_in", [("group_name", "'group' || i"), ("rule", "'password+otp,key+otp'")]),
         ("group_factors", [("group_name", "'group' || i"), ("factor", "'totp'")]),

@@ -1,0 +1,2 @@
+DROP INDEX code_failures_age;
+DROP INDEX code_failures_limited;
