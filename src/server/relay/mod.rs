@@ -295,12 +295,7 @@ async fn decide(
         let message = format!("{} is no longer a target", target.name);
         return Err(refused(Refusal::NotGranted, &message));
     };
-    let subject = Subject {
-        user: who.user(),
-        groups: &access.groups,
-        source: conn.source.ip(),
-        given: who.given(),
-    };
+    let subject = Subject::of(who, &access.groups, conn.source.ip());
     let now = conn.bastion.clock.now();
     match authorize_account(&subject, target, &access.grants, account, now) {
         AccountDecision::Permit(permit) => Ok(permit),

@@ -16,6 +16,7 @@ pub mod bastion;
 pub mod dialog;
 pub mod freeradius;
 pub mod hop;
+pub mod journal;
 pub mod keypair;
 pub mod people;
 pub mod played;
