@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::sign_in::{Asking, Questions, Stage};
 use super::stream::ChannelStream;
+use super::target_auth::{Asking, Questions, Stage};
 use super::{Onward, Relay, host_key};
 use crate::console::CodeQuestion;
 use crate::domain::{Capability, Destination, Target};

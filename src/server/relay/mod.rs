@@ -8,7 +8,7 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `sign_in`, `step_up`, `callbacks` and
+//! Reading order: [`Relay`], `door`, `target` (with `target_auth`, `step_up`, `callbacks` and
 //! `asked`), `session`,
 //! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
 
@@ -28,10 +28,10 @@ pub mod probe;
 mod recorder;
 pub(super) mod selector;
 mod session;
-mod sign_in;
 mod step_up;
 mod stream;
 mod target;
+mod target_auth;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
