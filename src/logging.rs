@@ -142,7 +142,7 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 
 /// Whether `stream` is the journal, whose device and inode `$JOURNAL_STREAM` names
 /// (systemd.exec(5)).
-pub(crate) fn is_journal(named: Option<&str>, stream: &impl AsFd) -> bool {
+fn is_journal(named: Option<&str>, stream: &impl AsFd) -> bool {
     let stat = rustix::fs::fstat(stream);
     stat.is_ok_and(|stat| named == Some(&format!("{}:{}", stat.st_dev, stat.st_ino)))
 }

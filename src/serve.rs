@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -189,6 +190,7 @@ pub async fn serve(
     log: logging::Filter,
 ) -> anyhow::Result<()> {
     let config = loaded.config;
+    allow_files().context("failed to raise the limit of open files")?;
     private_folder(&config.data_dir)?;
     let _lock = lock(&config.data_dir)?;
     // Before anybody can see that it listens, so that a signal from then on stops it in good order.
@@ -215,6 +217,9 @@ pub async fn serve(
     let helpers = TaskTracker::new();
     let stop = CancellationToken::new();
     helpers.spawn(stop.clone().run_until_cancelled_owned(signals));
+    let (settled, bastion_of) = (config.clone(), Arc::clone(&bastion));
+    let forgetting = async move { setup::first_password::forget(settled, &bastion_of).await };
+    helpers.spawn(stop.clone().run_until_cancelled_owned(forgetting));
     let reloading = reload::watch(Arc::clone(&bastion), config, log, hangup, load_again);
     helpers.spawn(stop.clone().run_until_cancelled_owned(reloading));
     let watched = Arc::clone(&bastion);
@@ -231,6 +236,13 @@ pub async fn serve(
         anyhow::bail!("nothing accepted connections any more: the log says what happened");
     }
     Ok(())
+}
+
+/// Takes as many open files as the system allows: each connection is one, and each forward another. What
+/// a shell gives by default is for programs that use select(2).
+fn allow_files() -> std::io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 /// Keeps a second server off the same data folder: it would close the first one's sessions.

@@ -3,6 +3,7 @@
 //! Always holds: only [`init`] makes anything, and for a store that has users already no key but the
 //! login CA's; the first administrator's password is shown once, and never to a log.
 
+pub mod first_password;
 mod radius;
 
 use std::fs;
@@ -20,11 +21,14 @@ use crate::clock::Clock;
 use crate::config::{Config, KeyFile};
 use crate::domain::{Role, SecondFactor, UserName};
 use crate::keys::{self, AuditKey};
+use crate::server;
 use crate::store::seal::Keyring;
 use crate::store::{NewUser, Opening, Settings as StoreSettings, Store};
-use crate::{logging, server};
 
 pub use radius::{radius_server, radius_settings};
+
+/// The first administrator's name.
+const FIRST_ADMIN: &str = "admin";
 
 /// What a hash costs by the configuration.
 pub fn cost(config: &Config) -> Cost {
@@ -159,7 +163,7 @@ async fn first_admin(
     store: &Store,
     clock: &Clock,
 ) -> anyhow::Result<Option<SecretString>> {
-    let name: UserName = "admin".parse()?;
+    let name: UserName = FIRST_ADMIN.parse()?;
     let one_time = password::one_time()?;
     let now = clock.now();
     let new = NewUser {
@@ -198,7 +202,7 @@ pub fn made(config: &Config, one_time: Option<&SecretString>) -> anyhow::Result<
     Ok(serde_json::json!({
         "data_dir": config.data_dir,
         "made": one_time.is_some(),
-        "administrator": one_time.map(|_| "admin"),
+        "administrator": one_time.map(|_| FIRST_ADMIN),
         "one_time_password": one_time.map(|password| password.expose_secret()),
         "host_key": host_key(config)?,
     }))
@@ -218,16 +222,7 @@ pub fn welcome(
         "" => "localhost",
         host => host,
     };
-    // The journal is no place for a password. The variable alone says nothing: terminals of a desktop
-    // inherit it from the session's manager.
-    let journal = std::env::var("JOURNAL_STREAM").ok();
-    let password = if logging::is_journal(journal.as_deref(), &std::io::stdout()) {
-        let path = config.data_dir.join("first-password");
-        keys::replace_secret(&path, one_time.expose_secret().as_bytes())?;
-        format!("in the file {}: delete it afterwards", path.display())
-    } else {
-        one_time.expose_secret().to_owned()
-    };
+    let password = first_password::told(config, one_time, &std::io::stdout())?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "This is the first start: made keys, a store and an administrator.\n")?;
     writeln!(out, "  administrator       admin")?;

@@ -162,7 +162,7 @@ pub async fn explain(verbs: &Verbs<'_>, asked: Explain, out: &mut Out<'_>) -> an
     let account: Id = detail.user.id.parse()?;
     let port = asked.target.port;
     let destination = Destination::parse(asked.target.host.as_str(), u32::from(port))?;
-    let access = verbs.store.access_to(&account, &destination).await?;
+    let access = verbs.store.access_explained(&account, &destination).await?;
     let zone = jiff::tz::TimeZone::system();
     let at = asked.at.map_or(Ok(verbs.now), |when| when.resolve(verbs.now, &zone))?;
     let question = Question {
@@ -204,7 +204,10 @@ fn look_at_sign_in(
             continue;
         };
         let locked = format!("{name} is locked from {} until {until}", lock.source);
-        let here = |ip| lock.source.parse().is_ok_and(|net: ipnet::IpNet| net.contains(&ip));
+        let of_site = lock.source.ends_with("/48");
+        let spared = |ip| of_site && detail.known_sources.iter().any(|known| known.covers(ip, at));
+        let contains = |ip| lock.source.parse().is_ok_and(|net: ipnet::IpNet| net.contains(&ip));
+        let here = |ip| contains(ip) && !spared(ip);
         match source {
             Some(ip) if here(ip) => explained.cannot_sign_in(locked),
             Some(_) => {}

@@ -2,14 +2,15 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
 use super::output::{Format, Row, list};
 use super::{Out, Verbs};
 use crate::cli::KeyCommand;
-use crate::store::SealingKey;
 use crate::store::seal::Keyring;
+use crate::store::{SealingKey, Store};
 
 impl Row for SealingKey {
     const HEADINGS: &'static [&'static str] = &["KEY", "SEALS", "SECRETS", "HERE"];
@@ -48,7 +49,36 @@ pub async fn sealing(
     }
 }
 
+/// How long a server has to say which keys it holds, where another node notices if it is dead.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The same, where none would: four times as long as a server takes to say that it lives.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// Waits until every server that uses the store said that it holds the key, or one said so not; then the
+/// rotation refuses, and says which. SQLite's only one is forgotten if it says nothing any more.
+async fn settle(store: &Store, key: &str) -> anyhow::Result<()> {
+    let Some(mut seen) = store.node_without(key).await? else { return Ok(()) };
+    store.ask_nodes().await?;
+    let began = Instant::now();
+    while let Some((node, beats)) = store.node_without(key).await? {
+        if node == seen.0 && beats != seen.1 {
+            return Ok(()); // It was asked and does not hold it.
+        }
+        let waited = began.elapsed();
+        if store.is_shared() && waited >= PATIENCE {
+            return Ok(());
+        }
+        if !store.is_shared() && waited >= DEAD_AFTER {
+            store.forget_node(&node).await?;
+        }
+        seen = (node, beats);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
 async fn rotate(verbs: &Verbs<'_>, to: &str, out: &mut Out<'_>) -> anyhow::Result<()> {
+    settle(verbs.store, to).await?;
     let secrets = verbs.store.rotate(to, verbs.context, verbs.now).await?;
     if verbs.format == Format::Json {
         writeln!(out, "{}", serde_json::json!({ "secrets": secrets, "key": to }))?;

@@ -168,6 +168,8 @@ words! {
         RecordingsFull = "recordings-full",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
+        /// More login certificates than one account may have.
+        TooManyCertificates = "too-many-certificates",
         /// The bastion is stopping.
         Draining = "draining",
         /// The caller's role does not allow the command.
@@ -176,6 +178,8 @@ words! {
         Guarded = "guarded",
         /// A load balancer sent no PROXY header, or none that can be read.
         ProxyHeader = "proxy-header",
+        /// A load balancer did not say who connects through it.
+        ProxyUnknown = "proxy-unknown",
         /// The audit log or the store could not be written.
         StoreFailed = "store-failed",
     }
@@ -196,6 +200,7 @@ impl Refusal {
             | Self::CertificateRefused
             | Self::StoreFailed
             | Self::TooManySessions
+            | Self::TooManyCertificates
             | Self::Busy => false,
             Self::UnknownUser
             | Self::Disabled
@@ -228,7 +233,8 @@ impl Refusal {
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded
-            | Self::ProxyHeader => true,
+            | Self::ProxyHeader
+            | Self::ProxyUnknown => true,
         }
     }
 

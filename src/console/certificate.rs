@@ -13,7 +13,7 @@ use super::own::Own;
 use crate::audit::Refusal;
 use crate::domain::Factors;
 use crate::keys;
-use crate::store::NewCertificate;
+use crate::store::{MAX_CERTIFICATES, NewCertificate};
 
 /// The most lines that are looked through for a key.
 const MAX_LINES: usize = 100;
@@ -62,6 +62,13 @@ pub(super) async fn issue(own: &Own<'_>, dialog: &mut Dialog<'_>) -> anyhow::Res
     let key = fingerprint.as_str();
     let new = NewCertificate { serial, account, epoch, key, source, session, until };
     let issued = own.store.issue_certificate(&new, &own.context, now).await?;
+    if let Err(reason @ Refusal::TooManyCertificates) = issued {
+        let text = format!(
+            "you have {MAX_CERTIFICATES} certificates that hold already: 'certificate list' shows them, \
+             revoke one with 'certificate revoke SERIAL', or wait until one expires"
+        );
+        return own.refuse(reason, &text).await;
+    }
     own.made(issued).await?;
     dialog.out().write_all(format!("{certificate}\n").as_bytes()).await?;
     dialog.out().flush().await?;

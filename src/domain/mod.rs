@@ -293,6 +293,13 @@ impl IdPrefix {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The first and the last text between which, both included, all ids lie that begin so, and no
+    /// others: in the order of any collation, since ids are of digits and small letters. An index finds
+    /// them by it, which it does not by LIKE.
+    pub fn range(&self) -> (&str, String) {
+        (&self.0, format!("{}{}", self.0, "z".repeat(Id::LEN)))
+    }
 }
 
 impl fmt::Display for IdPrefix {
@@ -347,9 +354,28 @@ mod tests {
         for good in ["7", "7kq2", "7kq2m9x4v1ab"] {
             assert_eq!(good.parse::<IdPrefix>().unwrap().as_str(), good);
         }
-        // `%` and `_` mean something to the store's LIKE.
         for bad in ["", "%", "_", "A", "7kq2m9x4v1abc", "i"] {
             assert!(bad.parse::<IdPrefix>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_lie_in_the_range_of_their_beginning_and_of_no_other() {
+        let id = "7kq2m9x4v1ab";
+        for (prefix, is_in) in [
+            ("7", true),
+            ("7kq2m9x4v1ab", true),
+            ("7kq2m9x4v1a", true),
+            ("7kq2m9x4v1ac", false),
+            ("7kq1", false),
+            ("7kq3", false),
+            ("8", false),
+            ("6z", false),
+        ] {
+            let prefix: IdPrefix = prefix.parse().unwrap();
+            let (first, last) = prefix.range();
+            assert_eq!(first <= id && id <= last.as_str(), is_in, "{prefix}");
+            assert_eq!(id.starts_with(prefix.as_str()), is_in, "{prefix}");
         }
     }
 }

@@ -30,7 +30,7 @@ use super::traffic::Traffic;
 use crate::audit::{Context, EndReason, Event, Refusal};
 use crate::auth::machine::{Authenticated, GivenUp};
 use crate::console::OwnEpoch;
-use crate::domain::{Capability, Id, Source, noted, printable};
+use crate::domain::{Capability, Factors, Id, Source, noted, printable};
 use crate::store::{FailureNote, Throttled};
 
 /// How long a client has to take a goodbye in before its socket is closed.
@@ -72,6 +72,8 @@ pub(crate) struct Connection {
     /// Set before the store opens the session, so that an end in the middle still closes it, and a
     /// change of the account that comes from then on still ends it: the account and its epoch.
     may_be_open: OnceLock<(Id, i64)>,
+    /// The factors that it was, or is about to be, opened with.
+    opened_with: Mutex<Factors>,
     /// The user name that the client gave first, which stays, printable.
     user: OnceLock<String>,
     /// The failure to write down if the client leaves before it signed in.
@@ -88,6 +90,8 @@ pub(crate) struct Connection {
     channels: AtomicUsize,
     /// Whether a channel was opened already.
     had_channel: AtomicBool,
+    /// Bytes of answers to file requests that targets owe its user, or that wait for them.
+    pub(super) answers: AtomicUsize,
     /// How fast channels may be opened: each is an event or two, and may run a command, one more.
     opens: DefaultDirectRateLimiter,
     /// How many ports and socket files targets may still listen at for it.
@@ -162,7 +166,8 @@ impl Connection {
         }
     }
 
-    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64) {
+    pub(super) fn session_may_be_open(&self, account: &Id, epoch: i64, given: Factors) {
+        *self.opened_with.lock().unwrap_or_else(PoisonError::into_inner) = given;
         // A second attempt on one connection is of the same account: its name is fixed.
         let _first_stays = self.may_be_open.set((account.clone(), epoch));
     }
@@ -172,6 +177,13 @@ impl Connection {
         let signed_in =
             self.signed_in.get().map(|who| (who.account(), self.epoch.since(who.epoch())));
         signed_in.or_else(|| self.may_be_open.get().map(|(account, epoch)| (account, *epoch)))
+    }
+
+    /// The account whose session this is, or is about to be (its client may still have a notice to read),
+    /// and the factors that were given for it.
+    pub(super) fn given(&self) -> Option<(&Id, Factors)> {
+        let (account, _) = self.may_be_open.get()?;
+        Some((account, *self.opened_with.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Whether a change of its account may still be its own, which it is about to take in. That takes
@@ -342,6 +354,7 @@ pub(super) async fn serve(
         signed_in: OnceLock::new(),
         epoch: OwnEpoch::default(),
         may_be_open: OnceLock::new(),
+        opened_with: Mutex::new(Factors::NONE),
         user: OnceLock::new(),
         given_up: Mutex::new(None),
         refusals: Refusals::default(),
@@ -352,6 +365,7 @@ pub(super) async fn serve(
         for_menu: Mutex::default(),
         channels: AtomicUsize::new(0),
         had_channel: AtomicBool::new(false),
+        answers: AtomicUsize::new(0),
         opens: direct(OPENS),
         listeners: Arc::new(Semaphore::new(LISTENERS)),
         listens: direct(LISTENS),

@@ -4,8 +4,9 @@
 //! Always holds: a place that was given is given back when its [`Admission`] is dropped, whatever
 //! happened in between; every table is bounded; a source is an IPv4 address or the /64 of an IPv6
 //! one, and counts for its /56 and its /48, too, which one customer may hold all of. Beside the places
-//! of those not signed in are a quarter as many for sources that somebody signed in from lately:
-//! strangers, however many, do not shut them out. No lock is held across a wait.
+//! of those not signed in are a quarter as many for sources that somebody signed in from lately, and of
+//! those only their own connections count: strangers, however many, and neighbours in their site do not
+//! shut them out. No lock is held across a wait.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -344,7 +345,10 @@ impl Admission {
         if let Some(left) = state.penalty(&network, now).filter(|left| *left >= ENFORCED_FROM) {
             return Err(Denied::Penalized(left));
         }
-        let counts = state.counts_for(network);
+        let mut counts = state.counts_for(network);
+        if state.is_known(&network, now) {
+            counts.truncate(1); // Its own, which comes first.
+        }
         let count = |net: &IpNet| state.by_source.get(net).copied().unwrap_or_default();
         if counts.iter().any(|(net, most)| count(net) >= *most) {
             return Err(Denied::TooManyFromSource);
@@ -457,6 +461,28 @@ mod tests {
         assert_eq!(hold(&mut [source(200)].into_iter()), 20);
         let later = now + KNOWN_FOR;
         assert_eq!(guard.admit(&source(200), later).unwrap_err(), Denied::TooManyUnauthenticated);
+    }
+
+    /// Neighbours in one site must not take the places of who signed in from there lately.
+    #[test]
+    fn a_full_site_does_not_shut_out_who_is_known_in_it() {
+        let many = Limits { unauthenticated: 100, unauthenticated_per_source: 20, ..limits() };
+        let (guard, now) = (Guard::new(Limits { connections: 1000, ..many }), Instant::now());
+        let six = |network: u16| Source(format!("[2001:db8:0:{network:x}::1]:1").parse().unwrap());
+        guard.admit(&six(200), now).unwrap().authenticated(now);
+        let mut held: Vec<Admission> = Vec::new();
+        for network in (0..0x1000).map(six).filter(|source| *source != six(200)) {
+            held.extend(guard.admit(&network, now).ok());
+        }
+        assert_eq!(held.len(), 40);
+        let full = Denied::TooManyFromSource;
+        assert_eq!(guard.admit(&six(0x2000), now).unwrap_err(), full);
+        // So many of its own, as anybody else.
+        let own: Vec<_> = (0..30).map_while(|_| guard.admit(&six(200), now).ok()).collect();
+        assert_eq!(own.len(), 20);
+        assert_eq!(guard.admit(&six(200), now).unwrap_err(), full);
+        drop(own);
+        assert_eq!(guard.admit(&six(200), now + KNOWN_FOR).unwrap_err(), full);
     }
 
     #[test]

@@ -272,6 +272,14 @@ impl russh::server::Handler for Handler {
         self.request(user, Request::Key(key)).await
     }
 
+    /// A user certificate that is in its time by the system's clock, and whose signatures are right. russh
+    /// 0.65 refuses any other by itself, before it calls anything here: `server_read_auth_request_pk` in
+    /// its `server/encrypted.rs` compares the dates first, ahead of `auth_publickey_offered`, and its
+    /// answer (`reject_auth_request`) calls no handler either. What is below us, the socket, sees nothing
+    /// but what is encrypted. So such a refusal is in no audit event; [`Authorities::check`] decides by the
+    /// same dates again, by the bastion's own clock, and audits what it refuses.
+    ///
+    /// [`Authorities::check`]: crate::keys::Authorities::check
     async fn auth_openssh_certificate(
         &mut self,
         user: &str,

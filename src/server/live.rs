@@ -147,11 +147,13 @@ impl Table {
         for conn in before.iter().filter(|conn| !open.contains(&conn.id)) {
             conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
         }
-        for conn in before {
-            let Some(who) = conn.who() else { continue };
+        // Also one that was let in and has a notice to read first. One that the store opened after it was
+        // read went by the rules of then.
+        for conn in self.all().iter().filter(|conn| open.contains(&conn.id)) {
+            let Some((account, given)) = conn.given() else { continue };
             let default = SignInPolicy::default();
-            let policy = live.policies.get(who.account()).unwrap_or(&default);
-            if !policy.allows(who.given(), conn.source.ip()) {
+            let policy = live.policies.get(account).unwrap_or(&default);
+            if !policy.allows(given, conn.source.ip()) {
                 conn.end(EndReason::Revoked, "more is asked of you by now: sign in again");
             }
         }
@@ -204,17 +206,20 @@ async fn look(
     Ok(later)
 }
 
-/// Says that this node lives, and closes the sessions of nodes that no longer do. SQLite's store has
-/// one node, which closes its own at its next start.
+/// Says that this node lives and which sealing keys it holds, now and then and when something changed
+/// (a rotation asks for it so); and closes the sessions of nodes that no longer live. SQLite's store has
+/// one node, which closes its own at its next start, and those that it left under another name.
 pub(super) async fn beat(bastion: Arc<Bastion>) {
-    if !bastion.store.is_shared() {
-        return;
-    }
     let mut others = Others::default();
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut revisions = bastion.revisions();
     loop {
-        ticks.tick().await;
+        // Only by the clock does another node miss its beats.
+        let is_due = tokio::select! {
+            _ = ticks.tick() => true,
+            Ok(()) = revisions.changed() => false,
+        };
         let beats = match bastion.store.beat().await {
             Ok(beats) => beats,
             // `watch` says so as well. What could not be read is no sign of death.
@@ -223,6 +228,9 @@ pub(super) async fn beat(bastion: Arc<Bastion>) {
                 continue;
             }
         };
+        if !is_due {
+            continue;
+        }
         for node in others.dead(beats) {
             match bastion.store.close_lost(&node, bastion.clock.now()).await {
                 Ok(0) => {}

@@ -193,7 +193,7 @@ impl Login {
         let (whose, rules) = (self.whose(), &conn.settings.throttle);
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
-        conn.session_may_be_open(&account, attempt.epoch);
+        conn.session_may_be_open(&account, attempt.epoch, attempt.given);
         let signed_in = store.sign_in(attempt, &sign_in, &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);

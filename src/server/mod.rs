@@ -31,6 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -157,7 +158,7 @@ impl Bastion {
     }
 
     /// Tells of every change that a forward's permit has to be checked against.
-    fn revisions(&self) -> watch::Receiver<i64> {
+    pub fn revisions(&self) -> watch::Receiver<i64> {
         self.revisions.clone()
     }
 
@@ -230,6 +231,10 @@ pub async fn run(
     stop_watching.cancel();
     watching.wait().await;
     write_suppressed(&bastion).await;
+    // There is no other node that would notice; and a rotation must not wait for one that is gone.
+    if !bastion.store.is_shared() {
+        bastion.store.forget_node(bastion.store.node()).await?;
+    }
     bastion.store.record(bastion.clock.now(), &server_context(), Event::ServerStopped).await
 }
 
@@ -276,11 +281,15 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
     let timeout = Duration::from_secs(5);
     let source = proxy::read_header(&mut stream, peer, &settings.proxy_from, timeout).await;
     let source = match source {
-        Ok(source) => source,
+        Ok(proxy::Origin::Client(source)) => source,
+        Ok(proxy::Origin::Proxy) => return greet(stream).await,
         Err(error @ proxy::Error::Unused) => return tracing::debug!(%error, %peer),
         Err(error) => {
             drop((stream, admission));
-            let reason = Refusal::ProxyHeader;
+            let reason = match error {
+                proxy::Error::Unknown => Refusal::ProxyUnknown,
+                _ => Refusal::ProxyHeader,
+            };
             return turn_away(&bastion, Source(peer), reason, &error.to_string()).await;
         }
     };
@@ -291,6 +300,19 @@ async fn admit(bastion: Arc<Bastion>, mut stream: TcpStream, peer: SocketAddr) {
             turn_away(&bastion, source, Refusal::Guarded, &denied.to_string()).await;
         }
     }
+}
+
+/// Shows a load balancer's health check that an SSH server is here, and ends it: nobody signs in from the
+/// load balancer's own address.
+async fn greet(mut stream: TcpStream) {
+    let said = async {
+        stream.write_all(format!("{}\r\n", ssh::ID).as_bytes()).await?;
+        stream.shutdown().await?;
+        // What it may say is taken first: with that unread, the system could take back what was said.
+        tokio::io::copy(&mut stream.take(512), &mut tokio::io::sink()).await
+    };
+    let greeted = tokio::time::timeout(Duration::from_secs(5), said).await;
+    tracing::trace!(?greeted, "a load balancer looked whether somebody is here");
 }
 
 /// Writes down, once a minute for each source, that a connection was not let in.

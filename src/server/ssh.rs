@@ -28,6 +28,9 @@ const CHANNEL_QUEUE: usize = 16;
 /// Messages that may wait between all pumps and the connection.
 const EVENT_QUEUE: usize = 16;
 
+/// What the bastion identifies itself with (RFC 4253 section 4.2), without the line's end.
+pub const ID: &str = concat!("SSH-2.0-Sallyport_", env!("CARGO_PKG_VERSION"));
+
 /// Puts russh's configuration together.
 pub fn config(
     host_key: PrivateKey,
@@ -37,10 +40,7 @@ pub fn config(
     older_clients: bool,
 ) -> russh::server::Config {
     russh::server::Config {
-        server_id: SshId::Standard(Cow::Borrowed(concat!(
-            "SSH-2.0-Sallyport_",
-            env!("CARGO_PKG_VERSION")
-        ))),
+        server_id: SshId::Standard(Cow::Borrowed(ID)),
         methods: method_set(methods),
         // Waits are ours (`login`): russh's would hold a right first factor back as well.
         auth_rejection_time: Duration::ZERO,

@@ -1,6 +1,6 @@
 //! Targets, groups and grants.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -65,11 +65,30 @@ pub struct GroupRow {
 }
 
 impl Store {
-    /// What decides whether `account` may go to `destination`.
+    /// What decides whether `account` may go to `destination`: of their grants only those that lead to
+    /// a target that it means.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn access_to(
+        &self,
+        account: &Id,
+        destination: &Destination,
+    ) -> Result<Access, Error> {
+        let mut tx = self.read_short().await?;
+        let groups = tx.groups_of(account).await?;
+        let targets = tx.targets_meant(destination).await?;
+        let grants = tx.grants_leading(account, &groups, &targets).await?;
+        tx.commit().await?;
+        Ok(Access { groups, grants, targets })
+    }
+
+    /// As [`Self::access_to`], with all grants of `account`: for who wants to know why another one does
+    /// not lead there.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn access_explained(
         &self,
         account: &Id,
         destination: &Destination,
@@ -82,7 +101,7 @@ impl Store {
         Ok(Access { groups, grants, targets })
     }
 
-    /// What `account` may go to: every target is looked at.
+    /// What `account` may go to: the targets that their grants lead to, by name.
     ///
     /// # Errors
     /// When the store fails.
@@ -90,7 +109,7 @@ impl Store {
         let mut tx = self.read().await?;
         let groups = tx.groups_of(account).await?;
         let grants = tx.grants_for(account, &groups).await?;
-        let targets = if grants.is_empty() { Vec::new() } else { tx.all_targets().await? };
+        let targets = tx.targets_granted(&grants).await?;
         tx.commit().await?;
         Ok(Access { groups, grants, targets })
     }
@@ -152,13 +171,14 @@ impl Store {
         let mut rules = tx.group_sign_ins().await?;
         let remembers = tx.group_remembers().await?;
         tx.commit().await?;
-        let of = |group: &str| {
-            members.iter().filter(|(g, _)| g == group).map(|(_, m)| m.clone()).collect()
-        };
+        let mut of: HashMap<String, Vec<String>> = HashMap::new();
+        for (group, member) in members {
+            of.entry(group).or_default().push(member);
+        }
         Ok(groups
             .into_iter()
             .map(|(group, created_at)| {
-                let members = of(&group);
+                let members = of.remove(&group).unwrap_or_default();
                 let (factor, radius_mode) = factors.remove(&group).unzip();
                 let radius_mode = radius_mode.flatten();
                 let sign_in = rules.remove(&group);
@@ -242,14 +262,11 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let Some(id) = tx.target_named(name).await? else { return Err(no_such("target", name)) };
+        let id = tx.take_target(name).await?;
         let lost = tx.grants_where(Some(GrantFilter::Target(id.as_str().to_owned()))).await?;
-        let removed = on!(tx.engine(), conn => {
+        on!(tx.engine(), conn => {
             diesel::delete(targets::table.find(id.as_str())).execute(conn).await
         })?;
-        if removed == 0 {
-            return Err(no_such("target", name)); // Somebody else was first.
-        }
         tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::TargetRemoved { target: name.clone() }).await
     }
@@ -286,16 +303,11 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         let lost = tx.grants_where(Some(GrantFilter::Group(group.as_str().to_owned()))).await?;
-        let removed = on!(tx.engine(), conn => {
+        on!(tx.engine(), conn => {
             diesel::delete(user_groups::table.find(group.as_str())).execute(conn).await
         })?;
-        if removed == 0 {
-            return Err(no_such("group", group)); // Somebody else was first.
-        }
         tx.append_removed(lost, context, now).await?;
         tx.changed(now, context, Event::GroupRemoved { group: group.clone() }).await
     }
@@ -435,6 +447,8 @@ impl Store {
 pub(super) enum GrantFilter {
     /// For this user or one of these groups.
     For(String, Vec<String>),
+    /// For this user or one of these groups, and for one of these targets, by id, or labels.
+    Leading(String, Vec<String>, Vec<String>, Vec<String>),
     /// For this target alone, by id.
     Target(String),
     /// For this group.
@@ -491,6 +505,20 @@ impl Tx<'_> {
         self.grants_where(Some(GrantFilter::For(account.to_string(), groups))).await
     }
 
+    /// Those of them that lead to one of `targets`.
+    async fn grants_leading(
+        &mut self,
+        account: &Id,
+        groups: &[GroupName],
+        targets: &[Target],
+    ) -> Result<Vec<Grant>, Error> {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        let ids = targets.iter().map(|target| target.id.to_string()).collect();
+        let labels = targets.iter().flat_map(|target| &target.labels).map(ToString::to_string);
+        let filter = GrantFilter::Leading(account.to_string(), groups, ids, labels.collect());
+        self.grants_where(Some(filter)).await
+    }
+
     pub(super) async fn grants_where(
         &mut self,
         filter: Option<GrantFilter>,
@@ -511,6 +539,9 @@ impl Tx<'_> {
                 Some(GrantFilter::For(user, groups)) => {
                     query.filter(grants::user_id.eq(user).or(grants::group_name.eq_any(groups)))
                 }
+                Some(GrantFilter::Leading(user, groups, ids, labels)) => query
+                    .filter(grants::user_id.eq(user).or(grants::group_name.eq_any(groups)))
+                    .filter(grants::target_id.eq_any(ids).or(grants::label.eq_any(labels))),
                 Some(GrantFilter::Target(id)) => query.filter(grants::target_id.eq(id)),
                 Some(GrantFilter::Group(name)) => query.filter(grants::group_name.eq(name)),
                 Some(GrantFilter::User(id)) => query.filter(grants::user_id.eq(id)),
@@ -530,11 +561,57 @@ impl Tx<'_> {
                 .await
         })?;
         let ids: Vec<String> = rows.iter().map(|row| row.0.clone()).collect();
+        self.described(rows, &ids).await
+    }
+
+    /// The targets that `grants` lead to, by name.
+    async fn targets_granted(&mut self, grants: &[Grant]) -> Result<Vec<Target>, Error> {
+        let (mut names, mut labels) = (BTreeSet::new(), BTreeSet::new());
+        for grant in grants {
+            match &grant.object {
+                GrantObject::Target(name) => names.insert(name.as_str()),
+                GrantObject::Label(Label { key, value }) => labels.insert((key, value)),
+            };
+        }
+        let mut ids: BTreeSet<String> = BTreeSet::new();
+        for names in pieces(names) {
+            let found: Vec<String> = on!(self.engine(), conn => {
+                targets::table.filter(targets::name.eq_any(names)).select(targets::id).load(conn).await
+            })?;
+            ids.extend(found);
+        }
+        for (key, value) in labels {
+            let found: Vec<String> = on!(self.engine(), conn => {
+                target_labels::table
+                    .filter(target_labels::key.eq(key).and(target_labels::value.eq(value)))
+                    .select(target_labels::target_id)
+                    .load(conn)
+                    .await
+            })?;
+            ids.extend(found);
+        }
+        let mut all = Vec::new();
+        for ids in pieces(ids) {
+            let rows: Vec<TargetRow> = on!(self.engine(), conn => {
+                targets::table.filter(targets::id.eq_any(&ids)).load(conn).await
+            })?;
+            all.extend(self.described(rows, &ids).await?);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Targets of these rows and ids, with their labels and rules.
+    async fn described(
+        &mut self,
+        rows: Vec<TargetRow>,
+        ids: &[String],
+    ) -> Result<Vec<Target>, Error> {
         let labels: Vec<(String, String, String)> = on!(self.engine(), conn => {
             target_labels::table.filter(target_labels::target_id.eq_any(ids)).load(conn).await
         })?;
-        let rules = self.target_sign_ins().await?;
-        rows.into_iter().map(|row| target(row, &labels, &rules)).collect()
+        let rules = self.target_sign_ins_of(ids).await?;
+        targets_of(rows, labels, rules)
     }
 
     async fn all_targets(&mut self) -> Result<Vec<Target>, Error> {
@@ -543,7 +620,7 @@ impl Tx<'_> {
         let labels: Vec<(String, String, String)> =
             on!(self.engine(), conn => target_labels::table.load(conn).await)?;
         let rules = self.target_sign_ins().await?;
-        rows.into_iter().map(|row| target(row, &labels, &rules)).collect()
+        targets_of(rows, labels, rules)
     }
 
     async fn recorded_at(&mut self, port: u16) -> Result<Vec<(String, String)>, Error> {
@@ -585,6 +662,18 @@ impl Tx<'_> {
             user_groups::table.filter(user_groups::name.eq(group.as_str())).count().get_result(conn).await
         })?;
         Ok(found > 0)
+    }
+
+    /// Holds a group's row until the transaction ends. Before what belongs to the group is changed: whoever
+    /// removes it takes these rows in that order.
+    pub(super) async fn take_group(&mut self, group: &GroupName) -> Result<(), Error> {
+        let taken = on!(self.engine(), conn => {
+            diesel::update(user_groups::table.find(group.as_str()))
+                .set(user_groups::name.eq(group.as_str()))
+                .execute(conn)
+                .await
+        })?;
+        if taken == 1 { Ok(()) } else { Err(no_such("group", group)) }
     }
 
     /// The id of the user `name`, whose row nobody else changes until the transaction ends.
@@ -648,20 +737,41 @@ fn grant(row: GrantRow) -> Result<Grant, Error> {
     })
 }
 
+/// So many at a time as one query may well name.
+fn pieces<T>(all: BTreeSet<T>) -> impl Iterator<Item = Vec<T>> {
+    let mut left = all.into_iter().peekable();
+    std::iter::from_fn(move || left.peek().is_some().then(|| left.by_ref().take(500).collect()))
+}
+
+/// Targets with the labels and rules that name their ids.
+fn targets_of(
+    rows: Vec<TargetRow>,
+    labels: Vec<(String, String, String)>,
+    mut rules: HashMap<String, SignInRule>,
+) -> Result<Vec<Target>, Error> {
+    let mut of: HashMap<String, Vec<Label>> = HashMap::new();
+    for (target, key, value) in labels {
+        of.entry(target).or_default().push(Label { key, value });
+    }
+    let mut all = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (labels, rule) = (of.remove(&row.0).unwrap_or_default(), rules.remove(&row.0));
+        all.push(target(row, labels, rule)?);
+    }
+    Ok(all)
+}
+
 fn target(
     row: TargetRow,
-    labels: &[(String, String, String)],
-    rules: &HashMap<String, SignInRule>,
+    labels: Vec<Label>,
+    sign_in: Option<SignInRule>,
 ) -> Result<Target, Error> {
     let (id, name, host, port, mode, created_at) = row;
     let port = u16::try_from(port)
         .map_err(|_| Error::Damaged { table: "targets", reason: format!("port {port}") })?;
-    let mine = labels.iter().filter(|(target, ..)| *target == id);
     Ok(Target {
-        labels: mine
-            .map(|(_, key, value)| Label { key: key.clone(), value: value.clone() })
-            .collect(),
-        sign_in: rules.get(&id).cloned(),
+        labels,
+        sign_in,
         id: parse("targets", &id)?,
         name: parse("targets", &name)?,
         address: TargetAddress { host: parse("targets", &host)?, port },

@@ -1,6 +1,6 @@
 //! The audit log in the store.
 //!
-//! Always holds: an event gets its number by updating the one row of `audit_head` first, so that
+//! Always holds: an event gets its number by holding the one row of `audit_head` first, so that
 //! writers of all nodes stand in a line until the transaction ends, and numbers have no gaps; nothing
 //! is written behind an end that lies before what this process wrote.
 
@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::pool::on;
+use super::pool::{Engine, on};
 use super::schema::{audit_events, audit_head};
 use super::{Error, Inner, Store, Tx};
 use crate::audit::chain::{Anchor, Checkpoint, Link};
@@ -86,29 +86,46 @@ impl Tx<'_> {
         context: &Context,
         notes: Vec<Note>,
     ) -> Result<(), Error> {
-        use audit_head::dsl;
         if notes.is_empty() {
             return Ok(());
         }
-        let count = i64::try_from(notes.len()).unwrap_or(i64::MAX);
-        let (last, mut prev): (i64, String) = on!(&mut self.lease.engine, conn => {
-            diesel::update(dsl::audit_head.find(1))
-                .set(dsl::seq.eq(dsl::seq + count))
-                .returning((dsl::seq, dsl::hash))
-                .get_result(conn)
-                .await
-        })?;
-        self.store.check_end(last - count, &prev)?;
-        for (seq, Note { at, event }) in (last - count + 1..).zip(notes) {
+        let Anchor { mut seq, hash: mut prev } = self.hold_end().await?;
+        for Note { at, event } in notes {
+            seq += 1;
             let (node, context) = (self.store.node.clone(), context.clone());
             let record = Record { seq, at, node, prev, context, event };
             prev = self.insert(&record).await?.hash;
             self.appended.push(record);
         }
-        on!(&mut self.lease.engine, conn => {
-            diesel::update(dsl::audit_head.find(1)).set(dsl::hash.eq(&prev)).execute(conn).await
+        self.end = Some(Anchor { seq, hash: prev });
+        Ok(())
+    }
+
+    /// The end of the log with what this transaction appended; nobody else appends from then on.
+    async fn hold_end(&mut self) -> Result<Anchor, Error> {
+        if let Some(end) = self.end.take() {
+            return Ok(end);
+        }
+        let end = audit_head::table.find(1).select((audit_head::seq, audit_head::hash));
+        let (seq, hash): (i64, String) = match self.engine() {
+            // Who writes is alone.
+            Engine::Sqlite(conn) => end.get_result(conn.statements()).await?,
+            Engine::Postgres(conn) => end.for_update().get_result(conn).await?,
+        };
+        self.store.check_end(seq, &hash)?;
+        Ok(Anchor { seq, hash })
+    }
+
+    /// Writes down where the log ends now.
+    pub(super) async fn move_end(&mut self) -> Result<(), Error> {
+        use audit_head::dsl;
+        let Some(end) = self.end.clone() else { return Ok(()) };
+        on!(self.engine(), conn => {
+            diesel::update(dsl::audit_head.find(1))
+                .set((dsl::seq.eq(end.seq), dsl::hash.eq(end.hash)))
+                .execute(conn)
+                .await
         })?;
-        self.end = Some(Anchor { seq: last, hash: prev });
         Ok(())
     }
 
@@ -126,7 +143,7 @@ impl Tx<'_> {
             audit_events::hash.eq(&link.hash),
             audit_events::signature.eq(&link.signature),
         );
-        on!(&mut self.lease.engine, conn => {
+        on!(self.engine(), conn => {
             diesel::insert_into(audit_events::table).values(row).execute(conn).await
         })?;
         Ok(link)
@@ -190,7 +207,7 @@ impl Store {
         context: &Context,
         event: Event,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         tx.append(now, context, event).await?;
         tx.commit().await
     }
@@ -204,7 +221,7 @@ impl Store {
         if notes.is_empty() {
             return Ok(());
         }
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         tx.append_notes(context, notes).await?;
         tx.commit().await
     }
@@ -214,7 +231,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn audit_head(&self) -> Result<Anchor, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let (seq, hash) = on!(tx.engine(), conn => {
             audit_head::table.find(1).select((audit_head::seq, audit_head::hash)).first(conn).await
         })?;
@@ -266,7 +283,7 @@ impl Store {
     pub async fn events(&self, filter: &EventFilter, limit: i64) -> Result<Vec<EventRow>, Error> {
         use audit_events::dsl;
         let mut tx = self.read().await?;
-        let rows = on!(tx.engine(), conn => {
+        let mut rows: Vec<EventRow> = on!(tx.engine(), conn => {
             let mut query = dsl::audit_events.select(EventRow::as_select()).into_boxed();
             if let Some(kind) = &filter.kind {
                 query = query.filter(dsl::kind.eq(kind.as_str()));
@@ -275,7 +292,8 @@ impl Store {
                 query = query.filter(dsl::user_name.eq(user.as_str()));
             }
             if let Some(session) = &filter.session {
-                query = query.filter(dsl::session_id.like(format!("{session}%")));
+                let (first, last) = session.range();
+                query = query.filter(dsl::session_id.between(first, last));
             }
             if let Some(since) = filter.since {
                 query = query.filter(dsl::at.ge(since.0));
@@ -283,9 +301,17 @@ impl Store {
             if let Some(until) = filter.until {
                 query = query.filter(dsl::at.lt(until.0));
             }
-            query.order(dsl::seq.desc()).limit(limit).load(conn).await
+            // Numbers say nothing of times to an index: by them, every event since then would be gone
+            // through for the newest before some moment.
+            if filter.since.is_some() || filter.until.is_some() {
+                query = query.order((dsl::at.desc(), dsl::seq.desc()));
+            } else {
+                query = query.order(dsl::seq.desc());
+            }
+            query.limit(limit).load(conn).await
         })?;
         tx.commit().await?;
+        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
         Ok(rows)
     }
 

@@ -3,7 +3,8 @@
 //! Always holds: a certificate lets somebody in only while its row says so: for the account and epoch
 //! that it was given for, in its time, and not revoked. So whatever ends an account's sessions (another
 //! password, an authenticator unbound or changed, a key removed, the account disabled) ends its
-//! certificates too. Revoking one ends the sessions that it opened.
+//! certificates too. Revoking one ends the sessions that it opened. An account has a few at a time only:
+//! each sign-in of its reads them all.
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -14,6 +15,9 @@ use super::schema::{login_certificates, session_certificates, users};
 use super::{Error, Store, Tx};
 use crate::audit::{Context, Event, Refusal};
 use crate::domain::{Id, UnixTime, UserName};
+
+/// The most certificates of one account that hold at a time.
+pub const MAX_CERTIFICATES: usize = 50;
 
 /// A certificate that is about to be given to somebody.
 #[derive(Debug)]
@@ -72,6 +76,10 @@ impl Store {
         if held != 1 {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AccountChanged));
+        }
+        if tx.certificates_of(new.account, now).await?.len() >= MAX_CERTIFICATES {
+            tx.roll_back().await?;
+            return Ok(Err(Refusal::TooManyCertificates));
         }
         let row = (
             dsl::serial.eq(new.serial),

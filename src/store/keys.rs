@@ -3,7 +3,8 @@
 //! Always holds: a store that was opened has the audit key that signed its log so far, and a sealing
 //! key file with the key that seals; secrets are sealed under that one in the transaction that writes
 //! them, so that none is under another when a rotation has ended; and no key seals that a node which
-//! shares the store does not hold.
+//! shares the store does not hold. Whoever seals holds whose secret it is first, then the row that says
+//! which key seals, then the secret's.
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -93,8 +94,8 @@ impl Store {
     /// many there were. May be run again where it was cut off.
     ///
     /// # Errors
-    /// When a node does not hold the key, a secret cannot be opened, or the store fails; what was
-    /// sealed anew before stays so.
+    /// When a node does not hold the key, another rotation began meanwhile, a secret cannot be opened, or
+    /// the store fails; what was sealed anew before stays so.
     pub async fn rotate(&self, id: &str, context: &Context, now: UnixTime) -> Result<u64, Error> {
         if !self.keyring().ids()?.iter().any(|held| held == id) {
             let file = self.keyring().path().display();
@@ -108,7 +109,7 @@ impl Store {
         on!(tx.engine(), conn => {
             diesel::update(dsl::store_keys.find(SEALING)).set(dsl::key.eq(id)).execute(conn).await
         })?;
-        if let Some(node) = tx.node_without(id).await? {
+        if let Some((node, _)) = tx.node_without(id).await? {
             return Err(Error::Conflict(format!(
                 "{node} does not hold the key {id}: copy the sealing key file to it (or restart it, if \
                  it gets the file as a credential), and try again some seconds later"
@@ -126,6 +127,39 @@ impl Store {
             tx.commit().await?;
         }
         Ok(secrets)
+    }
+
+    /// Asks every node to say at once which sealing keys it holds.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn ask_nodes(&self) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        tx.bump_revision().await?;
+        tx.commit().await
+    }
+
+    /// A node that has not said that it holds the key `id`, and how often it has said that it lives.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn node_without(&self, id: &str) -> Result<Option<(String, i64)>, Error> {
+        let mut tx = self.read().await?;
+        let found = tx.node_without(id).await?;
+        tx.commit().await?;
+        Ok(found)
+    }
+
+    /// Forgets a node until it is there again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_node(&self, node: &str) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        on!(tx.engine(), conn => {
+            diesel::delete(nodes::table.find(node)).execute(conn).await
+        })?;
+        tx.commit().await
     }
 }
 
@@ -171,13 +205,33 @@ impl Tx<'_> {
         })?)
     }
 
-    /// A node that shares the store and has not said that it holds the key `id`.
-    async fn node_without(&mut self, id: &str) -> Result<Option<String>, Error> {
-        let nodes: Vec<(String, String)> = on!(self.engine(), conn => {
-            nodes::table.select((nodes::node, nodes::sealing_keys)).order(nodes::node).load(conn).await
-        })?;
+    /// A node that uses the store and has not said that it holds the key `id`; and how often it has said
+    /// that it lives.
+    async fn node_without(&mut self, id: &str) -> Result<Option<(String, i64)>, Error> {
+        let nodes: Vec<(String, i64, String)> =
+            on!(self.engine(), conn => nodes::table.order(nodes::node).load(conn).await)?;
         let without = |keys: &str| !keys.split(' ').any(|held| held == id);
-        Ok(nodes.into_iter().find(|(_, keys)| without(keys)).map(|(node, _)| node))
+        let found = nodes.into_iter().find(|(_, _, keys)| without(keys));
+        Ok(found.map(|(node, beats, _)| (node, beats)))
+    }
+
+    /// Holds the row that says which key seals; refuses if that is not `id` any more, since a rotation
+    /// that began later seals under its own, also what this one would not have touched yet.
+    async fn still_seals(&mut self, id: &str) -> Result<(), Error> {
+        let held = on!(self.engine(), conn => {
+            diesel::update(dsl::store_keys.find(SEALING))
+                .filter(dsl::key.eq(id))
+                .set(dsl::key.eq(dsl::key))
+                .execute(conn)
+                .await
+        })?;
+        if held == 1 {
+            return Ok(());
+        }
+        let seals = self.key_that_seals().await?;
+        Err(Error::Conflict(format!(
+            "the key {seals} seals by now: another rotation began meanwhile, and goes on"
+        )))
     }
 
     /// Every sealed secret.
@@ -212,6 +266,8 @@ impl Tx<'_> {
         let anew = |place| keyring.seal(id, place, &keyring.open(place, &secret.text)?);
         match &secret.of {
             Owner::User(user) => {
+                self.hold_account(user).await?;
+                self.still_seals(id).await?;
                 let new = anew(otp_place(user))?;
                 on!(self.engine(), conn => {
                     diesel::update(users::table.find(user))
@@ -222,6 +278,8 @@ impl Tx<'_> {
                 })?;
             }
             Owner::Account { target, name } => {
+                self.hold_target(target).await?;
+                self.still_seals(id).await?;
                 let new = anew(target::place(&target::row_of(target, name)))?;
                 on!(self.engine(), conn => {
                     diesel::update(target_accounts::table.find((target, name)))

@@ -141,9 +141,12 @@ impl Store {
         rules: &ThrottleRules,
         now: UnixTime,
     ) -> Result<(Option<Box<Account>>, Throttle), Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let account = tx.account(name, now).await?;
-        let throttle = tx.throttle(whose, rules, now).await?;
+        // Nobody's is looked for, too.
+        let nobodys = Id::from_random([0; Id::LEN]);
+        let id = account.as_ref().map_or(&nobodys, |account| &account.id);
+        let throttle = tx.throttle(id, whose, rules, now).await?;
         tx.commit().await?;
         Ok((account.map(Box::new), throttle))
     }
@@ -189,7 +192,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<Result<Claimed, Refusal>, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
         if let (Ok(_), Some(sign_in)) = (&used, open_session) {
             if let Claim::Remembered(remembered) = &attempt.claim
@@ -267,17 +270,17 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<i64, Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the failures, as everywhere.
         let of_code = failure.account.as_ref().filter(|_| failure.code);
         let held = match of_code {
-            Some(account) => tx.hold_account(account).await?,
+            Some(account) => tx.hold_account(account.as_str()).await?,
             None => false,
         };
         if let (Some(account), Some(drift)) = (&failure.account, failure.drift) {
             tx.note_drift(account, drift).await?;
         }
-        let counted = tx.count_failure(whose, rules, failure.counts, now).await?;
+        let counted = tx.count_failure(&failure, whose, rules, now).await?;
         let limited = match of_code {
             Some(account) if held => tx.count_code_failure(account, rules, now).await?,
             _ => None,
@@ -308,7 +311,7 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         // The account before the log, as everywhere: else two that write to both could wait for each other.
         if let Some(seconds) = drift {
             tx.note_drift(account, seconds).await?;
@@ -335,7 +338,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<i64, Refusal>, Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let changed: Option<(i64, String, Option<String>)> = on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -371,7 +374,7 @@ impl Store {
     /// When the store fails.
     pub async fn rehash(&self, account: &Id, old: &str, new: &str) -> Result<(), Error> {
         use users::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(account.as_str()))
@@ -396,7 +399,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<Result<(i64, Vec<SecretString>), Refusal>, Error> {
         let codes = recovery::generate()?;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let Some(epoch) = tx.set_authenticator(new, now).await? else {
             tx.roll_back().await?;
             return Ok(Err(Refusal::AlreadyBound));
@@ -511,14 +514,18 @@ impl Tx<'_> {
         Ok(Some(Otp { secret, last_step: TimeStep(row.otp_last_step) }))
     }
 
+    /// The failures that hold for a source. A site's lock does not, where the source itself is known:
+    /// neighbours must not lock it out.
     async fn throttle(
         &mut self,
+        account: &Id,
         whose: &Throttled,
         rules: &ThrottleRules,
         now: UnixTime,
     ) -> Result<Throttle, Error> {
         use throttle::dsl;
         let mut throttle = Throttle::default();
+        let known = self.is_known(account, whose, now).await?;
         for (place, _) in whose.places(rules) {
             let row: Option<(i64, i64, Option<i64>)> = on!(self.engine(), conn => {
                 dsl::throttle
@@ -529,10 +536,13 @@ impl Tx<'_> {
                     .optional()
             })?;
             let here = row.map(|row| current(row, rules.lock_for, now)).unwrap_or_default();
-            if place == whose.source {
+            let is_own = place == whose.source;
+            if is_own {
                 throttle.failures = here.failures;
             }
-            throttle.locked_until = throttle.locked_until.max(here.locked_until);
+            if is_own || !known {
+                throttle.locked_until = throttle.locked_until.max(here.locked_until);
+            }
         }
         Ok(throttle)
     }
@@ -562,7 +572,8 @@ impl Tx<'_> {
         if same != 1 {
             return Ok(Err(Refusal::AccountChanged));
         }
-        if self.throttle(whose, rules, now).await?.locked_until.is_some() {
+        let throttle = self.throttle(&attempt.account, whose, rules, now).await?;
+        if throttle.locked_until.is_some() {
             return Ok(Err(Refusal::Locked));
         }
         if may_be_guessed && self.is_past_code_limit(&attempt.account, whose, now).await? {
@@ -683,23 +694,33 @@ impl Tx<'_> {
     /// Adds one failure if it counts: to those of the source, of its site and of the account.
     async fn count_failure(
         &mut self,
+        failure: &FailureNote,
         whose: &Throttled,
         rules: &ThrottleRules,
-        counts: bool,
         now: UnixTime,
     ) -> Result<Counted, Error> {
+        let known = match &failure.account {
+            Some(account) => self.is_known(account, whose, now).await?,
+            None => false,
+        };
         let mut places = Vec::new();
         for (place, lock_after) in whose.places(rules) {
             places.push((place, lock_after, self.hold_failures(whose, place, rules, now).await?));
         }
         let failures = places.as_slice().first().map_or(0, |(_, _, before)| before.failures);
         let mut counted = Counted { failures, locked: Vec::new(), attack: None };
-        let is_locked = places.iter().any(|(_, _, before)| before.locked_until.is_some());
-        if is_locked || !counts {
+        // Where the source is known, the site's lock holds for its neighbours only.
+        let holds = |place: &str| place == whose.source || !known;
+        let is_locked =
+            places.iter().any(|(place, _, before)| before.locked_until.is_some() && holds(place));
+        if is_locked || !failure.counts {
             return Ok(counted);
         }
         counted.failures += 1;
         for (place, lock_after, before) in places {
+            if before.locked_until.is_some() {
+                continue;
+            }
             let failures = before.failures + 1;
             let until = (failures >= lock_after).then(|| now.plus(rules.lock_for));
             self.set_failures((&whose.account, place), failures, until, now).await?;
@@ -795,11 +816,17 @@ impl Tx<'_> {
 
     async fn forget_failures(&mut self, whose: &Throttled) -> Result<(), Error> {
         use throttle::dsl;
-        for place in [Some(&whose.source), whose.site.as_ref()].into_iter().flatten() {
-            on!(self.engine(), conn => {
-                diesel::delete(dsl::throttle.find((&whose.account, place))).execute(conn).await
-            })?;
-        }
+        on!(self.engine(), conn => {
+            diesel::delete(dsl::throttle.find((&whose.account, &whose.source))).execute(conn).await
+        })?;
+        let Some(site) = &whose.site else { return Ok(()) };
+        // Not its lock: a known source signs in meanwhile, and its neighbours stay locked out.
+        on!(self.engine(), conn => {
+            diesel::delete(dsl::throttle.find((&whose.account, site)))
+                .filter(dsl::locked_until.is_null())
+                .execute(conn)
+                .await
+        })?;
         Ok(())
     }
 
@@ -821,8 +848,9 @@ impl Tx<'_> {
     ) -> Result<Option<i64>, Error> {
         use users::dsl;
         let id = new.account.as_str();
+        self.hold_account(id).await?;
         let sealed = self.seal(otp_place(id), new.secret.expose()).await?;
-        let may_bind = binding_passwords::table.select(binding_passwords::user_id);
+        let may_bind = binding_passwords::table.find(id).select(binding_passwords::user_id);
         let epoch: Option<i64> = on!(self.engine(), conn => {
             diesel::update(dsl::users)
                 .filter(dsl::id.eq(id))

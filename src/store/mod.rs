@@ -10,6 +10,7 @@ mod access;
 mod audit;
 mod carried;
 mod certificate;
+mod group;
 mod keys;
 mod login;
 mod open;
@@ -22,6 +23,7 @@ mod schema;
 pub mod seal;
 mod session;
 mod sign_in;
+mod sqlite;
 mod target;
 mod user;
 
@@ -34,7 +36,7 @@ use diesel_async::RunQueryDsl;
 pub use access::{Access, GroupRow};
 pub use audit::{EventFilter, EventRow};
 pub use carried::{Carried, Carrier};
-pub use certificate::{CertificateRow, NewCertificate};
+pub use certificate::{CertificateRow, MAX_CERTIFICATES, NewCertificate};
 pub use keys::SealingKey;
 pub use login::{CodeFailures, FailureNote, KnownSource, NewAuthenticator, SignIn, Throttled};
 pub use open::{Opening, Settings};
@@ -48,7 +50,7 @@ pub use user::{BindingPassword, KeyRow, LockRow, NewUser, UserDetail, UserRow};
 use crate::audit::Record;
 use crate::audit::chain::Anchor;
 use crate::keys::AuditKey;
-use pool::{Lease, Pool, on};
+use pool::{Lease, Pool, Use, on};
 
 /// The store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,9 @@ pub enum Error {
         /// The last event that there is.
         end: i64,
     },
+    /// Changes that waited for their commit were not made.
+    #[error("failed to write to the store: {0}")]
+    Commit(Arc<str>),
     /// The schema could not be brought up to date.
     #[error("failed to bring the store's schema up to date: {0}")]
     Migrate(String),
@@ -177,7 +182,7 @@ impl std::fmt::Debug for Store {
 
 /// Changes that happen together or not at all.
 pub(crate) struct Tx<'a> {
-    lease: Lease<'a>,
+    lease: Lease,
     store: &'a Inner,
     /// What it appended to the audit log: told to the log for operators once it lasts.
     appended: Vec<Record>,
@@ -208,34 +213,33 @@ impl Store {
 
     /// Begins to change the store. Writers wait for each other here.
     pub(crate) async fn begin(&self) -> Result<Tx<'_>, Error> {
-        self.start(true).await
+        self.start(Use::Write).await
+    }
+
+    /// Begins to change a few rows that are found by their keys.
+    pub(crate) async fn begin_short(&self) -> Result<Tx<'_>, Error> {
+        self.start(Use::ShortWrite).await
     }
 
     /// Begins to read the store, as it is at one moment.
     pub(crate) async fn read(&self) -> Result<Tx<'_>, Error> {
-        self.start(false).await
+        self.start(Use::Read).await
     }
 
-    async fn start(&self, write: bool) -> Result<Tx<'_>, Error> {
-        match self.try_start(write).await {
+    /// Begins to read a few rows that are found by their keys.
+    pub(crate) async fn read_short(&self) -> Result<Tx<'_>, Error> {
+        self.start(Use::ShortRead).await
+    }
+
+    async fn start(&self, what: Use) -> Result<Tx<'_>, Error> {
+        let lease = match self.0.pool.begin(what).await {
             // A connection that the server closed since it was last used: once more with new ones.
             Err(Error::Query(_)) => {
                 self.0.pool.forget_idle();
-                self.try_start(write).await
+                self.0.pool.begin(what).await?
             }
-            other => other,
-        }
-    }
-
-    async fn try_start(&self, write: bool) -> Result<Tx<'_>, Error> {
-        let mut lease = self.0.pool.lend(write).await?;
-        let sql = match (&lease.engine, write) {
-            (pool::Engine::Sqlite(_), true) => "BEGIN IMMEDIATE",
-            (pool::Engine::Sqlite(_), false) => "BEGIN DEFERRED",
-            (pool::Engine::Postgres(_), true) => "BEGIN",
-            (pool::Engine::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            other => other?,
         };
-        lease.run_sql(sql).await?;
         Ok(Tx { lease, store: &self.0, appended: Vec::new(), end: None })
     }
 }
@@ -243,24 +247,22 @@ impl Store {
 impl Tx<'_> {
     /// Makes the changes of this transaction last.
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
-        self.lease.run_sql("COMMIT").await?;
-        self.lease.give_back();
+        self.move_end().await?;
+        self.lease.commit().await?;
         self.store.note_written(self.end.take());
         self.appended.iter().for_each(audit::mirror);
         Ok(())
     }
 
     /// Undoes the changes of this transaction, and keeps its connection.
-    pub(crate) async fn roll_back(mut self) -> Result<(), Error> {
-        self.lease.run_sql("ROLLBACK").await?;
-        self.lease.give_back();
-        Ok(())
+    pub(crate) async fn roll_back(self) -> Result<(), Error> {
+        self.lease.roll_back().await
     }
 
     /// Tells every node that live sessions have to be checked against what is stored now.
     pub(crate) async fn bump_revision(&mut self) -> Result<(), Error> {
         use schema::revision::dsl;
-        on!(&mut self.lease.engine, conn => {
+        on!(self.lease.engine(), conn => {
             diesel::update(dsl::revision).set(dsl::value.eq(dsl::value + 1)).execute(conn).await
         })?;
         Ok(())
@@ -268,7 +270,7 @@ impl Tx<'_> {
 
     /// The engine, for query bodies.
     pub(crate) fn engine(&mut self) -> &mut pool::Engine {
-        &mut self.lease.engine
+        self.lease.engine()
     }
 }
 

@@ -140,7 +140,9 @@ async fn migrate(engine: Engine) -> Result<(), Error> {
     let fail = |e: Box<dyn std::error::Error + Send + Sync>| Error::Migrate(e.to_string());
     match engine {
         Engine::Sqlite(conn) => {
-            AsyncMigrationHarness::new(*conn).run_pending_migrations(MIGRATIONS).map_err(fail)?;
+            AsyncMigrationHarness::new(conn.into_statements())
+                .run_pending_migrations(MIGRATIONS)
+                .map_err(fail)?;
         }
         Engine::Postgres(mut conn) => {
             // Nodes that start together take turns; the lock ends with the connection.

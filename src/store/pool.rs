@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use diesel::SqliteConnection;
-use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Error;
+use super::group::{self, Seat};
+use super::sqlite::Sqlite;
 
 /// How long anybody waits for a connection or for a lock before the store counts as failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,8 +31,8 @@ pub(super) enum Address {
 
 /// A connection of either engine.
 pub(crate) enum Engine {
-    /// SQLite, run on the blocking pool.
-    Sqlite(Box<SyncConnectionWrapper<SqliteConnection>>),
+    /// SQLite, which waits for its file.
+    Sqlite(Sqlite),
     /// PostgreSQL.
     Postgres(Box<AsyncPgConnection>),
 }
@@ -41,7 +42,7 @@ macro_rules! on {
     ($engine:expr, $conn:ident => $body:expr) => {
         match $engine {
             $crate::store::pool::Engine::Sqlite(conn) => {
-                let $conn = &mut **conn;
+                let $conn = &mut *conn.statements();
                 $body
             }
             $crate::store::pool::Engine::Postgres(conn) => {
@@ -53,69 +54,107 @@ macro_rules! on {
 }
 pub(super) use on;
 
+/// What a transaction is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Reads, however much.
+    Read,
+    /// Reads a few rows by their keys.
+    ShortRead,
+    /// Writes, however much.
+    Write,
+    /// Writes a few rows by their keys.
+    ShortWrite,
+}
+
+impl Use {
+    fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::ShortWrite)
+    }
+
+    fn is_short(self) -> bool {
+        matches!(self, Self::ShortRead | Self::ShortWrite)
+    }
+}
+
 /// A set of connections to one store.
-pub(super) struct Pool {
+pub(super) struct Pool(Arc<Shared>);
+
+pub(super) struct Shared {
     address: Address,
     idle: Mutex<Vec<Engine>>,
     permits: Arc<Semaphore>,
     /// SQLite has one writer at a time: waiting here is fair, waiting inside it is polling.
-    writer: Arc<tokio::sync::Mutex<()>>,
+    pub(super) writer: Arc<tokio::sync::Mutex<group::Open>>,
 }
 
-/// A connection on loan. Dropping it closes it; [`Lease::give_back`] returns it.
-pub(super) struct Lease<'a> {
-    pool: &'a Pool,
-    pub(super) engine: Engine,
-    _permit: OwnedSemaphorePermit,
-    writer: Option<OwnedMutexGuard<()>>,
+/// A connection on loan, in a transaction. Dropping it undoes that.
+pub(super) struct Lease {
+    pool: Arc<Shared>,
+    /// `None` only while it is given back or dropped.
+    held: Option<Held>,
+}
+
+/// What a lease holds.
+enum Held {
+    /// A transaction of its own, and the writer's lock if it is one of SQLite.
+    Alone(Engine, OwnedSemaphorePermit, Option<OwnedMutexGuard<group::Open>>),
+    /// One that is committed together with others.
+    Seated(Seat, OwnedMutexGuard<group::Open>),
 }
 
 impl Pool {
     /// Whether it is a server's, which others may be connected to.
     pub(super) fn is_shared(&self) -> bool {
-        matches!(self.address, Address::Postgres(..))
+        matches!(self.0.address, Address::Postgres(..))
     }
 
     pub(super) fn new(address: Address, size: usize) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             address,
             idle: Mutex::new(Vec::new()),
             permits: Arc::new(Semaphore::new(size)),
             writer: Arc::default(),
-        }
+        }))
     }
 
-    /// Lends a connection, for writing if `write`.
-    pub(super) async fn lend(&self, write: bool) -> Result<Lease<'_>, Error> {
-        let wait = async {
-            let one_writer = write && matches!(self.address, Address::Sqlite(_));
-            let writer =
-                if one_writer { Some(Arc::clone(&self.writer).lock_owned().await) } else { None };
-            let permit =
-                Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Error::Busy)?;
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let engine = match idle {
-                Some(engine) => engine,
-                None => self.connect().await?,
-            };
-            Ok(Lease { pool: self, engine, _permit: permit, writer })
+    /// Lends a connection, with a transaction begun.
+    pub(super) async fn begin(&self, what: Use) -> Result<Lease, Error> {
+        let held = tokio::time::timeout(PATIENCE, self.lend(what)).await;
+        Ok(Lease { pool: Arc::clone(&self.0), held: Some(held.map_err(|_| Error::Busy)??) })
+    }
+
+    async fn lend(&self, what: Use) -> Result<Held, Error> {
+        let pool = &self.0;
+        let mut writer = None;
+        if what.writes() && matches!(pool.address, Address::Sqlite(_)) {
+            let mut open = Arc::clone(&pool.writer).lock_owned().await;
+            if what == Use::ShortWrite
+                && let Some(seat) = open.join()
+            {
+                return Ok(Held::Seated(seat, open));
+            }
+            open.commit(pool).await; // What is long stands alone.
+            writer = Some(open);
+        }
+        let permit = Arc::clone(&pool.permits).acquire_owned().await.map_err(|_| Error::Busy)?;
+        let idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut engine = match idle {
+            Some(engine) => engine,
+            None => self.connect().await?,
         };
-        tokio::time::timeout(PATIENCE, wait).await.map_err(|_| Error::Busy)?
+        engine.begin(what).await?;
+        Ok(match writer {
+            Some(open) if what == Use::ShortWrite => {
+                Held::Seated(Seat::first(engine, permit), open)
+            }
+            writer => Held::Alone(engine, permit, writer),
+        })
     }
 
     pub(super) async fn connect(&self) -> Result<Engine, Error> {
-        match &self.address {
-            Address::Sqlite(path) => {
-                let path =
-                    path.to_str().ok_or_else(|| Error::Url("the path is not UTF-8".into()))?;
-                let mut conn = SyncConnectionWrapper::<SqliteConnection>::establish(path).await?;
-                conn.batch_execute(
-                    "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
-                     PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
-                )
-                .await?;
-                Ok(Engine::Sqlite(Box::new(conn)))
-            }
+        match &self.0.address {
+            Address::Sqlite(path) => Ok(Engine::Sqlite(Sqlite::open(path).await?)),
             Address::Postgres(config, tls) => {
                 let (client, connection) =
                     config.connect(tls.clone()).await.map_err(Error::Connect)?;
@@ -128,21 +167,100 @@ impl Pool {
 
     /// Closes the connections that nobody holds, as after the server went away.
     pub(super) fn forget_idle(&self) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-impl Lease<'_> {
-    /// Returns a connection that has no open transaction and has not failed.
-    pub(super) fn give_back(self) {
-        let Self { pool, engine, _permit, writer } = self;
-        pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
-        drop(writer);
+impl Shared {
+    /// Takes a connection back that has no open transaction and has not failed.
+    pub(super) fn take_back(&self, engine: Engine) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
+    }
+}
+
+impl Engine {
+    async fn begin(&mut self, what: Use) -> Result<(), Error> {
+        let sql = match (&*self, what.writes()) {
+            (Self::Sqlite(_), true) => "BEGIN IMMEDIATE",
+            (Self::Sqlite(_), false) => "BEGIN DEFERRED",
+            (Self::Postgres(_), true) => "BEGIN",
+            (Self::Postgres(_), false) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        // Who writes waits here for other processes; a short transaction waits for nobody later on.
+        self.run_here(what == Use::ShortRead);
+        self.run(sql).await?;
+        self.run_here(what.is_short());
+        Ok(())
     }
 
     /// Runs SQL text that is the same for both engines and gives nothing back.
-    pub(super) async fn run_sql(&mut self, sql: &str) -> Result<(), Error> {
-        on!(&mut self.engine, conn => conn.batch_execute(sql).await)?;
+    pub(super) async fn run(&mut self, sql: &str) -> Result<(), Error> {
+        on!(self, conn => conn.batch_execute(sql).await)?;
         Ok(())
+    }
+
+    /// The same, of SQLite, here and now: for what waits for nobody.
+    pub(super) fn run_now(&mut self, sql: &str) -> Result<(), Error> {
+        self.run_here(true);
+        self.run(sql).now_or_never().unwrap_or(Err(Error::Busy))
+    }
+
+    /// Says whether SQLite's statements run where they are asked for, from now on.
+    pub(super) fn run_here(&self, here: bool) {
+        if let Self::Sqlite(conn) = self {
+            conn.run_here(here);
+        }
+    }
+}
+
+impl Lease {
+    /// The connection, for query bodies.
+    // What was given back cannot be named any more.
+    #[allow(clippy::unreachable)]
+    pub(super) fn engine(&mut self) -> &mut Engine {
+        match &mut self.held {
+            Some(Held::Alone(engine, ..)) => engine,
+            Some(Held::Seated(seat, _)) => &mut seat.engine,
+            None => unreachable!("a lease holds its connection until it is given back"),
+        }
+    }
+
+    /// Makes what was done last, and gives the connection back.
+    pub(super) async fn commit(mut self) -> Result<(), Error> {
+        match self.held.take() {
+            Some(Held::Seated(seat, mut open)) => {
+                let commit = open.leave(seat, &self.pool)?;
+                drop(open); // Whoever waits goes on in the same transaction.
+                commit.lasts().await
+            }
+            held => self.end(held, "COMMIT").await,
+        }
+    }
+
+    /// Undoes what was done, and gives the connection back.
+    pub(super) async fn roll_back(mut self) -> Result<(), Error> {
+        match self.held.take() {
+            Some(Held::Seated(seat, mut open)) => {
+                open.undo(seat, &self.pool);
+                Ok(())
+            }
+            held => self.end(held, "ROLLBACK").await,
+        }
+    }
+
+    async fn end(&self, held: Option<Held>, sql: &str) -> Result<(), Error> {
+        if let Some(Held::Alone(mut engine, _permit, _writer)) = held {
+            engine.run(sql).await?;
+            self.pool.take_back(engine);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(Held::Seated(seat, mut open)) = self.held.take() {
+            open.undo(seat, &self.pool);
+        }
     }
 }

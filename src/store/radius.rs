@@ -13,7 +13,6 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::access::no_such;
 use super::pool::on;
 use super::schema::{group_factors, group_members, used_codes, user_factors, users};
 use super::{Error, Store, Tx, parse};
@@ -84,9 +83,7 @@ impl Store {
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
         let (factor, mode) = (second.map(|s| s.factor), second.and_then(|s| s.mode));
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         on!(tx.engine(), conn => {
             diesel::delete(group_factors::table.find(group.as_str())).execute(conn).await
         })?;

@@ -100,7 +100,7 @@ impl Store {
             command: new.command.map(str::to_owned),
             grants: new.grants.to_vec(),
         };
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::insert_into(recordings::table).values(row).execute(conn).await
         })?;
@@ -121,7 +121,7 @@ impl Store {
     ) -> Result<(), Error> {
         use recordings::dsl;
         let (up, down) = end.bytes;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         let ended = on!(tx.engine(), conn => {
             diesel::update(dsl::recordings.find(recording.as_str()))
                 .filter(dsl::ended_at.is_null())
@@ -193,11 +193,11 @@ impl Store {
         &self,
         prefix: &IdPrefix,
     ) -> Result<Vec<RecordingRow>, Error> {
-        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
+        let (first, last) = prefix.range();
         let mut tx = self.read().await?;
         let rows = on!(tx.engine(), conn => {
             recordings::table
-                .filter(recordings::id.like(&pattern))
+                .filter(recordings::id.between(first, &last))
                 .select(RecordingRow::as_select())
                 .limit(2)
                 .load(conn)

@@ -12,7 +12,6 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
-use super::access::no_such;
 use super::pool::on;
 use super::schema::{group_members, group_remember, remembered_logins, users};
 use super::{Error, Store, Tx, parse};
@@ -48,9 +47,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         on!(tx.engine(), conn => {
             diesel::delete(group_remember::table.find(group.as_str())).execute(conn).await
         })?;
@@ -81,20 +78,13 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<RememberedRow>, Error> {
         let mut tx = self.read().await?;
-        let accounts: Vec<(String, String)> = on!(tx.engine(), conn => {
-            let mut query = users::table.select((users::id, users::name)).into_boxed();
-            if let Some(name) = user {
-                query = query.filter(users::name.eq(name.as_str()));
+        let rows = match user {
+            Some(name) => {
+                let id = tx.user_id(name).await?;
+                tx.remembered_rows(&id, now).await?
             }
-            query.order(users::name).load(conn).await
-        })?;
-        if let (true, Some(name)) = (accounts.is_empty(), user) {
-            return Err(no_such("user", name));
-        }
-        let mut rows = Vec::new();
-        for (id, name) in accounts {
-            rows.extend(tx.remembered_rows(&parse("users", &id)?, &name, now).await?);
-        }
+            None => tx.all_remembered(now).await?,
+        };
         tx.commit().await?;
         Ok(rows)
     }
@@ -113,7 +103,7 @@ impl Store {
         use remembered_logins::dsl;
         let mut tx = self.begin().await?;
         let user = tx.take_user(name).await?;
-        let held = tx.remembered_rows(&user, name.as_str(), now).await?;
+        let held = tx.remembered_rows(&user, now).await?;
         let meant = |row: &RememberedRow| id.is_none_or(|prefix| row.id.starts_with(prefix));
         let ids: Vec<String> = held.into_iter().filter(meant).map(|row| row.id).collect();
         match (id, ids.len()) {
@@ -179,7 +169,6 @@ impl Tx<'_> {
     async fn remembered_rows(
         &mut self,
         user: &Id,
-        name: &str,
         now: UnixTime,
     ) -> Result<Vec<RememberedRow>, Error> {
         use remembered_logins::dsl;
@@ -196,16 +185,42 @@ impl Tx<'_> {
                 .load(conn)
                 .await
         })?;
-        let row = |(id, _, key, source, code_at, last_used_at): Columns| RememberedRow {
-            id,
-            user: name.to_owned(),
-            key,
-            source,
-            code_at,
-            until: code_at.saturating_add(millis),
-            last_used_at,
-        };
-        let rows = rows.into_iter().map(row);
+        let rows = rows.into_iter().map(|row| remembered(row, millis));
+        Ok(rows.filter(|row| now.0 < row.until).collect())
+    }
+
+    /// The same of everybody, by their names.
+    async fn all_remembered(&mut self, now: UnixTime) -> Result<Vec<RememberedRow>, Error> {
+        use remembered_logins::dsl;
+        let said: Vec<(String, i64)> = on!(self.engine(), conn => {
+            group_remember::table
+                .inner_join(
+                    group_members::table.on(group_members::group_name.eq(group_remember::group_name)),
+                )
+                .filter(group_members::user_id.eq_any(dsl::remembered_logins.select(dsl::user_id)))
+                .select((group_members::user_id, group_remember::millis))
+                .load(conn)
+                .await
+        })?;
+        let mut least: HashMap<String, i64> = HashMap::new();
+        for (user, millis) in said {
+            least.entry(user).and_modify(|least| *least = millis.min(*least)).or_insert(millis);
+        }
+        let rows: Vec<(String, Columns)> = on!(self.engine(), conn => {
+            dsl::remembered_logins
+                .inner_join(users::table.on(users::id.eq(dsl::user_id)))
+                .filter(dsl::epoch.eq(users::epoch).and(users::disabled_at.is_null()))
+                .order((users::name, dsl::code_at.desc(), dsl::id))
+                .select((
+                    dsl::user_id,
+                    (dsl::id, users::name, dsl::key, dsl::source, dsl::code_at, dsl::last_used_at),
+                ))
+                .load(conn)
+                .await
+        })?;
+        let rows = rows
+            .into_iter()
+            .map(|(user, row)| remembered(row, least.get(&user).copied().unwrap_or(0)));
         Ok(rows.filter(|row| now.0 < row.until).collect())
     }
 
@@ -215,7 +230,7 @@ impl Tx<'_> {
         user: &Id,
         now: UnixTime,
     ) -> Result<Vec<Remembered>, Error> {
-        let rows = self.remembered_rows(user, "", now).await?.into_iter();
+        let rows = self.remembered_rows(user, now).await?.into_iter();
         let remembered = |row: RememberedRow| {
             let id = parse("remembered_logins", &row.id)?;
             let source = parse("remembered_logins", &row.source)?;
@@ -277,4 +292,13 @@ impl Tx<'_> {
         self.append(now, context, Event::LoginRemembered { login: id, key: key.to_owned(), until })
             .await
     }
+}
+
+/// A login that is remembered for `millis` from its code on.
+fn remembered(
+    (id, user, key, source, code_at, last_used_at): Columns,
+    millis: i64,
+) -> RememberedRow {
+    let until = code_at.saturating_add(millis);
+    RememberedRow { id, user, key, source, code_at, until, last_used_at }
 }

@@ -97,7 +97,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn revision(&self) -> Result<i64, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let value = on!(tx.engine(), conn => {
             revision::table.find(1).select(revision::value).first(conn).await
         })?;
@@ -116,7 +116,7 @@ impl Store {
         let rows: Vec<LiveRow> = on!(tx.engine(), conn => {
             sessions::table
                 .left_join(users::table.on(users::id.eq(sessions::user_id)))
-                .filter(sessions::node.eq(node).and(sessions::ended_at.is_null()))
+                .filter(sessions::node.eq(&node).and(sessions::ended_at.is_null()))
                 .select((
                     sessions::id,
                     sessions::user_id,
@@ -127,7 +127,7 @@ impl Store {
                 .load(conn)
                 .await
         })?;
-        let policies = tx.sign_in_policies().await?;
+        let policies = tx.sign_in_policies(&node).await?;
         let revoked: Vec<String> = on!(tx.engine(), conn => {
             sessions::table
                 .inner_join(
@@ -138,7 +138,8 @@ impl Store {
                     login_certificates::table
                         .on(login_certificates::serial.eq(session_certificates::serial)),
                 )
-                .filter(sessions::ended_at.is_null().and(login_certificates::revoked_at.is_not_null()))
+                .filter(sessions::node.eq(&node).and(sessions::ended_at.is_null()))
+                .filter(login_certificates::revoked_at.is_not_null())
                 .select(sessions::id)
                 .load(conn)
                 .await
@@ -171,15 +172,15 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         if tx.end_session(session.as_str(), reason, (up, down), now).await? {
             tx.append(now, context, Event::SessionEnded { reason, up, down }).await?;
         }
         tx.commit().await
     }
 
-    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has said so. A count and not a time:
-    /// nobody's clock has to be believed.
+    /// Says that this node lives, and which sealing keys it holds; gives how often every other one has
+    /// said so. A count and not a time: nobody's clock has to be believed.
     ///
     /// # Errors
     /// When the store fails.
@@ -318,7 +319,7 @@ impl Store {
             target: target.clone(),
             grant: grant.clone(),
         };
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::insert_into(forwards::table).values(row).execute(conn).await
         })?;
@@ -340,7 +341,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         use forwards::dsl;
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_short().await?;
         on!(tx.engine(), conn => {
             diesel::update(dsl::forwards.find(forward.as_str()))
                 .set((
@@ -392,11 +393,11 @@ impl Store {
     /// When the store fails.
     pub async fn sessions_by_prefix(&self, prefix: &IdPrefix) -> Result<Vec<SessionRow>, Error> {
         use sessions::dsl;
-        let pattern = format!("{prefix}%"); // An id's characters mean nothing to LIKE.
+        let (first, last) = prefix.range();
         let mut tx = self.read().await?;
         let rows = on!(tx.engine(), conn => {
             dsl::sessions
-                .filter(dsl::id.like(&pattern))
+                .filter(dsl::id.between(first, &last))
                 .select(SessionRow::as_select())
                 .limit(2)
                 .load(conn)

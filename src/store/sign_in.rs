@@ -8,9 +8,8 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::access::no_such;
 use super::pool::on;
-use super::schema::{group_members, group_sign_in, target_sign_in, user_sign_in};
+use super::schema::{group_members, group_sign_in, sessions, target_sign_in, user_sign_in};
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
 use crate::domain::{GroupName, Id, SignInPolicy, SignInRule, TargetName, UnixTime, UserName};
@@ -59,9 +58,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        if !tx.has_group(group).await? {
-            return Err(no_such("group", group));
-        }
+        tx.take_group(group).await?;
         on!(tx.engine(), conn => {
             diesel::delete(group_sign_in::table.find(group.as_str())).execute(conn).await
         })?;
@@ -91,7 +88,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         tx.put_target_sign_in(&id, rule).await?;
         let (target, rule) = (target.clone(), rule.cloned());
         tx.changed(now, context, Event::TargetSignInSet { target, rule }).await
@@ -144,15 +141,25 @@ impl Tx<'_> {
         Ok(SignInPolicy::new(own, of_groups.collect::<Result<_, Error>>()?))
     }
 
-    /// The rules that hold for each user of whom, or of whose groups, something is set.
-    pub(super) async fn sign_in_policies(&mut self) -> Result<HashMap<Id, SignInPolicy>, Error> {
-        let own: Vec<(String, String)> =
-            on!(self.engine(), conn => user_sign_in::table.load(conn).await)?;
+    /// The rules that hold for each user with a live session on `node` of whom, or of whose groups,
+    /// something is set.
+    pub(super) async fn sign_in_policies(
+        &mut self,
+        node: &str,
+    ) -> Result<HashMap<Id, SignInPolicy>, Error> {
+        let live = || {
+            let is_live = sessions::node.eq(node).and(sessions::ended_at.is_null());
+            sessions::table.filter(is_live).select(sessions::user_id)
+        };
+        let own: Vec<(String, String)> = on!(self.engine(), conn => {
+            user_sign_in::table.filter(user_sign_in::user_id.eq_any(live())).load(conn).await
+        })?;
         let of_groups: Vec<(String, String, String)> = on!(self.engine(), conn => {
             group_sign_in::table
                 .inner_join(
                     group_members::table.on(group_members::group_name.eq(group_sign_in::group_name)),
                 )
+                .filter(group_members::user_id.eq_any(live()))
                 .order(group_sign_in::group_name)
                 .select((group_members::user_id, group_sign_in::group_name, group_sign_in::rule))
                 .load(conn)
@@ -182,7 +189,22 @@ impl Tx<'_> {
     pub(super) async fn target_sign_ins(&mut self) -> Result<HashMap<String, SignInRule>, Error> {
         let rows: Vec<(String, String)> =
             on!(self.engine(), conn => target_sign_in::table.load(conn).await)?;
-        let rows = rows.into_iter();
-        rows.map(|(id, rule)| Ok((id, parse("target_sign_in", &rule)?))).collect()
+        target_rules(rows)
     }
+
+    /// The rules of these targets, as far as they have one, by their ids.
+    pub(super) async fn target_sign_ins_of(
+        &mut self,
+        ids: &[String],
+    ) -> Result<HashMap<String, SignInRule>, Error> {
+        let rows: Vec<(String, String)> = on!(self.engine(), conn => {
+            target_sign_in::table.filter(target_sign_in::target_id.eq_any(ids)).load(conn).await
+        })?;
+        target_rules(rows)
+    }
+}
+
+fn target_rules(rows: Vec<(String, String)>) -> Result<HashMap<String, SignInRule>, Error> {
+    let rows = rows.into_iter();
+    rows.map(|(id, rule)| Ok((id, parse("target_sign_in", &rule)?))).collect()
 }

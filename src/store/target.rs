@@ -61,7 +61,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let row = row_of(id.as_str(), account.as_str());
         let sealed = match secret {
             Some(secret) => Some(tx.seal(place(&row), secret).await?),
@@ -96,7 +96,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<(), Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let removed = on!(tx.engine(), conn => {
             diesel::delete(target_accounts::table.find((id.as_str(), account.as_str())))
                 .execute(conn)
@@ -115,7 +115,7 @@ impl Store {
     /// When there is no such target, or the store fails.
     pub async fn accounts(&self, target: &TargetName) -> Result<Vec<AccountRow>, Error> {
         type Columns = (String, String, Option<String>, i64);
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let id = tx.target_id(target).await?;
         let rows: Vec<Columns> = on!(tx.engine(), conn => {
             target_accounts::table
@@ -149,7 +149,7 @@ impl Store {
         target: &Id,
         account: &AccountName,
     ) -> Result<Option<AccountSecret>, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let found: Option<(String, Option<String>)> = on!(tx.engine(), conn => {
             target_accounts::table
                 .find((target.as_str(), account.as_str()))
@@ -208,15 +208,8 @@ impl Store {
         context: &Context,
         now: UnixTime,
     ) -> Result<bool, Error> {
-        let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
-        // Locks the row, so that two first sights come one after the other.
-        on!(tx.engine(), conn => {
-            diesel::update(targets::table.find(id.as_str()))
-                .set(targets::created_at.eq(targets::created_at))
-                .execute(conn)
-                .await
-        })?;
+        let mut tx = self.begin_short().await?;
+        let id = tx.take_target(target).await?; // Two first sights come one after the other.
         let trusted = tx.trusted_keys(&id).await?;
         if !trusted.is_empty() {
             tx.roll_back().await?;
@@ -250,7 +243,7 @@ impl Store {
         now: UnixTime,
     ) -> Result<usize, Error> {
         let mut tx = self.begin().await?;
-        let id = tx.target_id(target).await?;
+        let id = tx.take_target(target).await?;
         let keys = tx.trusted_keys(&id).await?;
         on!(tx.engine(), conn => {
             diesel::delete(target_keys::table.filter(target_keys::target_id.eq(id.as_str())))
@@ -271,7 +264,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn trusted_keys(&self, target: &Id) -> Result<Vec<TrustedKey>, Error> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_short().await?;
         let keys = tx.trusted_keys(target).await?;
         tx.commit().await?;
         Ok(keys)
@@ -284,6 +277,31 @@ impl Tx<'_> {
             targets::table.filter(targets::name.eq(name.as_str())).select(targets::id).first(conn).await.optional()
         })?;
         parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// The id of the target `name`, whose row is held until the transaction ends. Before what belongs to
+    /// the target is changed: whoever removes it takes these rows in that order.
+    pub(super) async fn take_target(&mut self, name: &TargetName) -> Result<Id, Error> {
+        let id: Option<String> = on!(self.engine(), conn => {
+            diesel::update(targets::table.filter(targets::name.eq(name.as_str())))
+                .set(targets::name.eq(name.as_str()))
+                .returning(targets::id)
+                .get_result(conn)
+                .await
+                .optional()
+        })?;
+        parse("targets", &id.ok_or_else(|| no_such("target", name))?)
+    }
+
+    /// Holds a target's row until the transaction ends.
+    pub(super) async fn hold_target(&mut self, id: &str) -> Result<(), Error> {
+        on!(self.engine(), conn => {
+            diesel::update(targets::table.find(id))
+                .set(targets::name.eq(targets::name))
+                .execute(conn)
+                .await
+        })?;
+        Ok(())
     }
 
     async fn trusted_keys(&mut self, target: &Id) -> Result<Vec<TrustedKey>, Error> {

@@ -458,6 +458,29 @@ async fn a_proxy_header_is_taken_from_listed_networks_only_and_wanted_from_them(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxys_own_address_signs_nobody_in() {
+    let bastion = TestBastion::start_with(Engine::Sqlite, PROXY).await;
+    bastion.person("alice").await;
+    // A health check (LOCAL) is greeted, whether it says something or not, and the connection ends.
+    for says in [&b""[..], b"SSH-2.0-x\r\n"] {
+        let mut stream = RawClient::socket_from("127.0.0.2", bastion.port).await;
+        let local = [&b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..], says].concat();
+        stream.write_all(&local).await.unwrap();
+        let mut said = String::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut said)).await;
+        read.expect("it is still connected").unwrap();
+        assert_eq!(said, concat!("SSH-2.0-Sallyport_", env!("CARGO_PKG_VERSION"), "\r\n"));
+    }
+    assert!(bastion.kinds("sign-in-refused").await.is_empty());
+    // Whose client is not named is let in nowhere.
+    for unknown in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0"] {
+        assert!(proxied(&bastion, unknown).await.is_none());
+    }
+    let refused = bastion.event("sign-in-refused", &[("reason", "proxy-unknown")]).await;
+    assert!(refused["source"].as_str().unwrap().starts_with("127.0.0.2:"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_proxy_headers_are_written_down_once_a_minute() {
     let bastion = TestBastion::start_with(Engine::Sqlite, PROXY).await;
     for _ in 0..5 {

@@ -271,6 +271,34 @@ async fn keys_of_another_store_are_refused_and_none_are_made_for_a_store_in_use(
     assert!(ran.err.contains("the sealing key here is"), "{ran:?}");
 }
 
+/// A server that was given its keys at its start cannot open what is sealed under a later one.
+#[tokio::test]
+async fn no_key_seals_that_a_running_server_does_not_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut child = serve(dir.path(), port).await;
+    // One that reads the file holds what is added to it.
+    let rotated = cli(dir.path(), &["key", "rotate"]).await.ok();
+    assert!(rotated.out.contains("0 secrets were sealed anew"), "{rotated:?}");
+    terminate(&mut child).await;
+
+    let credentials = dir.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    let data = dir.path().join("sallyport-data");
+    std::fs::copy(data.join("sealing_key"), credentials.join("sealing_key")).unwrap();
+    let mut start = command(BINARY);
+    start.arg("serve").current_dir(dir.path()).env("CREDENTIALS_DIRECTORY", &credentials);
+    start.env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"));
+    start.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = start.spawn().unwrap();
+    speaks_ssh(port).await;
+    let refused = cli(dir.path(), &["key", "rotate"]).await.failed();
+    assert!(refused.err.contains("does not hold the key"), "{refused:?}");
+    // Once it is stopped, nothing of it is in the way.
+    terminate(&mut child).await;
+    cli(dir.path(), &["key", "rotate"]).await.ok();
+}
+
 #[tokio::test]
 async fn only_serve_and_init_make_a_store_or_change_its_schema() {
     let dir = tempfile::tempdir().unwrap();
@@ -373,4 +401,26 @@ async fn a_killed_server_starts_again_with_a_whole_log() {
         events.as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
     let count = |kind: &str| kinds.iter().filter(|k| **k == kind).count();
     assert_eq!((count("server-started"), count("server-stopped")), (2, 1), "{kinds:?}");
+}
+
+#[tokio::test]
+async fn as_many_files_are_opened_as_the_system_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    // As a shell starts it.
+    let mut child = command("/bin/sh")
+        .args(["-c", "ulimit -Sn 256; exec \"$0\" serve", BINARY])
+        .current_dir(dir.path())
+        .env("SALLYPORT_SERVER__LISTEN", format!("[\"127.0.0.1:{port}\"]"))
+        .env("SALLYPORT_SERVER__DRAIN", "\"1s\"")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    speaks_ssh(port).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id().unwrap())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let limits: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+    assert!(limits[0] == limits[1] && limits[0] != "256", "{line}");
+    terminate(&mut child).await;
 }

@@ -18,6 +18,7 @@ on_both_engines!(
     a_certificate_stands_for_a_code_until_it_expires,
     what_changes_the_account_ends_its_certificates,
     a_revoked_certificate_ends_its_sessions,
+    nobody_has_more_than_a_few_certificates,
 );
 
 const ON: &str = "[login]\ncertificate_life = \"8h\"\n";
@@ -233,6 +234,43 @@ async fn a_revoked_certificate_ends_its_sessions(engine: Engine) {
         let revoked = bastion.kinds("certificate-revoked").await;
         assert_eq!(revoked.last().unwrap()["serial"], serial);
     }
+}
+
+async fn nobody_has_more_than_a_few_certificates(engine: Engine) {
+    let bastion = self::bastion(engine).await;
+    let holder = Holder::new(&bastion).await;
+    let store = bastion.store();
+    let issue = async |serial: i64, until: UnixTime| {
+        let session = sallyport::domain::Id::random().unwrap();
+        let new = sallyport::store::NewCertificate {
+            serial,
+            account: &holder.alice.id,
+            epoch: 2,
+            key: "SHA256:x",
+            source: None,
+            session: &session,
+            until,
+        };
+        store.issue_certificate(&new, &Context::default(), bastion.now()).await.unwrap()
+    };
+    let (soon, later) = (Duration::from_secs(3600), Duration::from_secs(8 * 3600));
+    issue(1, bastion.now().plus(soon)).await.unwrap();
+    for serial in 2..=50 {
+        issue(serial, bastion.now().plus(later)).await.unwrap();
+    }
+    let many = Err(sallyport::audit::Refusal::TooManyCertificates);
+    assert_eq!(issue(51, bastion.now().plus(later)).await, many);
+    let ran = holder.ask(&bastion).await.failed();
+    assert!(ran.err.contains("revoke one with 'certificate revoke SERIAL'"), "{}", ran.err);
+    let refused = [("command", "certificate"), ("reason", "too-many-certificates")];
+    bastion.event("command-refused", &refused).await;
+    // One that is revoked, or over, makes room.
+    let (context, now) = (Context::default(), bastion.now());
+    store.revoke_certificate(Some(&holder.alice.name), 2, &context, now).await.unwrap();
+    holder.ask(&bastion).await.ok();
+    assert_eq!(issue(51, bastion.now().plus(later)).await, many);
+    bastion.clock.advance(soon);
+    issue(51, bastion.now().plus(later)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ mod first_login;
 mod forwarding;
 mod guard;
 mod identity;
+mod indexes;
 mod known_hosts;
 mod lifecycle;
 mod login;

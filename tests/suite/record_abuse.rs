@@ -288,35 +288,36 @@ fn whole(got: &mut Vec<u8>) -> Option<Vec<u8>> {
     Some(std::mem::replace(got, rest).split_off(4))
 }
 
-/// The next packet of SFTP's on our channel 0.
-async fn sftp_reply(client: &mut RawClient, got: &mut Vec<u8>) -> Vec<u8> {
+/// The next packet of SFTP's on a channel of ours.
+async fn sftp_reply(client: &mut RawClient, ours: u32, got: &mut Vec<u8>) -> Vec<u8> {
     loop {
         if let Some(reply) = whole(got) {
             return reply;
         }
         let packet = client.receive().await.unwrap();
         assert!(!matches!(packet[0], 96 | 97), "it ended");
-        if packet[0] == 94 && packet[1..5] == 0_u32.to_be_bytes() {
+        if packet[0] == 94 && packet[1..5] == ours.to_be_bytes() {
             got.extend_from_slice(raw::take(&mut &packet[5..]));
         }
     }
 }
 
-/// Starts SFTP on our channel 0, and opens a file for reading and one for writing; their handles.
+/// Starts SFTP on a channel, which has a number of ours and one of the bastion's, and opens a file for
+/// reading and one for writing; their handles.
 async fn sftp_files(
     client: &mut RawClient,
-    id: u32,
+    (ours, id): (u32, u32),
     got: &mut Vec<u8>,
     [source, sink]: [&Path; 2],
 ) -> Vec<Vec<u8>> {
     client.send(&Packet::new(98).number(id).text("subsystem").bytes(&[0]).text("sftp").0).await;
     client.send(&sftp(id, 1, Packet::default().number(3))).await;
-    assert_eq!(sftp_reply(client, got).await[0], 2);
+    assert_eq!(sftp_reply(client, ours, got).await[0], 2);
     let mut handles = Vec::new();
     for (n, path, flags) in [(1, source, 1), (2, sink, 0x1a)] {
         let open = Packet::default().number(n).text(path.to_str().unwrap()).number(flags).number(0);
         client.send(&sftp(id, 3, open)).await;
-        let reply = sftp_reply(client, got).await;
+        let reply = sftp_reply(client, ours, got).await;
         assert_eq!(reply[0], 102, "{reply:?}");
         handles.push(raw::take(&mut &reply[5..]).to_vec());
     }
@@ -333,7 +334,8 @@ async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
     let content: Vec<u8> = (0..256_u32 * 8192).flat_map(|n| (n * 7).to_le_bytes()).collect();
     std::fs::write(&source, &content).unwrap();
     let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
-    let handles = sftp_files(&mut client, id, &mut got, [&source, &sink]).await;
+    let handles = sftp_files(&mut client, (0, id), &mut got, [&source, &sink]).await;
+    let other = open(&mut client, 1).await;
     let read = |n: u32| {
         let at = (u64::from(n) * PIECE as u64).to_be_bytes();
         let read = Packet::default().number(100 + n).text(&handles[0]).bytes(&at);
@@ -358,7 +360,6 @@ async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
     }
     let held = || bastion.bastion.budget.held();
     eventually_or("answers wait", async || (held() > 1 << 20).then_some(()).ok_or(held())).await;
-    let other = open(&mut client, 1).await;
     let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
     client.send(&exec.0).await;
     let served = loop {
@@ -406,6 +407,38 @@ async fn a_slow_reader_of_answers_gets_them_all_and_slows_nobody_else() {
     assert!(bastion.kinds("session-ended").await.is_empty());
 }
 
+/// Many such clients on one connection do not make it hold so much that it is ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_slow_readers_of_answers_on_one_connection_are_not_cut_off() {
+    const PIECE: u32 = 32 * 1024;
+    let (bastion, _sshd, mut client) = chosen().await;
+    let (source, sink) = (bastion.path("source"), bastion.path("sink"));
+    std::fs::write(&source, vec![7; 2 << 20]).unwrap();
+    for ours in 0..24 {
+        let (id, mut got) = (open_with(&mut client, ours, 2048).await, Vec::new());
+        let handles = sftp_files(&mut client, (ours, id), &mut got, [&source, &sink]).await;
+        for n in 0..64 {
+            let at = (u64::from(n) * u64::from(PIECE)).to_be_bytes();
+            let read = Packet::default().number(100 + n).text(&handles[0]).bytes(&at);
+            client.send(&sftp(id, 5, read.number(PIECE))).await;
+        }
+    }
+    let held = || bastion.bastion.budget.held();
+    eventually_or("answers wait", async || (held() > 8 << 20).then_some(()).ok_or(held())).await;
+    let other = open(&mut client, 99).await;
+    let exec = Packet::new(98).number(other).text("exec").bytes(&[0]).text("echo served");
+    client.send(&exec.0).await;
+    loop {
+        let packet = client.receive().await.unwrap();
+        if packet[0] == 94 && packet[1..5] == 99_u32.to_be_bytes() {
+            assert_eq!(raw::take(&mut &packet[5..]), b"served\n");
+            break;
+        }
+    }
+    assert!(held() < 16 << 20, "{}", held());
+    assert!(bastion.kinds("session-ended").await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_answers_still_writes_and_holds_up_nobody() {
     let (bastion, _sshd, mut client) = chosen().await;
@@ -414,7 +447,7 @@ async fn who_does_not_read_answers_still_writes_and_holds_up_nobody() {
     let name = |path: &Path| path.to_str().unwrap().to_owned();
     // Enough of a window for the first answers, and never more.
     let (id, mut got) = (open_with(&mut client, 0, 2048).await, Vec::new());
-    let handles = sftp_files(&mut client, id, &mut got, [&source, &sink]).await;
+    let handles = sftp_files(&mut client, (0, id), &mut got, [&source, &sink]).await;
     let offset = |at: u64| at.to_be_bytes();
     let read = Packet::default().number(3).text(&handles[0]).bytes(&offset(0)).number(32 * 1024);
     client.send(&sftp(id, 5, read)).await;

@@ -9,6 +9,7 @@ use sallyport::domain::SignInRule;
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::hop::Hop;
 use crate::support::keypair::KeyPair;
+use crate::support::raw::{INFO_REQUEST, RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS};
 use crate::support::ssh::Client;
 use crate::support::sshd::Sshd;
 use crate::support::{eventually, on_both_engines};
@@ -160,4 +161,34 @@ async fn a_stricter_rule_ends_sessions_that_gave_less(engine: Engine) {
         (bastion.kinds("session-ended").await.len() == 2).then_some(())
     })
     .await;
+}
+
+/// Who has a notice to read is let in already, and waits for nothing but themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stricter_rule_ends_a_login_that_waits_behind_a_notice() {
+    let bastion = TestBastion::start(Engine::Sqlite).await;
+    let mut waiting = Vec::new();
+    for name in ["alice", "bob"] {
+        let person = bastion.person(name).await;
+        let mut client = RawClient::connect(bastion.port).await;
+        client.send_password(name, PASSWORD).await;
+        assert_eq!(client.reply().await, USERAUTH_FAILURE); // With partial success.
+        client.start_interactive(name, "").await;
+        assert_eq!(client.reply().await, INFO_REQUEST);
+        // A recovery code brings a notice: how many are left.
+        client.answer(&person.recovery_code(0)).await;
+        assert_eq!(client.reply().await, INFO_REQUEST);
+        waiting.push((person, client));
+    }
+    assert_eq!(bastion.kinds("signed-in").await.len(), 2);
+    let (store, context, now) = (bastion.store(), Context::default(), bastion.now());
+    let rule = "key+otp".parse().unwrap();
+    store.set_user_sign_in(&waiting[0].0.name, Some(&rule), &context, now).await.unwrap();
+    let told = waiting[0].1.receive_disconnect().await;
+    assert!(told.contains("more is asked of you by now"), "{told}");
+    bastion.event("session-ended", &[("user", "alice"), ("reason", "revoked")]).await;
+    // Of whom nothing more is asked goes on.
+    let (_, bob) = &mut waiting[1];
+    bob.answer_nothing().await;
+    assert_eq!(bob.reply().await, USERAUTH_SUCCESS);
 }

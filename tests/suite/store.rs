@@ -14,8 +14,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
-    SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
+    AccountAuth, Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix,
+    Mode, Role, SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
 };
 use sallyport::store::{
     BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
@@ -39,8 +39,10 @@ on_both_engines!(
     a_second_factor_works_once_however_many_try,
     one_of_many_binds_and_one_of_many_adds,
     changes_of_the_same_thing_at_once_do_not_break_each_other,
+    what_is_set_for_what_goes_away_waits_for_nobody,
     failures_add_up_lock_and_are_forgotten,
     an_ipv6_site_is_locked_as_a_whole,
+    a_sites_lock_spares_who_signed_in_from_there,
     many_failures_from_everywhere_are_told_once_and_lock_nobody,
     wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes,
     a_login_stops_when_its_account_changed,
@@ -49,6 +51,7 @@ on_both_engines!(
     what_is_dropped_in_the_middle_changed_all_or_nothing,
     sealed_secrets_open_only_in_their_row,
     rotation_under_logins_loses_no_secret,
+    two_rotations_at_once_leave_no_secret_behind,
     no_key_seals_that_a_node_does_not_hold,
     events_are_found_by_what_they_are_about,
     what_was_not_committed_is_not_told,
@@ -618,7 +621,12 @@ async fn groups_targets_and_grants_change_and_conflicts_are_told(engine: Engine)
     // What the policy is given: of others, nothing.
     let at = |text: &str, port| Destination::parse(text, port).unwrap();
     let access = store.access_to(&alice.id, &at("10.0.0.5", 22)).await.unwrap();
-    assert_eq!((access.groups.len(), access.grants.len(), access.targets.len()), (1, 3, 1));
+    assert_eq!((access.groups.len(), access.targets.len()), (1, 1));
+    let leading = [&by_name, &by_label, &by_group].map(|grant| grant.leads_to(&access.targets[0]));
+    assert_eq!(access.grants.len(), leading.iter().filter(|leads| **leads).count());
+    assert!(access.grants.iter().all(|grant| grant.leads_to(&access.targets[0])));
+    let explained = store.access_explained(&alice.id, &at("10.0.0.5", 22)).await.unwrap();
+    assert_eq!((explained.grants.len(), &explained.targets), (3, &access.targets));
     assert_eq!(labels(&access.targets[0]).len(), 2);
     assert_eq!(store.access_to(&alice.id, &at("10.0.0.5", 23)).await.unwrap().targets.len(), 0);
     assert_eq!(store.access_to(&alice.id, &at("db1", 23)).await.unwrap().targets.len(), 1);
@@ -838,6 +846,50 @@ async fn changes_of_the_same_thing_at_once_do_not_break_each_other(engine: Engin
     verify(&bastion).await;
 }
 
+/// A group or target goes while what belongs to it is set anew: neither waits for the other without end.
+async fn what_is_set_for_what_goes_away_waits_for_nobody(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    let context = nobody();
+    let (group, db) = ("dba".parse().unwrap(), "db1".parse().unwrap());
+    let root = "root".parse().unwrap();
+    let rule: SignInRule = "password+otp".parse().unwrap();
+    let rule = Some(&rule);
+    let second = Some(SecondFactor::TOTP);
+    let remember = sallyport::domain::Remember::Off;
+    let fine = |result: Result<(), Error>| {
+        assert!(matches!(result, Ok(()) | Err(Error::Conflict(_))), "{result:?}");
+    };
+    for _ in 0..25 {
+        store.add_group(&group, &context, now).await.unwrap();
+        store.add_target(&target("db1", "10.0.0.5", &[]), &context, now).await.unwrap();
+        // What is there already is what two would hold in another order.
+        store.set_group_sign_in(&group, rule, &context, now).await.unwrap();
+        store.set_group_factor(&group, second, &context, now).await.unwrap();
+        store.set_group_remember(&group, remember, &context, now).await.unwrap();
+        store.set_target_sign_in(&db, rule, &context, now).await.unwrap();
+        store.set_account(&db, &root, (AccountAuth::Ask, None), &context, now).await.unwrap();
+        let of_group = tokio::join!(
+            other.set_group_sign_in(&group, rule, &context, now),
+            other.set_group_factor(&group, second, &context, now),
+            other.set_group_remember(&group, remember, &context, now),
+            store.remove_group(&group, &context, now),
+        );
+        let of_target = tokio::join!(
+            other.set_target_sign_in(&db, rule, &context, now),
+            other.set_account(&db, &root, (AccountAuth::Ask, None), &context, now),
+            store.remove_target(&db, &context, now),
+        );
+        fine(of_group.0);
+        fine(of_group.1);
+        fine(of_group.2);
+        of_group.3.unwrap();
+        fine(of_target.0);
+        fine(of_target.1);
+        of_target.2.unwrap();
+    }
+}
+
 /// Checks the audit log as `audit verify` does.
 async fn verify(bastion: &TestBastion) {
     let (verified, _) = with_verbs(bastion.store(), async |verbs, out| {
@@ -909,6 +961,41 @@ async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
     bastion.clock.advance(rules.lock_for + Duration::from_secs(1));
     assert!(bastion.store().forget_old_failures(bastion.now()).await.unwrap() > 5);
     assert!(bastion.store().user(&alice.name).await.unwrap().locks.is_empty());
+}
+
+async fn a_sites_lock_spares_who_signed_in_from_there(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let (store, rules) = (bastion.store(), rules());
+    let from = |n: u32| format!("2001:db8:1:{n:x}::7");
+    let at = |n: u32| Source(SocketAddr::new(from(n).parse().unwrap(), 1));
+    let locked = async |n: u32| {
+        let whose = Throttled::new("alice", &at(n));
+        let found = store.account(Some(&alice.name), &whose, &rules, bastion.now()).await;
+        found.unwrap().1.locked_until.is_some()
+    };
+    let enter = async |n: u32| {
+        bastion.clock.advance(Duration::from_secs(30));
+        let (session, source) = (Id::random().unwrap(), at(n));
+        let sign_in = SignIn { session: &session, source: &source, client: "test" };
+        let attempt = attempt(&alice, epoch, Claim::Code(bastion.now().step()));
+        let whose = Throttled::new("alice", &source);
+        let (context, now) = (nobody(), bastion.now());
+        store.sign_in(attempt, &sign_in, &whose, &rules, &context, now).await.unwrap()
+    };
+    enter(8).await.unwrap();
+    fail_from(&bastion, "alice", Some(&alice.id), &[1, 2, 3, 4, 5].map(from)).await;
+    assert!(locked(9).await && !locked(8).await);
+    assert_eq!(enter(9).await, Err(Refusal::Locked));
+    enter(8).await.unwrap();
+    // That lifted nothing for the others; and its own failures lock it as they do anybody.
+    assert!(locked(9).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[8, 8].map(from)).await;
+    assert!(!locked(8).await);
+    fail_from(&bastion, "alice", Some(&alice.id), &[from(8)]).await;
+    assert!(locked(8).await);
+    assert_eq!(enter(8).await, Err(Refusal::Locked));
 }
 
 /// Whoever has the password and many sources must not be able to go on guessing codes for ever.
@@ -1600,6 +1687,32 @@ async fn rotation_under_logins_loses_no_secret(engine: Engine) {
     sallyport::keys::replace_secret(&file, others.as_bytes()).unwrap();
     let said = sallyport::setup::open(&bastion.config).await.unwrap_err().to_string();
     assert!(said.contains(&format!("but the store belongs to {key}")), "{said}");
+}
+
+async fn two_rotations_at_once_leave_no_secret_behind(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, other, now) = (bastion.store(), bastion.other_store().await, bastion.now());
+    for n in 0..6 {
+        bastion.person(&format!("person{n}")).await;
+    }
+    for _ in 0..6 {
+        let (one, two) = (store.keyring().add_key().unwrap(), store.keyring().add_key().unwrap());
+        let context = nobody();
+        let rotated =
+            tokio::join!(store.rotate(&one, &context, now), other.rotate(&two, &context, now));
+        // The later one seals everything; the other is told, unless it had ended.
+        let results = [rotated.0, rotated.1];
+        assert!(results.iter().any(Result::is_ok), "{results:?}");
+        for result in results {
+            if let Err(error) = result {
+                let said = error.to_string();
+                assert!(said.contains("another rotation began meanwhile"), "{said}");
+            }
+        }
+        let keys = store.sealing_keys().await.unwrap();
+        let held: Vec<_> = keys.iter().filter(|of| of.secrets > 0 || of.seals).collect();
+        assert!(held.len() == 1 && held[0].secrets == 6, "{keys:?}");
+    }
 }
 
 async fn no_key_seals_that_a_node_does_not_hold(engine: Engine) {

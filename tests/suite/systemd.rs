@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::support::server::{BINARY, Server};
-use crate::support::ssh::{Run, run};
+use crate::support::ssh::{Client, Run, run};
 use crate::support::{
     PATIENCE, command, ended, eventually, free_port, listening, signal, speaks_ssh, tool,
 };
@@ -187,18 +187,29 @@ async fn sockets_that_cannot_be_served_are_an_error_that_says_so() {
     ended(&mut tool).await;
 }
 
-/// The journal is read by more people than may know the first password.
+/// A log is kept, and read by more people than may know the first password: the journal's, a container's.
 #[tokio::test(flavor = "multi_thread")]
-async fn under_the_journal_the_first_password_goes_to_a_file() {
+async fn where_no_terminal_is_the_first_password_is_in_a_file_until_it_is_used() {
+    for journal in [true, false] {
+        is_in_a_file_until_it_is_used(journal).await;
+    }
+}
+
+async fn is_in_a_file_until_it_is_used(journal: bool) {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let log = dir.path().join("log");
-    let journal = std::fs::File::create(&log).unwrap();
-    let meta = journal.metadata().unwrap();
-    let mut serve = serve_in(command(BINARY), dir.path());
-    serve.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
-    serve.env("SALLYPORT_SERVER__LISTEN", listen(port));
-    serve.stdout(journal.try_clone().unwrap()).stderr(journal);
-    let mut child = serve.spawn().unwrap();
+    let output = std::fs::File::create(&log).unwrap();
+    let meta = output.metadata().unwrap();
+    let start = || {
+        let mut serve = serve_in(command(BINARY), dir.path());
+        if journal {
+            serve.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
+        }
+        serve.env("SALLYPORT_SERVER__LISTEN", listen(port));
+        serve.stdout(output.try_clone().unwrap()).stderr(output.try_clone().unwrap());
+        serve.spawn().unwrap()
+    };
+    let mut child = start();
     speaks_ssh(port).await;
     signal(&child, Signal::TERM);
     assert!(ended(&mut child).await.success());
@@ -210,4 +221,18 @@ async fn under_the_journal_the_first_password_goes_to_a_file() {
     let said = std::fs::read_to_string(&log).unwrap();
     assert!(said.contains("in the file sallyport-data/first-password"), "{said}");
     assert!(!said.contains(&password), "{said}");
+
+    // It outlives a restart, and goes when the administrator chose another.
+    let mut child = start();
+    speaks_ssh(port).await;
+    assert!(path.exists());
+    let client = Client::on_port(port, "admin");
+    let mut ssh = client.command("ssh", &["bastion"]);
+    client.answers(&[&password, "an unusual teapot 7", "an unusual teapot 7"]);
+    let mut ssh = ssh.spawn().unwrap();
+    eventually("the first password's file is deleted", async || (!path.exists()).then_some(()))
+        .await;
+    ssh.kill().await.unwrap();
+    signal(&child, Signal::TERM);
+    assert!(ended(&mut child).await.success());
 }

@@ -188,6 +188,12 @@ impl ChannelFlow {
         is_full(&self.holder, self.limits)
     }
 
+    /// What a connection may have on its way to a user who is served as fast as they read. Far less than
+    /// it may hold: all of it may come to wait.
+    pub(in crate::server) fn most_asked(&self) -> usize {
+        self.limits.most() / 4
+    }
+
     /// Counts bytes that were taken in.
     pub(in crate::server) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);

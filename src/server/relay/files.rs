@@ -7,18 +7,21 @@
 //! they write themselves.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::server::connection::Connection;
 use crate::server::forward::ChannelFlow;
 use crate::sftp::{self, Action, FileEvent};
 
 /// Bytes of answers that may be asked for, and not be with the user yet: what OpenSSH's `sftp` asks
 /// for at a time.
 const MOST: usize = 2 * 1024 * 1024;
-/// The same while the user's connection, or account, holds so much that its windows are closed.
+/// The same while the user's connection, or account, holds so much that its windows are closed, or its
+/// other channels are owed much.
 const LEAST: usize = 64 * 1024;
 /// Bytes that may wait for the user whatever was asked for: past it the target is not read.
 const ABSURD: usize = 4 * MOST;
@@ -26,8 +29,9 @@ const ABSURD: usize = 4 * MOST;
 /// The filter, and its answers that wait for the user.
 pub(super) struct Files {
     inner: Mutex<Inner>,
-    /// Where the answers count that wait.
+    /// Where the answers count that wait, and those that are owed.
     flow: Arc<ChannelFlow>,
+    conn: Arc<Connection>,
     /// Something was put there.
     ready: Notify,
     /// Something was sent, or answered.
@@ -39,6 +43,15 @@ struct Inner {
     waiting: VecDeque<Bytes>,
     /// The bytes that wait, or are being sent.
     held: usize,
+    /// What of them, and of those that are owed, the connection counts.
+    counted: usize,
+}
+
+impl Inner {
+    /// Bytes of answers that were asked for, and are not with the user yet.
+    fn asked(&self) -> usize {
+        self.held + self.filter.expected()
+    }
 }
 
 /// What is to be done after the filter looked.
@@ -52,14 +65,25 @@ pub(super) struct Passed {
 }
 
 impl Files {
-    pub(super) fn new(filter: sftp::Filter, flow: Arc<ChannelFlow>) -> Self {
-        let inner = Inner { filter, waiting: VecDeque::new(), held: 0 };
-        Self { inner: Mutex::new(inner), flow, ready: Notify::new(), moved: Notify::new() }
+    pub(super) fn new(filter: sftp::Filter, flow: Arc<ChannelFlow>, conn: Arc<Connection>) -> Self {
+        let inner = Inner { filter, waiting: VecDeque::new(), held: 0, counted: 0 };
+        Self { inner: Mutex::new(inner), flow, conn, ready: Notify::new(), moved: Notify::new() }
     }
 
     /// Bytes of answers that may be asked for, and not be with the user yet.
     fn most(&self) -> usize {
-        if self.flow.is_full() { LEAST } else { MOST }
+        let much = self.conn.answers.load(Relaxed) > self.flow.most_asked();
+        if much || self.flow.is_full() { LEAST } else { MOST }
+    }
+
+    /// Tells the connection what is asked for now, and everybody that it changed.
+    fn count(&self, mut inner: MutexGuard<'_, Inner>) {
+        let asked = inner.asked();
+        let before = std::mem::replace(&mut inner.counted, asked);
+        // The sum wraps where it shrinks.
+        self.conn.answers.fetch_add(asked.wrapping_sub(before), Relaxed);
+        drop(inner);
+        self.moved.notify_waiters();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -93,9 +117,8 @@ impl Files {
         self.flow.take(held);
         inner.held += held;
         inner.waiting.extend(answers);
-        drop(inner);
+        self.count(inner);
         self.ready.notify_one();
-        self.moved.notify_waiters();
         let result = looked
             .map_err(|error| format!("the file transfer is not SFTP as it should be: {error}"));
         Passed { requests, events, result }
@@ -113,14 +136,15 @@ impl Files {
 
     /// Takes note that an answer of `len` bytes was sent.
     pub(super) fn done(&self, len: usize) {
-        self.inner().held -= len;
+        let mut inner = self.inner();
+        inner.held -= len;
         self.flow.give(len);
-        self.moved.notify_waiters();
+        self.count(inner);
     }
 
     /// Waits until more may be asked for.
     pub(super) async fn room(&self) {
-        self.until(|inner| inner.held + inner.filter.expected() < self.most()).await;
+        self.until(|inner| inner.asked() < self.most()).await;
     }
 
     /// Waits while a target says far more than it was asked for.
@@ -152,5 +176,11 @@ impl Files {
             Action::ToServer(_) | Action::ToClient(_) => None,
         };
         actions.into_iter().filter_map(event).collect()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.conn.answers.fetch_sub(self.inner().counted, Relaxed);
     }
 }

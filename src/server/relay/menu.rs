@@ -15,10 +15,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bridge::{Piece, Uplink};
+use super::requests::{Control, Controls, Setup, Start, User, intake};
 use super::selector::Selector;
-use super::session::{
-    Carried, Control, Controls, End, NOT_BEGUN, Setup, Start, User, intake, tell_of_stopping,
-};
+use super::session::{Carried, End, NOT_BEGUN, tell_of_stopping};
 use crate::console::{self, Channel, OwnVerb, menu};
 use crate::domain::printable;
 use crate::server::connection::Connection;

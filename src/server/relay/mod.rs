@@ -8,15 +8,17 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door`, `target` (with `target_auth`, `step_up`, `callbacks` and
-//! `asked`), `session`,
-//! `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
+//! Reading order: [`Relay`], `door` (with `admit`), `target` (with `target_auth`, `step_up`, `callbacks` and
+//! `asked`), `session` (with `requests` and `dialog`), `carry` (with `files`), then `onward` (with
+//! `destination`) and `bridge` for what is beside the sessions.
 
+mod admit;
 mod asked;
 mod bridge;
 mod callbacks;
 mod carry;
 mod destination;
+mod dialog;
 mod door;
 mod files;
 mod host_key;
@@ -26,6 +28,7 @@ pub(super) mod menu;
 mod onward;
 pub mod probe;
 mod recorder;
+mod requests;
 pub(super) mod selector;
 mod session;
 mod step_up;
@@ -44,8 +47,9 @@ pub(super) use asked::Listen;
 pub(super) use bridge::{Piece, Uplink};
 pub(super) use door::serve as serve_door;
 pub(super) use onward::{Onward, listen, serve_onward, unlisten};
+pub(super) use requests::{Controls, Setup, Start, User, gather, intake};
 pub(super) use session::serve as serve_session;
-pub(super) use session::{Controls, Setup, Start, User, gather, intake, tell_of_stopping};
+pub(super) use session::tell_of_stopping;
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused, until_refused};

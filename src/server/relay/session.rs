@@ -1,48 +1,33 @@
 //! A session channel (RFC 4254 section 6) of the user's, carried to the target and recorded.
 //!
-//! Always holds: requests are gathered until one starts something; then use is checked, the
+//! Always holds: requests are gathered until one starts something (`requests`); then use is checked, the
 //! recording begun, the target reached, and the requests made there in the same order. The user's
 //! side is drained all the time. Whatever ends the channel, its recording's end is written.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use russh::server::{ChannelOpenHandle, Handle};
-use russh::{
-    Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, client, server,
-};
-use tokio::sync::Notify;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, client, server};
 use tokio::time::timeout;
 
 use super::Relay;
 use super::asked::Asked;
-use super::bridge::{Piece, Uplink};
+use super::bridge::Uplink;
 use super::carry::Both;
 use super::files::Files;
 use super::recorder::{Recording, Subject, USUAL, cells};
+use super::requests::{Controls, Setup, Start, User, gather, intake};
 use super::target::{STEP, TargetConnection};
-use super::target_auth::{Questions, Stage};
-use crate::console::dialog::{Line, Next};
-use crate::console::menu::Menu;
-use crate::domain::{Capability, noted, printable};
+use super::target_auth::Stage;
+use crate::domain::{Capability, printable};
 use crate::server::connection::{ChannelSlot, Connection};
 use crate::server::traffic::Counts;
 use crate::sftp::{self, scp};
 use crate::store::Carrier;
 
-/// Environment variables that are passed on.
-const MAX_ENV: usize = 64;
-/// The longest of them, name and value.
-const MAX_VARIABLE: usize = 8192;
-/// Characters of a command that are written down.
-const MAX_COMMAND: usize = 4096;
-/// The longest answer to a target's question.
-const MAX_LINE: usize = 1024;
-/// Window changes and signals that may wait.
-const MAX_CONTROLS: usize = 64;
 /// How long a client may take for a channel's end; shorter than the connection's own goodbye.
 const LAST_WORD: Duration = Duration::from_millis(1500);
 /// The exit status of what could not even begin, or was cut off; as ssh's own.
@@ -71,63 +56,6 @@ pub(in crate::server) async fn serve(
     });
 }
 
-/// The user's side of a channel.
-pub(in crate::server) struct User {
-    pub(in crate::server) id: ChannelId,
-    pub(in crate::server) handle: Handle,
-    pub(in crate::server) out: ChannelWriteHalf<server::Msg>,
-}
-
-/// What the requests before the start asked for.
-#[derive(Default)]
-pub(in crate::server) struct Setup {
-    pub(in crate::server) terminal: Option<Terminal>,
-    env: Vec<(String, String)>,
-    pub(in crate::server) agent: bool,
-    pub(in crate::server) x11: Option<(bool, String, String, u32)>,
-}
-
-pub(in crate::server) struct Terminal {
-    pub(super) kind: String,
-    pub(super) size: (u32, u32, u32, u32),
-    modes: Vec<(Pty, u32)>,
-}
-
-impl Setup {
-    /// Whether there is a terminal that the menu can be shown in.
-    pub(in crate::server) fn suits_menu(&self) -> bool {
-        self.terminal.as_ref().is_some_and(|terminal| Menu::suits(&terminal.kind))
-    }
-
-    /// Writes down what was asked for and is not granted, where that could not be told at once: the
-    /// target was not chosen then.
-    pub(super) fn check(&self, relay: &Relay) {
-        for (asked, right, request) in [
-            (self.agent, Capability::Agent, "auth-agent-req"),
-            (self.x11.is_some(), Capability::X11, "x11-req"),
-        ] {
-            if asked && !relay.permit.allows(right) {
-                relay.refuse_use(request);
-            }
-        }
-    }
-}
-
-impl Terminal {
-    /// Columns and rows.
-    pub(super) fn cells(&self) -> (u16, u16) {
-        let (columns, rows, ..) = self.size;
-        (u16::try_from(columns).unwrap_or(u16::MAX), u16::try_from(rows).unwrap_or(u16::MAX))
-    }
-}
-
-/// What the channel is for.
-pub(in crate::server) enum Start {
-    Shell,
-    Exec(Vec<u8>),
-    Subsystem(String),
-}
-
 /// How a channel ended.
 pub(in crate::server) enum End {
     /// With what the target said, if it said anything.
@@ -138,53 +66,6 @@ pub(in crate::server) enum End {
     Failed(String),
     /// The connection, or the permission, ended.
     Cut,
-}
-
-/// What may overtake data on its way to the target.
-pub(in crate::server) enum Control {
-    Resize(u32, u32, u32, u32),
-    Signal(russh::Sig),
-}
-
-#[derive(Default)]
-pub(in crate::server) struct Controls {
-    waiting: Mutex<VecDeque<Control>>,
-    ready: Notify,
-    /// The newest size of the terminal, if it changed.
-    size: Mutex<Option<(u32, u32, u32, u32)>>,
-}
-
-impl Controls {
-    fn push(&self, control: Control) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Control::Resize(columns, rows, width, height) = control {
-            let size = Some((columns, rows, width, height));
-            *self.size.lock().unwrap_or_else(PoisonError::into_inner) = size;
-        }
-        if let (Control::Resize(..), Some(Control::Resize(..))) = (&control, waiting.back()) {
-            waiting.pop_back();
-        }
-        if waiting.len() < MAX_CONTROLS {
-            waiting.push_back(control);
-        }
-        drop(waiting);
-        self.ready.notify_one();
-    }
-
-    /// The newest size of the terminal, if it changed.
-    pub(super) fn size(&self) -> Option<(u32, u32, u32, u32)> {
-        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) async fn next(&self) -> Control {
-        loop {
-            let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            match next {
-                Some(control) => return control,
-                None => self.ready.notified().await,
-            }
-        }
-    }
 }
 
 async fn run(
@@ -231,14 +112,6 @@ async fn run(
     }
 }
 
-impl User {
-    /// A line of the bastion's own, on standard error.
-    pub(super) async fn say(&self, text: &str) -> Result<(), russh::Error> {
-        let line = format!("sallyport: {}\r\n", printable(text));
-        self.out.extended_data_bytes(1, line).await
-    }
-}
-
 /// Says in a terminal that the bastion is stopping once it is, and does nothing more: it never ends.
 pub(in crate::server) async fn tell_of_stopping(conn: &Connection, user: &User, setup: &Setup) {
     let text = conn.stopping().await;
@@ -248,84 +121,6 @@ pub(in crate::server) async fn tell_of_stopping(conn: &Connection, user: &User, 
         tracing::debug!("the user left before being told that the bastion is stopping");
     }
     std::future::pending().await
-}
-
-/// Takes requests in until one starts something; `None` if the user leaves before.
-pub(in crate::server) async fn gather(
-    from_user: &mut ChannelReadHalf,
-    setup: &mut Setup,
-    uplink: &Uplink,
-) -> Option<Start> {
-    loop {
-        match from_user.wait().await? {
-            ChannelMsg::RequestPty {
-                term: kind,
-                col_width,
-                row_height,
-                pix_width,
-                pix_height,
-                terminal_modes: modes,
-                ..
-            } => {
-                let size = (col_width, row_height, pix_width, pix_height);
-                setup.terminal = Some(Terminal { kind, size, modes });
-            }
-            ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
-                if let Some(terminal) = &mut setup.terminal {
-                    terminal.size = (col_width, row_height, pix_width, pix_height);
-                }
-            }
-            ChannelMsg::SetEnv { variable_name, variable_value, .. } => {
-                let size = variable_name.len() + variable_value.len();
-                if setup.env.len() < MAX_ENV && size <= MAX_VARIABLE {
-                    setup.env.push((variable_name, variable_value));
-                }
-            }
-            ChannelMsg::AgentForward { .. } => setup.agent = true,
-            ChannelMsg::RequestX11 {
-                single_connection,
-                x11_authentication_protocol: protocol,
-                x11_authentication_cookie: cookie,
-                x11_screen_number: screen,
-                ..
-            } => setup.x11 = Some((single_connection, protocol, cookie, screen)),
-            ChannelMsg::RequestShell { .. } => return Some(Start::Shell),
-            ChannelMsg::Exec { command, .. } => return Some(Start::Exec(command)),
-            ChannelMsg::RequestSubsystem { name, .. } => return Some(Start::Subsystem(name)),
-            ChannelMsg::Data { data } => uplink.push_early(Piece::Data(data)).then_some(())?,
-            ChannelMsg::Eof => uplink.push_early(Piece::Eof).then_some(())?,
-            ChannelMsg::Close => return None,
-            _ => {}
-        }
-    }
-}
-
-/// Takes in what the user sends while the channel is carried.
-pub(in crate::server) async fn intake(
-    from_user: &mut ChannelReadHalf,
-    uplink: &Uplink,
-    controls: &Controls,
-) -> End {
-    while let Some(message) = from_user.wait().await {
-        let within = match message {
-            ChannelMsg::Data { data } => uplink.push(Piece::Data(data)),
-            ChannelMsg::Eof => uplink.push(Piece::Eof),
-            ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height } => {
-                controls.push(Control::Resize(col_width, row_height, pix_width, pix_height));
-                true
-            }
-            ChannelMsg::Signal { signal } => {
-                controls.push(Control::Signal(signal));
-                true
-            }
-            ChannelMsg::Close => return End::User,
-            _ => true,
-        };
-        if !within {
-            return End::Failed("your client ignored its window".to_owned());
-        }
-    }
-    End::User
 }
 
 /// A channel between gathering and its end.
@@ -339,32 +134,6 @@ pub(super) struct Carried<'a> {
     pub(super) is_first: bool,
     /// Whether the user's channel goes on afterwards, as the menu's does: its end is not told then.
     pub(super) goes_on: bool,
-}
-
-impl Start {
-    /// What it is called in the store: a subsystem that is called `shell` does not look like one.
-    pub(super) fn what(&self) -> String {
-        match self {
-            Self::Shell => "shell".to_owned(),
-            Self::Exec(_) => "exec".to_owned(),
-            Self::Subsystem(name) if name == "sftp" => "sftp".to_owned(),
-            Self::Subsystem(name) => format!("subsystem:{}", noted(name)),
-        }
-    }
-
-    fn command(&self) -> Option<String> {
-        match self {
-            Self::Exec(command) => {
-                let text = String::from_utf8_lossy(command);
-                let mut short: String = text.chars().take(MAX_COMMAND).collect();
-                if short.len() < text.len() {
-                    short.push_str("...");
-                }
-                Some(printable(&short))
-            }
-            Self::Shell | Self::Subsystem(_) => None,
-        }
-    }
 }
 
 impl Carried<'_> {
@@ -454,7 +223,9 @@ impl Carried<'_> {
             Err(why) => return End::Failed(why),
         };
         let (from_target, to_target) = target.split();
-        let files = filter.map(|filter| Files::new(filter, Arc::clone(self.uplink.flow())));
+        let files = filter.map(|filter| {
+            Files::new(filter, Arc::clone(self.uplink.flow()), Arc::clone(&self.relay.conn))
+        });
         let scp = self.scp().map(Mutex::new);
         let (files, scp) = (files.as_ref(), scp.as_ref());
         let both = Both { channel: self, recording, files, scp, counts };
@@ -605,58 +376,6 @@ impl Carried<'_> {
             Start::Shell => target.request_shell(true).await,
             Start::Exec(command) => target.exec(true, command.as_slice()).await,
             Start::Subsystem(name) => target.request_subsystem(true, name.as_str()).await,
-        }
-    }
-
-    /// Asks the user in the terminal of this channel.
-    async fn ask(&self, questions: &Questions) -> Result<Vec<zeroize::Zeroizing<String>>, String> {
-        let gone = |_| "you left".to_owned();
-        let out = &self.user.out;
-        if self.setup.terminal.is_none() {
-            let name = self.relay.name();
-            return Err(format!("{name} asks for something: connect with a terminal (ssh -t)"));
-        }
-        // Not the bastion: nobody shall give it the password of the bastion.
-        let who = format!("{} asks:\r\n", self.relay.name());
-        out.data_bytes(who).await.map_err(gone)?;
-        if !questions.instruction.is_empty() {
-            let text = questions.instruction.replace('\n', "\r\n");
-            out.data_bytes(format!("{text}\r\n")).await.map_err(gone)?;
-        }
-        let mut answers = Vec::new();
-        for (prompt, echo) in &questions.prompts {
-            out.data_bytes(prompt.replace('\n', "\r\n")).await.map_err(gone)?;
-            let typed = timeout(super::target::ANSWER, self.read_line(*echo)).await;
-            answers.push(typed.map_err(|_| "nobody answered".to_owned())??);
-            out.data_bytes("\r\n").await.map_err(gone)?;
-        }
-        Ok(answers)
-    }
-
-    /// What the user types up to Enter, shown only if `echo`.
-    pub(super) async fn read_line(&self, echo: bool) -> Result<zeroize::Zeroizing<String>, String> {
-        let left = || "you left".to_owned();
-        let mut line = Line::new(MAX_LINE, echo);
-        loop {
-            let Piece::Data(data) = self.uplink.next().await else { return Err(left()) };
-            let (mut shown, mut used, mut next) = (Vec::new(), 0, Next::More);
-            for byte in data.iter().copied() {
-                used += 1;
-                next = line.push(byte, &mut shown);
-                if next != Next::More {
-                    break;
-                }
-            }
-            self.uplink.done(used);
-            self.uplink.give_back(data.slice(used..));
-            if !shown.is_empty() {
-                self.user.out.data_bytes(shown).await.map_err(|_| left())?;
-            }
-            match next {
-                Next::More => {}
-                Next::Whole => return Ok(line.text()),
-                Next::GivenUp => return Err(left()),
-            }
         }
     }
 }

@@ -40,9 +40,9 @@ impl CodeFailures {
 
 impl Tx<'_> {
     /// Holds an account's row until the transaction ends; gives whether it is there.
-    pub(super) async fn hold_account(&mut self, account: &Id) -> Result<bool, Error> {
+    pub(in super::super) async fn hold_account(&mut self, account: &str) -> Result<bool, Error> {
         let held = on!(self.engine(), conn => {
-            diesel::update(users::table.find(account.as_str()))
+            diesel::update(users::table.find(account))
                 .set(users::epoch.eq(users::epoch))
                 .execute(conn)
                 .await

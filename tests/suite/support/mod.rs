@@ -14,6 +14,7 @@
 
 pub mod bastion;
 pub mod dialog;
+pub mod filled;
 pub mod freeradius;
 pub mod hop;
 pub mod journal;

@@ -322,6 +322,11 @@ impl RawClient {
         self.send(&Packet::new(INFO_RESPONSE).number(1).text(answer).0).await;
     }
 
+    /// Answers a question that asks nothing.
+    pub async fn answer_nothing(&mut self) {
+        self.send(&Packet::new(INFO_RESPONSE).number(0).0).await;
+    }
+
     /// What the server says to a request; [`DISCONNECT`] at the connection's end.
     pub async fn reply(&mut self) -> u8 {
         loop {
