@@ -279,7 +279,6 @@ fn source() -> Source {
 
 fn rules() -> ThrottleRules {
     ThrottleRules {
-        code_failures_max: 100,
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
@@ -377,7 +376,6 @@ async fn fail_and_bind(bastion: &TestBastion, alice: &Person, watch: &mut Watch)
     let (store, now, context) = (bastion.store(), bastion.now(), Context::default());
     let whose = Throttled::new("alice", &Source("[2001:db8::7]:4022".parse().unwrap()));
     let failure = FailureNote {
-        code: true,
         account: Some(alice.id.clone()),
         reason: Refusal::WrongCode,
         counts: true,
