@@ -87,66 +87,76 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
     match cli.command {
         Command::Serve => serve::serve(loaded, load, filter).await.map(|()| true),
         Command::Init { data_dir } => {
-            if let Some(dir) = data_dir {
-                loaded.config.data_dir = dir;
-            }
-            let (_store, one_time) = setup::init(&loaded.config, &Clock::System).await?;
-            match one_time {
-                one_time if cli.json => {
-                    println!("{}", setup::made(&loaded.config, one_time.as_ref())?);
-                }
-                Some(one_time) => {
-                    setup::welcome(&loaded.config, &loaded.config.server.listen, &one_time)?;
-                }
-                None => {
-                    println!("{} is in order; nothing was made", loaded.config.data_dir.display());
-                    println!("host key: {}", setup::host_key(&loaded.config)?);
-                }
-            }
-            Ok(true)
+            loaded.config.data_dir = data_dir.unwrap_or(loaded.config.data_dir);
+            init(&loaded.config, cli.json).await.map(|()| true)
         }
         Command::Check => check(&loaded, cli.json).await.map(|()| true),
         Command::Doctor => doctor(&loaded.config, cli.json).await,
         Command::Key(cli::KeyCommand::Add { file: Some(file) }) => {
-            let format = if cli.json { Format::Json } else { Format::Table { width: None } };
-            let mut stdout = tokio::io::stdout();
-            let mut out = Out::new(&mut stdout);
-            admin::add_sealing_key(&file, format, &mut out)?;
-            out.send().await?;
-            Ok(true)
+            add_sealing_key(&file, cli.json).await.map(|()| true)
         }
         Command::Ca(cli::CaCommand::Show { which }) => {
-            let key = match which {
-                cli::Authority::Host => KeyFile::HostCa,
-                cli::Authority::User => KeyFile::UserCa,
-            };
-            let key = keys::load(&loaded.config.key_path(key))?.public_key().to_openssh()?;
-            if cli.json {
-                println!("{}", serde_json::json!({ "public_key": key }));
-            } else {
-                println!("{key}");
-            }
-            Ok(true)
+            show_ca(&loaded.config, which, cli.json).map(|()| true)
         }
         Command::Audit(cli::AuditCommand::Verify { file: Some(file), key_file, anchors }) => {
             verify_file(&file, key_file.as_deref(), anchors, cli.json).map(|()| true)
         }
         Command::Audit(cli::AuditCommand::Key) => {
-            let key = keys::load(&loaded.config.key_path(KeyFile::AuditKey))?;
-            let public = keys::AuditKey::new(key).public();
-            if cli.json {
-                let (key, fingerprint) = (public.to_line(), public.fingerprint());
-                println!(
-                    "{}",
-                    serde_json::json!({ "public_key": key, "fingerprint": fingerprint })
-                );
-            } else {
-                println!("{}", public.to_line());
-            }
-            Ok(true)
+            show_audit_key(&loaded.config, cli.json).map(|()| true)
         }
         command => verb(&loaded, cli.json, command).await,
     }
+}
+
+/// Makes what `serve` makes on its first start, and says so.
+async fn init(config: &Config, json: bool) -> anyhow::Result<()> {
+    let (_store, one_time) = setup::init(config, &Clock::System).await?;
+    match one_time {
+        one_time if json => println!("{}", setup::made(config, one_time.as_ref())?),
+        Some(one_time) => setup::welcome(config, &config.server.listen, &one_time)?,
+        None => {
+            println!("{} is in order; nothing was made", config.data_dir.display());
+            println!("host key: {}", setup::host_key(config)?);
+        }
+    }
+    Ok(())
+}
+
+/// Adds a sealing key to a file, which takes no store.
+async fn add_sealing_key(file: &std::path::Path, json: bool) -> anyhow::Result<()> {
+    let format = if json { Format::Json } else { Format::Table { width: None } };
+    let mut stdout = tokio::io::stdout();
+    let mut out = Out::new(&mut stdout);
+    admin::add_sealing_key(file, format, &mut out)?;
+    Ok(out.send().await?)
+}
+
+/// Prints the public key of one of the authorities.
+fn show_ca(config: &Config, which: cli::Authority, json: bool) -> anyhow::Result<()> {
+    let key = match which {
+        cli::Authority::Host => KeyFile::HostCa,
+        cli::Authority::User => KeyFile::UserCa,
+    };
+    let key = keys::load(&config.key_path(key))?.public_key().to_openssh()?;
+    if json {
+        println!("{}", serde_json::json!({ "public_key": key }));
+    } else {
+        println!("{key}");
+    }
+    Ok(())
+}
+
+/// Prints the public half of the key that signs the audit log.
+fn show_audit_key(config: &Config, json: bool) -> anyhow::Result<()> {
+    let key = keys::load(&config.key_path(KeyFile::AuditKey))?;
+    let public = keys::AuditKey::new(key).public();
+    let (line, fingerprint) = (public.to_line(), public.fingerprint());
+    if json {
+        println!("{}", serde_json::json!({ "public_key": line, "fingerprint": fingerprint }));
+    } else {
+        println!("{line}");
+    }
+    Ok(())
 }
 
 /// Makes every check; whether nothing is broken.
@@ -241,40 +251,45 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
         radius: config.radius_mode(),
         recordings: &recordings,
     };
-    let mut sink: Box<dyn AsyncWrite + Unpin + Send> = match &command {
-        Command::Audit(cli::AuditCommand::Export { output: Some(path) }) => Box::new(
-            tokio::fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(path)
-                .await
-                .with_context(|| format!("failed to make {}", path.display()))?,
-        ),
-        _ => Box::new(tokio::io::stdout()),
-    };
+    let mut sink = sink(&command).await?;
     let mut out = Out::new(&mut sink).on_terminal(std::io::stdout().is_terminal());
-    let mut answer = true;
+    let answer = dispatch(&verbs, command, &mut out).await?;
+    out.send().await?;
+    Ok(answer)
+}
+
+/// Where a verb's result goes.
+async fn sink(command: &Command) -> anyhow::Result<Box<dyn AsyncWrite + Unpin + Send>> {
+    let Command::Audit(cli::AuditCommand::Export { output: Some(path) }) = command else {
+        return Ok(Box::new(tokio::io::stdout()));
+    };
+    let file = tokio::fs::OpenOptions::new().write(true).create_new(true).open(path).await;
+    Ok(Box::new(file.with_context(|| format!("failed to make {}", path.display()))?))
+}
+
+/// Runs a verb; whether the answer to what it asked is yes.
+async fn dispatch(verbs: &Verbs<'_>, command: Command, out: &mut Out<'_>) -> anyhow::Result<bool> {
     match command {
         Command::User(command) => {
             let (password, keys) = inputs(&command)?;
-            admin::users(&verbs, command, password, keys, &mut out).await?;
+            admin::users(verbs, command, password, keys, out).await?;
         }
-        Command::Otp(command) => admin::otp(&verbs, command, &mut out).await?,
-        Command::Group(command) => admin::groups(&verbs, command, &mut out).await?,
+        Command::Otp(command) => admin::otp(verbs, command, out).await?,
+        Command::Group(command) => admin::groups(verbs, command, out).await?,
         Command::Target(command) => {
-            let input = target_input(&store, &command).await?;
-            admin::targets(&verbs, command, input, &mut out).await?;
+            let input = target_input(verbs.store, &command).await?;
+            admin::targets(verbs, command, input, out).await?;
         }
-        Command::Grant(command) => admin::grants(&verbs, command, &mut out).await?,
-        Command::Explain(asked) => answer = admin::explain(&verbs, asked, &mut out).await?,
-        Command::Certificate(command) => admin::certificates(&verbs, command, &mut out).await?,
+        Command::Grant(command) => admin::grants(verbs, command, out).await?,
+        Command::Explain(asked) => return admin::explain(verbs, asked, out).await,
+        Command::Certificate(command) => admin::certificates(verbs, command, out).await?,
         Command::Session(command) => {
             let keys = terminal_keys(&command)?;
             let _restored = keys.1;
-            admin::sessions(&verbs, command, keys.0, &mut out).await?;
+            admin::sessions(verbs, command, keys.0, out).await?;
         }
-        Command::Audit(command) => audit(&verbs, command, &mut out).await?,
-        Command::Key(command) => admin::sealing(&verbs, command, &mut out).await?,
+        Command::Audit(command) => audit(verbs, command, out).await?,
+        Command::Key(command) => admin::sealing(verbs, command, out).await?,
         Command::Serve
         | Command::Init { .. }
         | Command::Check
@@ -284,8 +299,7 @@ async fn verb(loaded: &Loaded, json: bool, command: Command) -> anyhow::Result<b
             bail!("this command is run elsewhere");
         }
     }
-    out.send().await?;
-    Ok(answer)
+    Ok(true)
 }
 
 async fn audit(

@@ -59,96 +59,118 @@ pub async fn users(
     match command {
         UserCommand::Add { name, role, factor, mode, .. } => {
             let factor = cli::second(factor, mode).map_err(Error::msg)?;
-            let (hash, shown) = hash(verbs, &name, password)?;
-            let binding_until = now.plus(verbs.binding_window);
-            let one_time = shown.is_some();
-            let new = NewUser {
-                name: &name,
-                role,
-                factor,
-                password_hash: &hash,
-                one_time,
-                binding_until,
-                keys,
-            };
-            store.add_user(&new, context, now).await?;
-            let binds = factor.is_none_or(|second| second.factor == Factor::Totp);
-            added(verbs, &name, shown, binds.then_some(binding_until), out)?;
+            add(verbs, (&name, role, factor), password, keys, out).await
         }
         UserCommand::Passwd { name, .. } => {
             let (hash, shown) = hash(verbs, &name, password)?;
             store.set_password(&name, &hash, shown.is_some(), context, now).await?;
-            added(verbs, &name, shown, None, out)?;
+            Ok(added(verbs, &name, shown, None, out)?)
         }
         UserCommand::List => {
-            let users = store.users().await?;
             let locked = store.locked(now).await?;
-            let rows: Vec<_> = users
-                .into_iter()
-                .map(|row| Listed { locked: locked.contains(&row.name), row, now })
-                .collect();
-            list(out, verbs.format, &rows)?;
+            let listed = |row: UserRow| Listed { locked: locked.contains(&row.name), row, now };
+            let rows: Vec<_> = store.users().await?.into_iter().map(listed).collect();
+            Ok(list(out, verbs.format, &rows)?)
         }
         UserCommand::Show { name } => {
             let detail = store.user(&name).await?;
             let factor = shown_factor(verbs, &detail);
-            show(out, verbs.format, &Shown { detail, factor, now })?;
+            Ok(show(out, verbs.format, &Shown { detail, factor, now })?)
         }
         UserCommand::Disable { name, force } => {
             if !force {
                 keep_an_admin(verbs, &name, "disable").await?;
             }
             store.set_disabled(&name, true, context, now).await?;
-            writeln!(out, "{name} is disabled; their sessions end")?;
+            Ok(writeln!(out, "{name} is disabled; their sessions end")?)
         }
         UserCommand::Enable { name } => {
             store.set_disabled(&name, false, context, now).await?;
-            writeln!(out, "{name} is enabled")?;
+            Ok(writeln!(out, "{name} is enabled")?)
         }
         UserCommand::Unlock { name } => {
             let lifted = store.unlock(&name, context, now).await?;
-            writeln!(
-                out,
-                "{name} is unlocked; failures from {lifted} sources, and wrong codes, are forgotten"
-            )?;
+            let forgotten =
+                format!("failures from {lifted} sources, and wrong codes, are forgotten");
+            Ok(writeln!(out, "{name} is unlocked; {forgotten}")?)
         }
         UserCommand::Remove { name, force } => {
             if !force {
                 keep_an_admin(verbs, &name, "remove").await?;
             }
             store.remove_user(&name, context, now).await?;
-            writeln!(out, "{name} is removed; their sessions end")?;
+            Ok(writeln!(out, "{name} is removed; their sessions end")?)
         }
         UserCommand::Factor { name, second } => {
-            let second = second.second().map_err(Error::msg)?;
-            store.set_user_factor(&name, second, context, now).await?;
-            writeln!(out, "{name}: {}; their sessions end", said(verbs, second))?;
-            let user = store.user(&name).await?.user;
-            let bound = user.otp_bound_at.is_some();
-            let may_bind = user.binding_until.is_some_and(|until| now < UnixTime(until));
-            if user.factor == Factor::Totp.word() && !bound && !may_bind {
-                writeln!(
-                    out,
-                    "they have no authenticator: 'sallyport otp reset {name}' lets them bind one"
-                )?;
-            }
+            set_factor(verbs, &name, second.second().map_err(Error::msg)?, out).await
         }
         UserCommand::SignIn { name, rule: RuleOrDefault(rule) } => {
             store.set_user_sign_in(&name, rule.as_ref(), context, now).await?;
             let policy = store.user(&name).await?.sign_in;
-            writeln!(out, "{name} has to give {policy}; sessions signed in with less end")?;
+            Ok(writeln!(out, "{name} has to give {policy}; sessions signed in with less end")?)
         }
-        UserCommand::Key(UserKeyCommand::Add { name, .. }) => {
-            for (fingerprint, key) in &keys {
+        UserCommand::Key(command) => user_keys(verbs, command, &keys, out).await,
+    }
+}
+
+/// Adds a user.
+async fn add(
+    verbs: &Verbs<'_>,
+    (name, role, factor): (&UserName, Role, Option<SecondFactor>),
+    password: NewPassword,
+    keys: Vec<(String, String)>,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (hash, shown) = hash(verbs, name, password)?;
+    let binding_until = verbs.now.plus(verbs.binding_window);
+    let (password_hash, one_time) = (hash.as_str(), shown.is_some());
+    let new = NewUser { name, role, factor, password_hash, one_time, binding_until, keys };
+    verbs.store.add_user(&new, verbs.context, verbs.now).await?;
+    let binds = factor.is_none_or(|second| second.factor == Factor::Totp);
+    Ok(added(verbs, name, shown, binds.then_some(binding_until), out)?)
+}
+
+/// Sets what answers for a user's second step.
+async fn set_factor(
+    verbs: &Verbs<'_>,
+    name: &UserName,
+    second: Option<SecondFactor>,
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    verbs.store.set_user_factor(name, second, verbs.context, verbs.now).await?;
+    writeln!(out, "{name}: {}; their sessions end", said(verbs, second))?;
+    let user = verbs.store.user(name).await?.user;
+    let bound = user.otp_bound_at.is_some();
+    let may_bind = user.binding_until.is_some_and(|until| verbs.now < UnixTime(until));
+    if user.factor == Factor::Totp.word() && !bound && !may_bind {
+        writeln!(
+            out,
+            "they have no authenticator: 'sallyport otp reset {name}' lets them bind one"
+        )?;
+    }
+    Ok(())
+}
+
+/// Runs `user key ...`.
+async fn user_keys(
+    verbs: &Verbs<'_>,
+    command: UserKeyCommand,
+    keys: &[(String, String)],
+    out: &mut Out<'_>,
+) -> anyhow::Result<()> {
+    let (store, context, now) = (verbs.store, verbs.context, verbs.now);
+    match command {
+        UserKeyCommand::Add { name, .. } => {
+            for (fingerprint, key) in keys {
                 store.add_key(&name, fingerprint, key, context, now).await?;
                 writeln!(out, "{name} may use {fingerprint}")?;
             }
         }
-        UserCommand::Key(UserKeyCommand::List { name }) => {
+        UserKeyCommand::List { name } => {
             let detail = store.user(&name).await?;
             list(out, verbs.format, &detail.keys)?;
         }
-        UserCommand::Key(UserKeyCommand::Remove { name, fingerprint }) => {
+        UserKeyCommand::Remove { name, fingerprint } => {
             store.remove_key(&name, &fingerprint, context, now).await?;
             writeln!(out, "{name} may no longer use {}", printable(&fingerprint))?;
         }

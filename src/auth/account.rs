@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::machine::Certified;
+use super::machine::{Certified, Claim};
 use super::totp::Secret;
+use super::{recovery, totp};
 use crate::audit::Refusal;
 use crate::domain::{Factor, Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName};
 
@@ -64,6 +65,35 @@ pub struct Otp {
     pub secret: Secret,
     /// The newest step whose code was used.
     pub last_step: TimeStep,
+}
+
+/// Why a code that was typed claims nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrongCode {
+    /// What is wrong with it.
+    pub reason: Refusal,
+    /// By how many seconds the authenticator's clock seems to be off.
+    pub drift: Option<i64>,
+}
+
+impl Otp {
+    /// What is to be used up for what somebody typed at `now`: the step of a code, or a recovery code, of
+    /// which only the store knows whether there is such.
+    ///
+    /// # Errors
+    /// What is wrong with a code.
+    pub fn claim(&self, account: &Id, typed: &str, now: UnixTime) -> Result<Claim, WrongCode> {
+        if let Some(code) = recovery::normalize(typed) {
+            return Ok(Claim::RecoveryCode(recovery::hash(account, &code)));
+        }
+        let wrong = |reason, drift| Err(WrongCode { reason, drift });
+        match totp::check(&self.secret, typed, now, self.last_step) {
+            totp::Check::Matches(step) => Ok(Claim::Code(step)),
+            totp::Check::Replayed(_) => wrong(Refusal::ReplayedCode, None),
+            totp::Check::Drifted { seconds } => wrong(Refusal::WrongCode, Some(seconds)),
+            totp::Check::Wrong => wrong(Refusal::WrongCode, None),
+        }
+    }
 }
 
 /// Failures in a row, of one account from one source.

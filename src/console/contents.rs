@@ -56,8 +56,7 @@ pub async fn contents(
         last.entry(target).or_insert(account);
     }
     let access = store.access_of(caller.who.account()).await?;
-    let (source, given) = (caller.source.ip(), caller.who.given());
-    let subject = Subject { user, groups: &access.groups, source, given };
+    let subject = Subject::of(caller.who, &access.groups, caller.source.ip());
     let granted = policy::granted_targets(&subject, &access.targets, &access.grants);
     let entry = |(target, grants): (&Target, Vec<&Grant>)| Entry {
         name: target.name.to_string(),

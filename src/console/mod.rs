@@ -394,9 +394,7 @@ async fn granted(
     now: UnixTime,
 ) -> anyhow::Result<Vec<(Target, &'static str)>> {
     let access = store.access_of(caller.who.account()).await?;
-    let user = caller.who.user();
-    let (source, given) = (caller.source.ip(), caller.who.given());
-    let subject = Subject { user, groups: &access.groups, source, given };
+    let subject = Subject::of(caller.who, &access.groups, caller.source.ip());
     let granted = policy::granted_targets(&subject, &access.targets, &access.grants);
     let with_state = |(target, grants): (&Target, Vec<&crate::domain::Grant>)| {
         let holds = grants.iter().any(|grant| policy::holds_now(grant, &subject, target, now));

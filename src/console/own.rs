@@ -237,7 +237,7 @@ impl<'a> Own<'a> {
         };
         let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());
-        match self.store.claim(attempt, None, &whose, rules, &self.context, now).await? {
+        match self.store.claim(attempt, &whose, rules, &self.context, now).await? {
             Ok(_) => Ok(Ok(())),
             Err(Refusal::AccountChanged) => {
                 self.store.record_all(&self.context, kept).await?;

@@ -12,8 +12,9 @@ use super::dialog::Dialog;
 use super::own::{CHANGED, Own};
 use super::own_radius::{Next, Rounds};
 use crate::audit::{Event, Note, Refusal, Step};
+use crate::auth::account::WrongCode;
 use crate::auth::machine::Claim;
-use crate::auth::{prompt, recovery, totp};
+use crate::auth::prompt;
 use crate::domain::{AccountName, RadiusMode, TargetName};
 use crate::store::FailureNote;
 
@@ -263,30 +264,16 @@ impl Own<'_> {
         proof: Proof,
     ) -> anyhow::Result<Result<(), Wrong>> {
         let (account, otp) = self.bound().await?;
-        let text = answer.expose_secret();
         let wrong = |step, reason, drift| Wrong { step, reason, drift, notes: Vec::new() };
-        let (step, claim) = match recovery::normalize(text) {
-            Some(recovery) if proof == Proof::CodeOrRecovery => {
-                let hash = recovery::hash(&account.id, &recovery);
-                (Step::RecoveryCode, Claim::RecoveryCode(hash))
-            }
-            Some(_) => {
+        let claim = match otp.claim(&account.id, answer.expose_secret(), self.now()) {
+            Ok(Claim::RecoveryCode(_)) if proof == Proof::Code => {
                 let text = "a recovery code does not do here: 'otp rebind' takes one";
                 return self.refuse(Refusal::NotOffered, text).await;
             }
-            None => match totp::check(&otp.secret, text, self.now(), otp.last_step) {
-                totp::Check::Matches(step) => (Step::Code, Claim::Code(step)),
-                totp::Check::Replayed(_) => {
-                    return Ok(Err(wrong(Step::Code, Refusal::ReplayedCode, None)));
-                }
-                totp::Check::Drifted { seconds } => {
-                    return Ok(Err(wrong(Step::Code, Refusal::WrongCode, Some(seconds))));
-                }
-                totp::Check::Wrong => {
-                    return Ok(Err(wrong(Step::Code, Refusal::WrongCode, None)));
-                }
-            },
+            Ok(claim) => claim,
+            Err(WrongCode { reason, drift }) => return Ok(Err(wrong(Step::Code, reason, drift))),
         };
+        let step = claim.step().unwrap_or(Step::Code);
         let claimed = self.claim(claim, Vec::new()).await?;
         Ok(claimed.map_err(|reason| wrong(step, reason, None)))
     }

@@ -53,8 +53,7 @@ pub(super) async fn show(
         writeln!(out, "    CertificateFile ~/.ssh/{CERTIFICATE}")?;
     }
     let access = verbs.store.access_of(caller.who.account()).await?;
-    let (source, given) = (caller.source.ip(), caller.who.given());
-    let subject = Subject { user, groups: &access.groups, source, given };
+    let subject = Subject::of(caller.who, &access.groups, caller.source.ip());
     for (target, remark) in granted(caller, verbs.store, verbs.now).await? {
         let accounts = policy::granted_accounts(&subject, &target, &access.grants);
         let accounts: Vec<String> = accounts.iter().map(ToString::to_string).collect();

@@ -16,6 +16,7 @@ pub use address::{Checked, forbidden_address, plain};
 pub use explain::{Explanation, Question, Verdict, explain};
 
 use crate::audit::Refusal;
+use crate::auth::machine::Authenticated;
 use crate::domain::{
     Capability, Destination, Factors, Grant, GroupName, Id, Mode, Target, TargetName, UnixTime,
     UserName,
@@ -32,6 +33,13 @@ pub struct Subject<'a> {
     pub source: IpAddr,
     /// The factors that they signed in with.
     pub given: Factors,
+}
+
+impl<'a> Subject<'a> {
+    /// Somebody who signed in from `source`, and is in these groups now.
+    pub fn of(who: &'a Authenticated, groups: &'a [GroupName], source: IpAddr) -> Self {
+        Self { user: who.user(), groups, source, given: who.given() }
+    }
 }
 
 /// The policy's answer.

@@ -190,12 +190,7 @@ pub(super) async fn decide(
         tracing::error!(%error, "failed to read grants");
         NotOpened::Failed("the bastion cannot read its grants: try again".to_owned())
     })?;
-    let subject = Subject {
-        user: who.user(),
-        groups: &access.groups,
-        source: conn.source.ip(),
-        given: who.given(),
-    };
+    let subject = Subject::of(who, &access.groups, conn.source.ip());
     let now = conn.bastion.clock.now();
     match crate::policy::authorize(&subject, &access.targets, &access.grants, destination, now) {
         Decision::Permit(permit) => Ok(permit),

@@ -15,10 +15,10 @@ use super::connection::Connection;
 use super::hashing;
 use super::radius;
 use crate::audit::{Context, Event, Note, Refusal};
-use crate::auth::machine::{Attempt, Claimed, Effect, Input, Machine, Reply, Request};
+use crate::auth::machine::{Attempt, Effect, Input, Machine, Opened, Reply, Request};
 use crate::auth::password::Verified;
 use crate::auth::totp;
-use crate::domain::Id;
+use crate::domain::{Id, UserName};
 use crate::store::{FailureNote, NewAuthenticator, SignIn, Throttled};
 
 /// The least time from a question to its refusal.
@@ -80,34 +80,14 @@ impl Login {
         let store = &self.conn.bastion.store;
         let now = self.conn.bastion.clock.now();
         let context = self.context();
-        let whose = self.whose();
-        let throttle = &self.conn.settings.throttle;
-        let input = match effect {
+        Ok(match effect {
             Effect::Reply(reply) => return Err(self.reply(reply, context).await),
-            Effect::LookUp(name) => {
-                if !self.conn.bastion.guard.attempt(&self.conn.source) {
-                    return Err(self.refuse(Refusal::RateLimited, context).await);
-                }
-                let found = store.account(name.as_ref(), &whose, throttle, now).await;
-                let (account, throttle) = match found {
-                    Ok(found) => found,
-                    Err(error) => return Err(store_failed(&error)),
-                };
-                Input::Found(account, throttle)
-            }
-            Effect::CheckPassword(password, hash) => {
-                return self.check_password(password, hash).await;
-            }
+            Effect::LookUp(name) => self.look_up(name).await?,
+            Effect::CheckPassword(password, hash) => self.check_password(password, hash).await?,
             Effect::AskRadius { user, password, round } => {
                 Input::Radius(self.radius.ask(&self.conn, &user, &password, round).await)
             }
-            Effect::MakeSecret => match totp::Secret::generate() {
-                Ok(secret) => Input::Secret(secret),
-                Err(error) => {
-                    tracing::error!(%error, "failed to make a secret");
-                    return Err(Reply::Disconnect(Refusal::StoreFailed));
-                }
-            },
+            Effect::MakeSecret => Input::Secret(make_secret()?),
             Effect::SetPassword { account, epoch, password, notes } => {
                 Input::PasswordSet(self.set_password(&account, epoch, password, notes).await)
             }
@@ -117,37 +97,60 @@ impl Login {
                 Input::Bound(bound.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::Claim(attempt) => {
-                let claimed = store.claim(attempt, None, &whose, throttle, &context, now).await;
+                let (whose, rules) = (self.whose(), &self.conn.settings.throttle);
+                let claimed = store.claim(attempt, &whose, rules, &context, now).await;
                 Input::Claimed(claimed.unwrap_or_else(|error| Err(failed(&error))))
             }
             Effect::SignIn(attempt) => Input::SignedIn(self.sign_in(attempt).await),
             Effect::Note { drift, account, notes, then } => {
-                if let Err(error) = store.note(&account, drift, notes, &context, now).await {
-                    return Err(store_failed(&error));
-                }
+                let noted = store.note(&account, drift, notes, &context, now).await;
+                noted.map_err(|error| store_failed(&error))?;
                 return Err(self.reply(*then, context).await);
             }
             Effect::Fail { reason, counts, code, locked, drift, account, notes } => {
-                self.conn.note_failure();
-                let failures = if self.conn.is_worth_writing(locked, &notes) {
-                    let failure = FailureNote { account, reason, counts, code, drift };
-                    store.fail(failure, notes, &whose, throttle, &context, now).await
-                } else {
-                    store.failures(&whose, throttle, now).await
-                };
-                let failures = match failures {
-                    Ok(failures) => failures,
-                    Err(error) => return Err(store_failed(&error)),
-                };
-                // As long as if it counted: the wait must not tell which kind of failure it was.
-                let failures = if counts { failures } else { failures.saturating_add(1) };
-                let least = LEAST_WAIT.max(self.conn.settings.radius.refusal_wait);
-                let wait = throttle.backoff(failures).max(least);
-                tokio::time::sleep_until(asked + wait).await;
-                Input::FailureRecorded
+                let failure = FailureNote { account, reason, counts, code, drift };
+                self.fail(failure, locked, notes, asked).await?
             }
+        })
+    }
+
+    /// Reads the account, unless its source asks for accounts too fast.
+    async fn look_up(&mut self, name: Option<UserName>) -> Result<Input, Reply> {
+        let conn = &self.conn;
+        if !conn.bastion.guard.attempt(&conn.source) {
+            return Err(self.refuse(Refusal::RateLimited, self.context()).await);
+        }
+        let (store, now) = (&conn.bastion.store, conn.bastion.clock.now());
+        let (whose, rules) = (self.whose(), &conn.settings.throttle);
+        let found = store.account(name.as_ref(), &whose, rules, now).await;
+        let (account, throttle) = found.map_err(|error| store_failed(&error))?;
+        Ok(Input::Found(account, throttle))
+    }
+
+    /// Writes a failure down, and holds the answer to what was `asked` back.
+    async fn fail(
+        &self,
+        failure: FailureNote,
+        locked: bool,
+        notes: Vec<Note>,
+        asked: Instant,
+    ) -> Result<Input, Reply> {
+        let conn = &self.conn;
+        conn.note_failure();
+        let (store, now, counts) = (&conn.bastion.store, conn.bastion.clock.now(), failure.counts);
+        let (whose, rules, context) = (self.whose(), &conn.settings.throttle, self.context());
+        let failures = if conn.is_worth_writing(locked, &notes) {
+            store.fail(failure, notes, &whose, rules, &context, now).await
+        } else {
+            store.failures(&whose, rules, now).await
         };
-        Ok(input)
+        let failures = failures.map_err(|error| store_failed(&error))?;
+        // As long as if it counted: the wait must not tell which kind of failure it was.
+        let failures = if counts { failures } else { failures.saturating_add(1) };
+        let least = LEAST_WAIT.max(conn.settings.radius.refusal_wait);
+        let wait = rules.backoff(failures).max(least);
+        tokio::time::sleep_until(asked + wait).await;
+        Ok(Input::FailureRecorded)
     }
 
     async fn check_password(
@@ -187,7 +190,7 @@ impl Login {
         set.unwrap_or_else(|error| Err(failed(&error)))
     }
 
-    async fn sign_in(&mut self, attempt: Attempt) -> Result<Claimed, Refusal> {
+    async fn sign_in(&mut self, attempt: Attempt) -> Result<Opened, Refusal> {
         let conn = &self.conn;
         let (context, now) = (self.context(), conn.bastion.clock.now());
         let client = context.client.clone().unwrap_or_default();
@@ -196,7 +199,7 @@ impl Login {
         let store = &conn.bastion.store;
         let account = attempt.account.clone();
         conn.session_may_be_open(&account, attempt.epoch, attempt.given);
-        let signed_in = store.claim(attempt, Some(&sign_in), &whose, rules, &context, now).await;
+        let signed_in = store.sign_in(attempt, &sign_in, &whose, rules, &context, now).await;
         if let (Ok(Ok(_)), Some((password, old))) = (&signed_in, self.rehash.take()) {
             self.conn.spawn_rehash(account, password, old);
         }
@@ -250,6 +253,13 @@ impl Login {
     pub(super) fn context(&self) -> Context {
         self.conn.context()
     }
+}
+
+fn make_secret() -> Result<totp::Secret, Reply> {
+    totp::Secret::generate().map_err(|error| {
+        tracing::error!(%error, "failed to make a secret");
+        Reply::Disconnect(Refusal::StoreFailed)
+    })
 }
 
 fn failed(error: &crate::store::Error) -> Refusal {

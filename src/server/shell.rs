@@ -50,12 +50,7 @@ async fn session_rights(conn: &Connection) -> Vec<Capability> {
             return Vec::new();
         }
     };
-    let subject = Subject {
-        user: who.user(),
-        groups: &access.groups,
-        source: conn.source.ip(),
-        given: who.given(),
-    };
+    let subject = Subject::of(who, &access.groups, conn.source.ip());
     policy::session_rights(&subject, &access.targets, &access.grants)
 }
 

@@ -113,6 +113,22 @@ fn imports_point_down_only() {
     }
 }
 
+/// Who signs in is let in by this proof alone.
+#[test]
+fn only_the_store_proves_that_a_session_was_opened() {
+    let makes = |text: &str| code(text).any(|line| line.contains("Opened::committed"));
+    let makers: Vec<PathBuf> =
+        sources().into_iter().filter(|(_, text)| makes(text)).map(|(path, _)| path).collect();
+    let (store, tests): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        makers.iter().partition(|path| path.starts_with("store"));
+    assert_eq!(store.len(), 1, "{makers:?}");
+    assert!(
+        tests.iter().all(|path| path.starts_with("auth/machine/tests")
+            || path.ends_with("auth/machine/tests.rs")),
+        "{makers:?}"
+    );
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     for (path, text) in sources() {

@@ -279,6 +279,7 @@ fn source() -> Source {
 
 fn rules() -> ThrottleRules {
     ThrottleRules {
+        code_failures_max: 100,
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
@@ -360,7 +361,7 @@ async fn sign_in(bastion: &TestBastion, alice: &Person, watch: &mut Watch) -> Id
         let source = source();
         let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
         let context = within(&session);
-        let signed = store.claim(attempt, Some(&new), &whose, &rules, &context, now).await.unwrap();
+        let signed = store.sign_in(attempt, &new, &whose, &rules, &context, now).await.unwrap();
         assert_eq!(signed.is_ok(), works, "{what}: {signed:?}");
         watch.look(&format!("sign in with {what}")).await;
         last = last.or(Some(session));
@@ -376,6 +377,7 @@ async fn fail_and_bind(bastion: &TestBastion, alice: &Person, watch: &mut Watch)
     let (store, now, context) = (bastion.store(), bastion.now(), Context::default());
     let whose = Throttled::new("alice", &Source("[2001:db8::7]:4022".parse().unwrap()));
     let failure = FailureNote {
+        code: true,
         account: Some(alice.id.clone()),
         reason: Refusal::WrongCode,
         counts: true,

@@ -161,6 +161,22 @@ async fn the_authenticators_page_leads_to_a_dialog_and_back() {
     screen.type_line("").await;
     screen.shows("Your authenticator").await;
     hop.bastion.event("authenticator-unbound", &[("user", "alice")]).await;
+    // What the others lead to.
+    screen.press("P").await;
+    screen.shows("6-digit code: ").await;
+    screen.press("\u{3}").await;
+    screen.shows("given up").await;
+    screen.press("U").await;
+    screen.shows("or a recovery code: ").await;
+    screen.type_line("000000").await;
+    screen.shows("That code is wrong.").await;
+    screen.press("\u{3}").await;
+    screen.shows("given up").await;
+    for command in ["passwd", "otp unbind"] {
+        hop.bastion.event("command-run", &[("user", "alice"), ("command", command)]).await;
+    }
+    let refused = [("command", "otp unbind"), ("reason", "wrong-code")];
+    hop.bastion.event("command-refused", &refused).await;
     screen.press("\u{1b}").await;
     screen.until("Your authenticator", false).await;
     visit(&mut screen).await;

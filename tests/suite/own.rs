@@ -462,8 +462,27 @@ async fn every_verb_has_help() {
     let bastion = TestBastion::start(Engine::Sqlite).await;
     let alice = Own::open(&bastion, "alice").await;
     let help = alice.pipes("help", &[]).await.ok().text();
-    for verb in ["otp", "passwd", "keys", "targets", "ssh-config", "known-hosts", "sessions"] {
-        assert!(help.contains(verb), "{help}");
+    for verb in [
+        "otp",
+        "otp unbind",
+        "otp rebind",
+        "otp codes",
+        "otp remembered",
+        "otp forget",
+        "passwd",
+        "keys",
+        "keys add",
+        "keys remove",
+        "certificate",
+        "certificate list",
+        "certificate revoke",
+        "sessions",
+        "targets",
+        "ssh-config",
+        "known-hosts",
+    ] {
+        let first = verb.split(' ').next().unwrap();
+        assert!(help.contains(first), "{verb}: {help}");
         let help = alice.pipes(&format!("{verb} --help"), &[]).await.ok().text();
         assert!(help.contains("Usage"), "{help}");
     }
@@ -475,8 +494,11 @@ async fn every_verb_has_help() {
         let help = alice.pipes(words, &[]).await.ok().text();
         assert!(help.contains(said), "{help}");
     }
-    let ran = alice.pipes("keys remove", &[]).await;
-    assert_eq!(ran.code, Some(64), "{}", ran.err);
+    for incomplete in ["keys remove", "certificate revoke", "otp something"] {
+        let ran = alice.pipes(incomplete, &[]).await;
+        assert_eq!(ran.code, Some(64), "{incomplete}: {}", ran.err);
+        bastion.event("command-refused", &[("command", incomplete)]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use crate::support::eventually;
 use crate::support::freeradius::{FRED, FreeRadius, GINA, code};
+use crate::support::journal::Journal;
 
 pub fn client(servers: Vec<Server>) -> Client {
     Client::new(servers, Settings::new("bastion")).unwrap()
@@ -173,6 +174,20 @@ async fn an_unsigned_reply_counts_only_where_that_is_allowed() {
     assert!(matches!(reply.verdict, Verdict::Accept), "{reply:?}");
     let reply = ask(&client, GINA[0], "wrong", None).await.unwrap();
     assert!(matches!(reply.verdict, Verdict::Reject), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_need_not_sign_is_loudly_logged() {
+    let udp = |name| Server::udp(name, "127.0.0.1:9", "testing-123".into());
+    let lax = Server { require_message_authenticator: false, ..udp("lax") };
+    let journal = Journal::default();
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    drop(client(vec![udp("strict"), lax]));
+    let said = journal.take();
+    assert_eq!(said.matches("CVE-2024-3596").count(), 1, "{said}");
+    assert!(said.contains("WARN") && said.contains("lax") && !said.contains("strict"), "{said}");
 }
 
 #[tokio::test]

@@ -244,7 +244,7 @@ impl Member {
         let (session, context) = (Id::random().unwrap(), Context::default());
         let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
         let store = bastion.store();
-        let opened = store.claim(attempt, Some(&new), &whose, &rules, &context, bastion.now());
+        let opened = store.sign_in(attempt, &new, &whose, &rules, &context, bastion.now());
         opened.await.unwrap().map(drop)
     }
 }

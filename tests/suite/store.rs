@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,6 +23,7 @@ use sallyport::store::{
 };
 
 use crate::support::bastion::{Engine, Person, TestBastion};
+use crate::support::journal::Journal;
 use crate::support::on_both_engines;
 use crate::tampering::with_verbs;
 
@@ -58,26 +57,6 @@ on_both_engines!(
     what_was_not_committed_is_not_told,
     events_are_written_in_groups_all_or_none,
 );
-
-/// What is logged while the test's thread has it.
-#[derive(Clone, Default)]
-struct Journal(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Journal {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Journal {
-    /// What was logged since the last time.
-    fn take(&self) -> String {
-        String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap()
-    }
-}
 
 /// The log for operators must not know of a sign-in that the audit log does not.
 async fn what_was_not_committed_is_not_told(engine: Engine) {
@@ -180,8 +159,8 @@ async fn sign_in(
         Context { user: Some(person.name.to_string()), session: Some(session.clone()), ..nobody() };
     let attempt = attempt(person, epoch, claim);
     let whose = whose(&person.name);
-    let signed = store.claim(attempt, Some(&new), &whose, &rules(), &context, now).await.unwrap();
-    (session, signed)
+    let signed = store.sign_in(attempt, &new, &whose, &rules(), &context, now).await.unwrap();
+    (session, signed.map(|opened| opened.claimed().clone()))
 }
 
 /// Opens a session for which this was given.
@@ -196,7 +175,8 @@ async fn open_with(
     let epoch = 2;
     let attempt = Attempt { given, steps: Vec::new(), ..attempt(person, epoch, claim) };
     let whose = whose(&person.name);
-    store.claim(attempt, Some(&new), &whose, &rules(), &nobody(), now).await.unwrap()
+    let signed = store.sign_in(attempt, &new, &whose, &rules(), &nobody(), now).await.unwrap();
+    signed.map(|opened| opened.claimed().clone())
 }
 
 async fn account(bastion: &TestBastion, name: &UserName) -> sallyport::auth::account::Account {
@@ -347,7 +327,7 @@ async fn a_login_ends_with_the_factor_that_it_began_with(engine: Engine) {
     let began = || Attempt { factor: Factor::Radius, ..attempt(&alice, epoch, Claim::Nothing) };
     let claim = async |attempt: Attempt| {
         let (whose, rules) = (whose(&alice.name), rules());
-        store.claim(attempt, None, &whose, &rules, &context, now).await.unwrap()
+        store.claim(attempt, &whose, &rules, &context, now).await.unwrap()
     };
     claim(began()).await.unwrap();
     store.set_group_factor(&group, None, &context, now).await.unwrap();
@@ -685,7 +665,7 @@ async fn a_second_factor_works_once_however_many_try(engine: Engine) {
             if n % 3 == 0 {
                 let attempt = attempt(&alice, epoch, claim.clone());
                 let whose = whose(&alice.name);
-                store.claim(attempt, None, &whose, &rules(), &nobody(), now).await.unwrap()
+                store.claim(attempt, &whose, &rules(), &nobody(), now).await.unwrap()
             } else {
                 sign_in(store, &alice, epoch, claim.clone(), now).await.1
             }
@@ -974,7 +954,7 @@ async fn an_ipv6_site_is_locked_as_a_whole(engine: Engine) {
     let sign_in = SignIn { session: &session, source: &here, client: "test" };
     let (rules, now) = (rules(), bastion.now());
     let context = nobody();
-    let claimed = bastion.store().claim(attempt, Some(&sign_in), &whose, &rules, &context, now);
+    let claimed = bastion.store().sign_in(attempt, &sign_in, &whose, &rules, &context, now);
     claimed.await.unwrap().unwrap();
     fail_from(&bastion, "alice", Some(&alice.id), &[from(5)]).await;
     assert!(!locked("alice", &from(9)).await);
@@ -1002,7 +982,7 @@ async fn a_sites_lock_spares_who_signed_in_from_there(engine: Engine) {
         let attempt = attempt(&alice, epoch, Claim::Code(bastion.now().step()));
         let whose = Throttled::new("alice", &source);
         let (context, now) = (nobody(), bastion.now());
-        store.claim(attempt, Some(&sign_in), &whose, &rules, &context, now).await.unwrap()
+        store.sign_in(attempt, &sign_in, &whose, &rules, &context, now).await.unwrap()
     };
     enter(8).await.unwrap();
     fail_from(&bastion, "alice", Some(&alice.id), &[1, 2, 3, 4, 5].map(from)).await;
@@ -1037,7 +1017,7 @@ async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engi
         let new = SignIn { session: &session, source: &from, client: "SSH-2.0-test" };
         let attempt = attempt(&alice, epoch, claim);
         let whose = Throttled::new("alice", &from);
-        store.claim(attempt, Some(&new), &whose, &rules, &nobody(), bastion.now()).await.unwrap()
+        store.sign_in(attempt, &new, &whose, &rules, &nobody(), bastion.now()).await.unwrap()
     };
     let code = || {
         bastion.clock.advance(Duration::from_secs(30));
@@ -1079,7 +1059,7 @@ async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engi
     assert_eq!(enter(far(60), right.clone()).await, Err(Refusal::CodeLimit));
     let whose = Throttled::new("alice", &far(60));
     let again = attempt(&alice, epoch, right.clone());
-    let claimed = store.claim(again, None, &whose, &rules, &nobody(), bastion.now()).await.unwrap();
+    let claimed = store.claim(again, &whose, &rules, &nobody(), bastion.now()).await.unwrap();
     assert_eq!(claimed, Err(Refusal::CodeLimit), "nor within a session");
     // The known source is let in by it, and that ends the count.
     enter(far(50), right).await.unwrap();
@@ -1255,7 +1235,7 @@ async fn a_login_stops_when_its_account_changed(engine: Engine) {
     assert_eq!(chosen.unwrap(), Err(Refusal::AccountChanged));
     let (mine, limits) = (whose(name), rules());
     let tried = attempt(&alice, begun, code());
-    let claimed = store.claim(tried, None, &mine, &limits, &context, now).await;
+    let claimed = store.claim(tried, &mine, &limits, &context, now).await;
     assert_eq!(claimed.unwrap(), Err(Refusal::AccountChanged));
     // None of it was written down or used up.
     assert!(store.sessions(&SessionFilter::default(), 9).await.unwrap().is_empty());

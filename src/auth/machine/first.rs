@@ -188,9 +188,10 @@ impl Machine {
 
     /// Lets somebody in whose login is remembered.
     pub(super) fn let_in_again(&mut self, remembered: Remembered) -> Effect {
+        let claim = Claim::Remembered(remembered);
         self.given = self.given.with(Factors::OTP);
-        self.steps.push(Step::Remembered);
-        self.sign_in(Claim::Remembered(remembered))
+        self.steps.extend(claim.step());
+        self.sign_in(claim)
     }
 
     /// Lets somebody in of whom no code is asked.

@@ -29,7 +29,7 @@ pub enum Input {
     /// [`Effect::Claim`] is done.
     Claimed(Result<Claimed, Refusal>),
     /// [`Effect::SignIn`] is done: the session is written down.
-    SignedIn(Result<Claimed, Refusal>),
+    SignedIn(Result<Opened, Refusal>),
     /// [`Effect::Fail`] is done, and its wait is over.
     FailureRecorded,
 }
@@ -192,11 +192,50 @@ pub enum Claim {
     },
 }
 
+impl Claim {
+    /// The step that it is passed by; `None` if it is passed by none, or was before.
+    pub fn step(&self) -> Option<Step> {
+        match self {
+            Self::Nothing | Self::NoCode => None,
+            Self::Certificate(_) => Some(Step::Certificate),
+            Self::Remembered(_) => Some(Step::Remembered),
+            Self::Code(_) => Some(Step::Code),
+            Self::RecoveryCode(_) => Some(Step::RecoveryCode),
+            Self::Radius { .. } => Some(Step::Radius),
+        }
+    }
+
+    /// Whether it is a code of now, the authenticator's or one that a RADIUS server accepted. A recovery code
+    /// is none: it says nothing of who has the authenticator.
+    pub fn is_code_of_now(&self) -> bool {
+        matches!(self, Self::Code(_) | Self::Radius { .. })
+    }
+}
+
 /// What the store says of a login that went on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
     /// Unused recovery codes.
     pub recovery_left: u32,
+}
+
+/// Proof that the store wrote a session down, with what was used up for it. It makes one after it committed
+/// that, and nothing else makes any: `tests/suite/architecture.rs` checks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    claimed: Claimed,
+}
+
+impl Opened {
+    /// For the store, right after the transaction that opened the session.
+    pub(crate) fn committed(claimed: Claimed) -> Self {
+        Self { claimed }
+    }
+
+    /// What was used up.
+    pub fn claimed(&self) -> &Claimed {
+        &self.claimed
+    }
 }
 
 /// What the client is told.

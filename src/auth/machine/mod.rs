@@ -12,8 +12,8 @@
 //! - A dialog is short: answers and rounds are counted, whatever mix of methods they come by.
 //!
 //! Nothing here waits, reads a clock or touches a socket: an [`Effect`] says what to do next, and
-//! its [`Input`] brings back what came of it. `Input::SignedIn(Ok)` is made in `server/login.rs` alone,
-//! once the store wrote the session. Where a new second factor goes is told in
+//! its [`Input`] brings back what came of it. `Input::SignedIn(Ok)` takes an [`Opened`], which the store
+//! makes alone, once it wrote the session. Where a new second factor goes is told in
 //! `docs/architecture.md`.
 
 mod bind;
@@ -29,7 +29,9 @@ use std::net::IpAddr;
 
 use secrecy::SecretString;
 
-pub use messages::{Attempt, Certified, Claim, Claimed, Effect, Input, Question, Reply, Request};
+pub use messages::{
+    Attempt, Certified, Claim, Claimed, Effect, Input, Opened, Question, Reply, Request,
+};
 pub use radius::{Codes, MAX_CHALLENGES, RadiusAnswer, RadiusFault, RadiusRules, both_in_one};
 
 use super::account::{Account, Standing, Throttle};
@@ -303,7 +305,7 @@ impl Machine {
             Input::PasswordSet(Ok(epoch)) => self.password_set(epoch, now),
             Input::Bound(Ok((epoch, codes))) => self.bound(epoch, &codes),
             Input::Claimed(Ok(claimed)) => self.claimed(&claimed),
-            Input::SignedIn(Ok(claimed)) => self.signed_in(&claimed),
+            Input::SignedIn(Ok(opened)) => self.signed_in(&opened),
             Input::PasswordSet(Err(reason)) | Input::Bound(Err(reason)) => self.fail(reason, None),
             Input::Claimed(Err(reason)) | Input::SignedIn(Err(reason)) => self.not_claimed(reason),
             Input::FailureRecorded => self.refused(),
@@ -396,8 +398,8 @@ impl Machine {
         })
     }
 
-    fn signed_in(&mut self, claimed: &Claimed) -> Effect {
-        self.set_recovery_left(claimed.recovery_left);
+    fn signed_in(&mut self, opened: &Opened) -> Effect {
+        self.set_recovery_left(opened.claimed().recovery_left);
         let used_recovery = self.steps.contains(&Step::RecoveryCode);
         let Some(account) = self.account() else { return self.unexpected(Stage::Idle) };
         let authenticated = Authenticated {

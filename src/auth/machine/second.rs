@@ -2,8 +2,7 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::super::account::Standing;
-use super::super::{recovery, totp};
+use super::super::account::{Standing, WrongCode};
 use super::{Claim, Claimed, Effect, First, Machine, Stage, ask, prompt};
 use crate::audit::{Event, Refusal, Step};
 use crate::domain::{Factors, UnixTime};
@@ -45,16 +44,9 @@ impl Machine {
         }
         let Some(account) = self.account() else { return self.fail(Refusal::UnknownUser, None) };
         let Some(otp) = &account.otp else { return self.fail(Refusal::BindingClosed, None) };
-        let text = answer.expose_secret();
-        if let Some(code) = recovery::normalize(text) {
-            let hash = recovery::hash(&account.id, &code);
-            return self.claim(Claim::RecoveryCode(hash));
-        }
-        match totp::check(&otp.secret, text, now, otp.last_step) {
-            totp::Check::Matches(step) => self.claim(Claim::Code(step)),
-            totp::Check::Replayed(_) => self.code_failed(Refusal::ReplayedCode, None),
-            totp::Check::Drifted { seconds } => self.code_failed(Refusal::WrongCode, Some(seconds)),
-            totp::Check::Wrong => self.code_failed(Refusal::WrongCode, None),
+        match otp.claim(&account.id, answer.expose_secret(), now) {
+            Ok(claim) => self.claim(claim),
+            Err(WrongCode { reason, drift }) => self.code_failed(reason, drift),
         }
     }
 
@@ -85,19 +77,9 @@ impl Machine {
 
     /// Uses the code up. A one-time password still has to be changed before the session opens.
     pub(super) fn claim(&mut self, claim: Claim) -> Effect {
-        let step = match claim {
-            Claim::RecoveryCode(_) => Step::RecoveryCode,
-            Claim::Radius { .. } => Step::Radius,
-            Claim::Code(_)
-            | Claim::Nothing
-            | Claim::NoCode
-            | Claim::Certificate(_)
-            | Claim::Remembered(_) => Step::Code,
-        };
-        self.steps.push(step);
+        self.steps.extend(claim.step());
         self.given = self.given.with(Factors::OTP);
-        let is_code = matches!(claim, Claim::Code(_) | Claim::Radius { .. });
-        self.code_at = is_code.then_some(self.at);
+        self.code_at = claim.is_code_of_now().then_some(self.at);
         if self.must_change_password() {
             match self.attempt(claim) {
                 Some(attempt) => Effect::Claim(attempt),

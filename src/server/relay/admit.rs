@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::Relay;
 use super::door::Handler;
-use super::sign_in::{Asking, Questions, Stage};
+use super::target_auth::{Asking, Questions, Stage};
 use crate::console::CodeQuestion;
 use crate::policy::Refused;
 use crate::server::direct::NotOpened;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::bridge::Piece;
 use super::session::Carried;
-use super::sign_in::Questions;
+use super::target_auth::Questions;
 use crate::console::dialog::{Line, Next};
 
 /// The longest answer to a target's question.

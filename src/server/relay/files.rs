@@ -29,8 +29,9 @@ const ABSURD: usize = 4 * MOST;
 /// The filter, and its answers that wait for the user.
 pub(super) struct Files {
     inner: Mutex<Inner>,
-    /// Where the answers count that wait, and those that are owed.
+    /// Where the answers count that wait.
     flow: Arc<ChannelFlow>,
+    /// Where those count as well that are owed.
     conn: Arc<Connection>,
     /// Something was put there.
     ready: Notify,

@@ -8,8 +8,9 @@
 //!
 //! Three entrances, one relay: `door` (`ssh -J`), the selector (`ssh alice+root@db1@bastion`) and the
 //! menu (`ssh alice@bastion`).
-//! Reading order: [`Relay`], `door` (with `admit`), `target` (with `sign_in`, `step_up`, `callbacks` and
-//! `asked`), `session` (with `requests` and `dialog`), `carry` (with `files`), then `onward` (with `destination`) and `bridge` for what is beside the sessions.
+//! Reading order: [`Relay`], `door` (with `admit`), `target` (with `target_auth`, `step_up`, `callbacks` and
+//! `asked`), `session` (with `requests` and `dialog`), `carry` (with `files`), then `onward` (with
+//! `destination`) and `bridge` for what is beside the sessions.
 
 mod admit;
 mod asked;
@@ -30,10 +31,10 @@ mod recorder;
 mod requests;
 pub(super) mod selector;
 mod session;
-mod sign_in;
 mod step_up;
 mod stream;
 mod target;
+mod target_auth;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -298,12 +299,7 @@ async fn decide(
         let message = format!("{} is no longer a target", target.name);
         return Err(refused(Refusal::NotGranted, &message));
     };
-    let subject = Subject {
-        user: who.user(),
-        groups: &access.groups,
-        source: conn.source.ip(),
-        given: who.given(),
-    };
+    let subject = Subject::of(who, &access.groups, conn.source.ip());
     let now = conn.bastion.clock.now();
     match authorize_account(&subject, target, &access.grants, account, now) {
         AccountDecision::Permit(permit) => Ok(permit),

@@ -146,12 +146,7 @@ async fn the_account(
     };
     let Some(who) = conn.who() else { return Ok(String::new()) };
     let access = conn.bastion.store.access_of(who.account()).await.map_err(failed)?;
-    let subject = Subject {
-        user: who.user(),
-        groups: &access.groups,
-        source: conn.source.ip(),
-        given: who.given(),
-    };
+    let subject = Subject::of(who, &access.groups, conn.source.ip());
     let granted = policy::granted_accounts(&subject, target, &access.grants);
     if let [only] = &granted[..] {
         return Ok(only.to_string());

@@ -1,5 +1,5 @@
 //! The bastion's own SSH connection to a target: dial, check the host key (`callbacks`), sign in
-//! (`sign_in`).
+//! (`target_auth`).
 //!
 //! Always holds: nothing is sent to a target whose host key is not trusted; dial, handshake and
 //! each step of signing in have deadlines with reasons; the socket dies with the last handle on the
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::Relay;
 use super::asked::Asked;
 use super::callbacks::{Handler, HostKeys};
-use super::sign_in::{Stage, sign_in};
+use super::target_auth::{Stage, sign_in};
 use crate::audit::Event;
 use crate::domain::{AccountAuth, printable};
 use crate::server::forward::dial;

@@ -9,9 +9,9 @@ use super::super::pool::on;
 use super::super::schema::{recovery_codes, sessions, users};
 use super::super::{Error, Store, Tx};
 use super::Throttled;
-use crate::audit::{Context, Event, Refusal};
+use crate::audit::{Context, Event, Refusal, Step};
 use crate::auth::account::ThrottleRules;
-use crate::auth::machine::{Attempt, Claim, Claimed};
+use crate::auth::machine::{Attempt, Claim, Claimed, Opened};
 use crate::domain::{Factor, Factors, Id, Source, UnixTime};
 
 /// The session that a login opens.
@@ -26,12 +26,39 @@ pub struct SignIn<'a> {
 }
 
 impl Store {
-    /// Uses the attempt's claim up. With `open_session`, that session is opened as well, and
-    /// failures of `whose` are forgotten.
+    /// Uses the attempt's claim up.
+    ///
+    /// # Errors
+    /// When the store fails; nothing was used up then.
+    pub async fn claim(
+        &self,
+        attempt: Attempt,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Result<Claimed, Refusal>, Error> {
+        self.claim_for(attempt, None, whose, rules, context, now).await
+    }
+
+    /// As [`Self::claim`]; opens the session as well, and forgets the failures of `whose`.
     ///
     /// # Errors
     /// When the store fails; nothing was used up or opened then.
-    pub async fn claim(
+    pub async fn sign_in(
+        &self,
+        attempt: Attempt,
+        sign_in: &SignIn<'_>,
+        whose: &Throttled,
+        rules: &ThrottleRules,
+        context: &Context,
+        now: UnixTime,
+    ) -> Result<Result<Opened, Refusal>, Error> {
+        let claimed = self.claim_for(attempt, Some(sign_in), whose, rules, context, now).await?;
+        Ok(claimed.map(Opened::committed))
+    }
+
+    async fn claim_for(
         &self,
         attempt: Attempt,
         open_session: Option<&SignIn<'_>>,
@@ -72,7 +99,7 @@ impl Store {
             }
         }
         let (account, epoch, key) = (attempt.account.clone(), attempt.epoch, attempt.key.clone());
-        let by_code = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
+        let by_code = attempt.claim.is_code_of_now();
         tx.append_claim(attempt, recovery_left, context, now).await?;
         if let Some(sign_in) = open_session {
             tx.append(now, context, Event::SignedIn { steps }).await?;
@@ -98,7 +125,7 @@ impl Tx<'_> {
     ) -> Result<Result<u32, Refusal>, Error> {
         use users::dsl;
         let id = attempt.account.as_str();
-        let may_be_guessed = matches!(attempt.claim, Claim::Code(_) | Claim::Radius { .. });
+        let may_be_guessed = attempt.claim.is_code_of_now();
         let is_same =
             dsl::id.eq(id).and(dsl::epoch.eq(attempt.epoch)).and(dsl::disabled_at.is_null());
         // An update that changes nothing comes first: it holds the row until the transaction ends.
@@ -212,15 +239,11 @@ impl Tx<'_> {
         context: &Context,
         now: UnixTime,
     ) -> Result<(), Error> {
-        use crate::audit::Step;
         self.append_notes(context, attempt.notes).await?;
-        let event = match attempt.claim {
-            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) | Claim::Remembered(_) => {
-                return Ok(());
-            }
-            Claim::Code(_) => Event::StepPassed { step: Step::Code, key: None },
-            Claim::Radius { .. } => Event::StepPassed { step: Step::Radius, key: None },
-            Claim::RecoveryCode(_) => Event::RecoveryCodeUsed { left: recovery_left },
+        let event = match attempt.claim.step().filter(|step| step.is_code()) {
+            None => return Ok(()),
+            Some(Step::RecoveryCode) => Event::RecoveryCodeUsed { left: recovery_left },
+            Some(step) => Event::StepPassed { step, key: None },
         };
         self.append(now, context, event).await
     }

@@ -17,6 +17,7 @@ pub mod dialog;
 pub mod filled;
 pub mod freeradius;
 pub mod hop;
+pub mod journal;
 pub mod keypair;
 pub mod people;
 pub mod played;

@@ -71,6 +71,7 @@ fn whoever_gave_no_code_is_let_in_without_a_notice() {
     let shown = Request::Certificate(Ok(of_login_ca(HELD.unsigned_abs())));
     let (machine, effect) = said(Machine::new(rules(), SOURCE), &row, shown);
     assert!(matches!(effect, Effect::SignIn(_)), "{effect:?}");
-    let (_, effect) = machine.step(Input::SignedIn(Ok(Claimed { recovery_left: 10 })), START);
+    let (_, effect) =
+        machine.step(Input::SignedIn(Ok(Opened::committed(Claimed { recovery_left: 10 }))), START);
     assert!(matches!(effect, Effect::Reply(Reply::Accept(_))), "{effect:?}");
 }
