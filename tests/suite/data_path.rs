@@ -333,8 +333,8 @@ async fn a_stopped_client_is_waited_for_and_gets_everything_in_the_end() {
 /// reads, takes no longer for that, and is not ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one() {
-    let extra = "[forward]\nwindow = \"256 KiB\"\nchannel_budget = \"256 KiB\"\n\
-                 total_budget = \"12 MiB\"\n";
+    let extra = "[forward]\nwindow = \"64 KiB\"\nchannel_budget = \"64 KiB\"\n\
+                 total_budget = \"3 MiB\"\n";
     let bastion = TestBastion::start_with(Engine::Sqlite, extra).await;
     let sshd = Sshd::start().await;
     let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
@@ -357,7 +357,7 @@ async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one(
     let held = || bastion.bastion.budget.held();
     let full = async {
         let mut before = 0;
-        while held() > before + (64 << 10) || held() < 5 << 20 {
+        while held() > before + (16 << 10) || held() < 1 << 20 {
             before = held();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -372,7 +372,7 @@ async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one(
     other.answers(&[PASSWORD, &bastion.code(&bob)]);
     let (file, copy) = (other.path("file"), other.path("copy"));
     let bytes: Vec<u8> =
-        (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        (0..500_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     std::fs::write(&file, bytes).unwrap();
     let to = format!("db1:{}", copy.display());
     other.run("scp", &["-J", "bastion", file.to_str().unwrap(), &to]).await.ok();
