@@ -12,7 +12,7 @@ use sallyport::auth::account::{Remembered, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim};
 use sallyport::auth::totp;
 use sallyport::domain::{
-    Destination, Factor, Factors, Id, IdPrefix, Source, TimeStep, UnixTime, UserName,
+    Destination, Factors, Id, IdPrefix, Source, TimeStep, UnixTime, UserName, Verifier,
 };
 use sallyport::store::{
     Carried, Carrier, EventFilter, FailureNote, NewAuthenticator, NewCertificate, NewRecording,
@@ -279,7 +279,6 @@ fn source() -> Source {
 
 fn rules() -> ThrottleRules {
     ThrottleRules {
-        code_failures_max: 100,
         lock_after: 3,
         site_lock_after: 5,
         attack_after: 7,
@@ -350,7 +349,7 @@ async fn sign_in(bastion: &TestBastion, alice: &Person, watch: &mut Watch) -> Id
         let attempt = Attempt {
             account: alice.id.clone(),
             epoch: found.epoch,
-            factor: Factor::Totp,
+            factor: Verifier::Totp,
             claim,
             key: Some("SHA256:x".into()),
             given,
@@ -377,7 +376,6 @@ async fn fail_and_bind(bastion: &TestBastion, alice: &Person, watch: &mut Watch)
     let (store, now, context) = (bastion.store(), bastion.now(), Context::default());
     let whose = Throttled::new("alice", &Source("[2001:db8::7]:4022".parse().unwrap()));
     let failure = FailureNote {
-        code: true,
         account: Some(alice.id.clone()),
         reason: Refusal::WrongCode,
         counts: true,
