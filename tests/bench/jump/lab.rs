@@ -10,16 +10,16 @@ use sallyport::clock::Clock;
 use sallyport::domain::{TimeStep, UnixTime};
 use tokio::process::{Child, Command};
 
-use crate::Options;
 use crate::support::people::{PASSWORD, Person, code_at};
 use crate::support::server::Server;
 use crate::support::sshd::Sshd;
 use crate::support::{command, eventually, present_user, tool};
+use crate::{Options, storm};
 
 /// Attempts and connections are not held back; hashes cost what they do by default.
 const CONFIG: &str = "[server]\npublic_host = \"localhost\"\npenalty_exempt = [\"127.0.0.0/8\"]\n\
-    max_unauthenticated = 1000\nmax_connections = 20000\n[login]\nargon2_memory = \"19 MiB\"\n\
-    argon2_passes = 2\nattempts_per_minute = 1000000\nattempts_burst = 1000000\n";
+    max_unauthenticated = 1000\nmax_connections = 20000\nmax_sessions_per_account = 20000\n[login]\nargon2_memory = \"19 MiB\"\n\
+    argon2_passes = 2\nhash_queue = 1000\nattempts_per_minute = 1000000\nattempts_burst = 1000000\n";
 
 /// A way to the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +69,7 @@ impl Lab {
         let target = Sshd::start_with("MaxStartups 1000\nListenAddress 127.0.0.2").await;
         let jump = Sshd::start_with("MaxStartups 1000").await;
         let count = options.connections.iter().copied().max().unwrap_or(0).max(1000);
+        let count = if options.wants("storm") { count.max(storm::CROWD + 20) } else { count };
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let sink = listener.local_addr().unwrap().port();
         tokio::spawn(crate::tunnel::serve(listener));

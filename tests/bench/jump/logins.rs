@@ -9,8 +9,8 @@ use tokio::process::Command;
 
 use crate::Options;
 use crate::bulk::Direction;
+use crate::client::Login;
 use crate::lab::{Lab, Way};
-use crate::light::Login;
 use crate::process::cpu_seconds;
 use crate::table::{Series, Table};
 

@@ -8,12 +8,14 @@
 #![allow(unreachable_pub, missing_docs)] // Nothing outside a benchmark could be reached.
 
 mod bulk;
+mod client;
 mod echo;
+mod idle;
 mod lab;
-mod light;
 mod logins;
 mod memory;
 mod process;
+mod storm;
 mod table;
 mod tunnel;
 
@@ -29,11 +31,12 @@ const HELP: &str = "Measures Sallyport as a jump host beside OpenSSH's sshd.
 
 Usage: cargo bench --bench jump -- [OPTIONS]
 
-  --only PART[,PART]   of: tunnel, bulk, record, logins, ssh-logins, echo, memory,
-                       first-byte [all]
+  --only PART[,PART]   of: tunnel, bulk, record, logins, ssh-logins, first-byte, echo, storm,
+                       memory, idle [all]
   --rounds N           how often each figure is measured [5]
   --mib N              how much a bulk transfer carries [512]
   --connections N,N    idle connections that are held [100,500]
+  --idle N             connections that sign in and do nothing, in the part \"idle\" [2000]
   --ciphers A,B        what bulk transfers are encrypted with
                        [aes128-gcm@openssh.com,chacha20-poly1305@openssh.com]
   --json               one JSON object instead of the table
@@ -45,6 +48,7 @@ pub struct Options {
     pub rounds: usize,
     pub mib: u64,
     pub connections: Vec<usize>,
+    pub idle: usize,
     pub ciphers: Vec<String>,
     json: bool,
 }
@@ -56,6 +60,7 @@ impl Options {
             rounds: 5,
             mib: 512,
             connections: vec![100, 500],
+            idle: 2000,
             ciphers: vec!["aes128-gcm@openssh.com".into(), "chacha20-poly1305@openssh.com".into()],
             json: false,
         };
@@ -72,6 +77,7 @@ impl Options {
                 "--connections" => {
                     options.connections = list(value()).iter().map(|n| number(n)).collect();
                 }
+                "--idle" => options.idle = number(&value()).max(1),
                 "--ciphers" => options.ciphers = list(value()),
                 "--json" => options.json = true,
                 "--help" | "-h" => {
@@ -84,7 +90,7 @@ impl Options {
         options
     }
 
-    fn wants(&self, part: &str) -> bool {
+    pub fn wants(&self, part: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
     }
 }
@@ -101,6 +107,13 @@ fn leave(why: &str) -> ! {
 #[tokio::main]
 async fn main() {
     let options = Options::parse();
+    let files = process::allow_files();
+    if options.wants("idle") && files < options.idle as u64 + 1000 {
+        leave(&format!(
+            "--idle {} takes as many open files, and {files} are allowed: raise the limit (ulimit -Hn)",
+            options.idle
+        ));
+    }
     let lab = Lab::start(&options).await;
     let mut table = Table::new();
     if options.wants("tunnel") {
@@ -124,8 +137,14 @@ async fn main() {
     if options.wants("echo") {
         echo::measure(&lab, &options, &mut table).await;
     }
+    if options.wants("storm") {
+        storm::measure(&lab, &options, &mut table).await;
+    }
     if options.wants("memory") {
         memory::measure(&lab, &options, &mut table).await;
+    }
+    if options.wants("idle") {
+        idle::measure(&lab, &options, &mut table).await;
     }
     lab.stop().await;
     if options.json {

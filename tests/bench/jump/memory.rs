@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::Options;
 use crate::bulk::Direction;
+use crate::client::Login;
 use crate::lab::{Lab, Way};
-use crate::light::Login;
 use crate::process::pss_kib;
 use crate::table::{Series, Table};
 

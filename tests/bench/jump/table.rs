@@ -50,6 +50,11 @@ impl Table {
         self.0.push(Row { what: what.into(), unit, sshd, ours });
     }
 
+    /// A figure that sshd has none of.
+    pub fn ours(&mut self, what: impl Into<String>, unit: &'static str, ours: Series) {
+        self.pair(what, unit, Series::default(), ours);
+    }
+
     pub fn text(&self) -> String {
         let mut text = String::new();
         let heads = ["", "unit", "sshd", "Sallyport", "ratio"];
@@ -60,6 +65,9 @@ impl Table {
         text.push_str(&line);
         for row in &self.0 {
             let shown = |series: &Series| {
+                if series.0.is_empty() {
+                    return "-".to_owned();
+                }
                 format!(
                     "{} ({}..{})",
                     short(series.median()),

@@ -1,4 +1,4 @@
-//! A client that costs little: what is measured through it is the jump host's limit, not `ssh`'s.
+//! A client of little cost, for many connections at a time.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 
 use crate::bulk::Direction;
 use crate::lab::{Lab, Way};
+use crate::support::people::PASSWORD;
 
 pub struct Anybody;
 
@@ -18,10 +19,42 @@ impl client::Handler for Anybody {
     }
 }
 
-/// A connection to a jump host, and its channel to [`crate::tunnel::serve`].
-pub struct Connection {
+/// A connection to a jump host, and its channel to the target if it has one.
+pub struct Open {
     pub handle: client::Handle<Anybody>,
-    pub channel: russh::Channel<client::Msg>,
+    pub channel: Option<russh::Channel<client::Msg>>,
+}
+
+/// What a client signs in with.
+pub enum Factors<'a> {
+    /// A key, and a code if one is asked for.
+    Key { key: Arc<PrivateKey>, code: &'a str },
+    /// A password and a code.
+    Password { code: &'a str },
+}
+
+/// Signs in on the jump host at `port`, and opens a channel `to` a host and port.
+pub async fn open(port: u16, user: &str, factors: Factors<'_>, to: Option<(&str, u16)>) -> Open {
+    let config = Arc::new(client::Config { nodelay: true, ..Default::default() });
+    let mut handle = client::connect(config, ("127.0.0.1", port), Anybody).await.unwrap();
+    let (first, code) = match factors {
+        Factors::Key { key, code } => {
+            let key = PrivateKeyWithHashAlg::new(key, None);
+            (handle.authenticate_publickey(user, key).await.unwrap(), code)
+        }
+        Factors::Password { code } => {
+            (handle.authenticate_password(user, PASSWORD).await.unwrap(), code)
+        }
+    };
+    if !matches!(first, AuthResult::Success) {
+        answer(&mut handle, user, code).await;
+    }
+    let mut channel = None;
+    if let Some((host, port)) = to {
+        let opened = handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await;
+        channel = Some(opened.unwrap());
+    }
+    Open { handle: handle, channel }
 }
 
 /// What it takes to sign in on a jump host and go on from there.
@@ -50,35 +83,28 @@ impl Login {
     }
 
     /// Signs in and opens a channel.
-    pub async fn open(self) -> Connection {
-        let config = Arc::new(client::Config { nodelay: true, ..Default::default() });
-        let mut handle = client::connect(config, ("127.0.0.1", self.port), Anybody).await.unwrap();
-        let key = PrivateKeyWithHashAlg::new(self.key, None);
-        let first = handle.authenticate_publickey(&self.user, key).await.unwrap();
-        if !matches!(first, AuthResult::Success) {
-            answer(&mut handle, &self.user, &self.code).await;
-        }
-        let to = u32::from(self.to);
-        let channel = handle.channel_open_direct_tcpip(self.host, to, "127.0.0.1", 0).await;
-        Connection { handle, channel: channel.unwrap() }
+    pub async fn open(self) -> Open {
+        let factors = Factors::Key { key: self.key, code: &self.code };
+        open(self.port, &self.user, factors, Some((self.host, self.to))).await
     }
 }
 
-impl Connection {
+impl Open {
     /// Carries bytes to or from [`crate::tunnel::serve`], until all of them arrived.
     pub async fn carry(&mut self, direction: Direction, bytes: usize) {
+        let channel = self.channel.as_mut().unwrap();
         let request = crate::tunnel::request(direction, bytes as u64);
-        self.channel.data(&request[..]).await.unwrap();
+        channel.data(&request[..]).await.unwrap();
         let expected = match direction {
             Direction::Down => bytes,
             Direction::Up => {
-                self.channel.data(&vec![0; bytes][..]).await.unwrap();
+                channel.data(&vec![0; bytes][..]).await.unwrap();
                 1
             }
         };
         let mut left = expected;
         while left > 0 {
-            match self.channel.wait().await {
+            match channel.wait().await {
                 Some(russh::ChannelMsg::Data { data }) => left -= data.len(),
                 Some(_) => {}
                 None => panic!("what is behind the jump host said too little"),
