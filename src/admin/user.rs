@@ -11,7 +11,8 @@ use super::{Out, Verbs};
 use crate::auth::password;
 use crate::cli::{self, OtpCommand, UserCommand, UserKeyCommand};
 use crate::domain::{
-    Factor, IdPrefix, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, printable,
+    IdPrefix, RadiusMode, Role, RuleOrDefault, SecondFactor, UnixTime, UserName, Verifier,
+    printable,
 };
 use crate::keys::public_key;
 use crate::store::{BindingPassword, KeyRow, LockRow, NewUser, RememberedRow, UserDetail, UserRow};
@@ -126,7 +127,7 @@ async fn add(
     let (password_hash, one_time) = (hash.as_str(), shown.is_some());
     let new = NewUser { name, role, factor, password_hash, one_time, binding_until, keys };
     verbs.store.add_user(&new, verbs.context, verbs.now).await?;
-    let binds = factor.is_none_or(|second| second.factor == Factor::Totp);
+    let binds = factor.is_none_or(|second| second.factor == Verifier::Totp);
     Ok(added(verbs, name, shown, binds.then_some(binding_until), out)?)
 }
 
@@ -142,7 +143,7 @@ async fn set_factor(
     let user = verbs.store.user(name).await?.user;
     let bound = user.otp_bound_at.is_some();
     let may_bind = user.binding_until.is_some_and(|until| verbs.now < UnixTime(until));
-    if user.factor == Factor::Totp.word() && !bound && !may_bind {
+    if user.factor == Verifier::Totp.word() && !bound && !may_bind {
         writeln!(
             out,
             "they have no authenticator: 'sallyport otp reset {name}' lets them bind one"
@@ -347,7 +348,7 @@ impl Row for OtpStatus {
 
 /// How RADIUS is asked about somebody who signs in by it.
 fn mode_of(verbs: &Verbs<'_>, detail: &UserDetail) -> Option<RadiusMode> {
-    let is_radius = detail.user.factor == Factor::Radius.word();
+    let is_radius = detail.user.factor == Verifier::Radius.word();
     detail.radius_mode.or(verbs.radius).filter(|_| is_radius)
 }
 
@@ -360,7 +361,7 @@ pub(super) fn shown_factor(verbs: &Verbs<'_>, detail: &UserDetail) -> String {
 pub(super) fn said(verbs: &Verbs<'_>, second: Option<SecondFactor>) -> String {
     match second {
         None => "no factor is set here any more".to_owned(),
-        Some(SecondFactor { factor: Factor::Totp, .. }) => "totp".to_owned(),
+        Some(SecondFactor { factor: Verifier::Totp, .. }) => "totp".to_owned(),
         Some(SecondFactor { factor, mode }) => {
             let note = if verbs.radius.is_none() { " (no server is configured yet)" } else { "" };
             join(factor.word(), mode.or(verbs.radius)) + note
@@ -402,7 +403,7 @@ fn user_cells(row: &UserRow, locked: bool, now: UnixTime) -> Vec<String> {
         (None, false) => "enabled",
     };
     let password = if row.password_one_time != 0 { "one-time" } else { "own" };
-    let by_radius = row.factor == Factor::Radius.word();
+    let by_radius = row.factor == Verifier::Radius.word();
     let authenticator = match (row.otp_bound_at, row.binding_until.map(UnixTime)) {
         _ if by_radius => "by RADIUS".to_owned(),
         (Some(at), _) => format!("bound {}", UnixTime(at)),

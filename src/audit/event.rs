@@ -10,8 +10,8 @@ use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize, de};
 
 use crate::domain::{
-    AccountAuth, AccountName, Destination, Factor, GroupName, Id, RadiusMode, Role, SignInRule,
-    Source, TargetName, UnixTime, UserName, words,
+    AccountAuth, AccountName, Destination, GroupName, Id, RadiusMode, Role, SignInRule, Source,
+    TargetName, UnixTime, UserName, Verifier, words,
 };
 
 words! {
@@ -496,7 +496,7 @@ pub enum Event {
     CommandRefused { command: String, reason: Refusal },
 
     /// A user was added.
-    UserAdded { name: UserName, role: Role, factor: Factor, one_time_password: bool },
+    UserAdded { name: UserName, role: Role, factor: Verifier, one_time_password: bool },
     /// A user was removed.
     UserRemoved { name: UserName },
     /// A user was disabled.
@@ -517,7 +517,7 @@ pub enum Event {
     UserFactorSet {
         name: UserName,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        factor: Option<Factor>,
+        factor: Option<Verifier>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mode: Option<RadiusMode>,
     },
@@ -525,7 +525,7 @@ pub enum Event {
     GroupFactorSet {
         group: GroupName,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        factor: Option<Factor>,
+        factor: Option<Verifier>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mode: Option<RadiusMode>,
     },

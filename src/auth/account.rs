@@ -6,7 +6,7 @@ use super::machine::{Certified, Claim};
 use super::totp::Secret;
 use super::{recovery, totp};
 use crate::audit::Refusal;
-use crate::domain::{Factor, Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName};
+use crate::domain::{Id, Role, SecondFactor, SignInPolicy, TimeStep, UnixTime, UserName, Verifier};
 
 /// An account as it was when its owner began to sign in.
 #[derive(Debug, Clone)]
@@ -169,7 +169,7 @@ impl Account {
             Standing::Closed(Refusal::Disabled)
         } else if throttle.locked_until.is_some_and(|until| now < until) {
             Standing::Closed(Refusal::Locked)
-        } else if self.factor.factor == Factor::Radius {
+        } else if self.factor.factor == Verifier::Radius {
             Standing::Radius
         } else if self.otp.is_some() {
             Standing::Bound

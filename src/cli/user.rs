@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::domain::{Factor, RadiusMode, Role, RuleOrDefault, SecondFactor, UnknownWord, UserName};
+use crate::domain::{
+    RadiusMode, Role, RuleOrDefault, SecondFactor, UnknownWord, UserName, Verifier,
+};
 
 /// `sallyport user ...`
 #[derive(Debug, Subcommand)]
@@ -24,7 +26,7 @@ pub enum UserCommand {
         password_stdin: bool,
         /// totp or radius; if not said, what their groups say, or totp
         #[arg(long)]
-        factor: Option<Factor>,
+        factor: Option<Verifier>,
         /// How RADIUS is asked: code, both or challenge [default: radius.mode of the configuration]
         #[arg(long, requires = "factor")]
         mode: Option<RadiusMode>,
@@ -128,7 +130,7 @@ pub struct FactorArgs {
 }
 
 /// What clap may not take for an argument that can be left out.
-type FactorOrNone = Option<Factor>;
+type FactorOrNone = Option<Verifier>;
 
 fn factor_or_none(text: &str) -> Result<FactorOrNone, String> {
     match text {
@@ -152,10 +154,10 @@ impl FactorArgs {
 /// # Errors
 /// When there is a mode and no RADIUS.
 pub fn second(
-    factor: Option<Factor>,
+    factor: Option<Verifier>,
     mode: Option<RadiusMode>,
 ) -> Result<Option<SecondFactor>, String> {
-    if mode.is_some() && factor != Some(Factor::Radius) {
+    if mode.is_some() && factor != Some(Verifier::Radius) {
         return Err("--mode says how RADIUS is asked: give it with radius only".to_owned());
     }
     Ok(factor.map(|factor| SecondFactor { factor, mode }))

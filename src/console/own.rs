@@ -15,7 +15,7 @@ use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::account::{Account, Otp};
 use crate::auth::machine::{Attempt, Claim};
 use crate::cli::{ConsoleCommand, OwnKeys, OwnOtp};
-use crate::domain::{Factor, Id, RadiusMode, UnixTime, printable};
+use crate::domain::{Id, RadiusMode, UnixTime, Verifier, printable};
 use crate::store::{Store, Throttled};
 
 /// How long the code of a sign-in counts as just typed: less than the 90 s that a code may be typed in, so
@@ -179,7 +179,7 @@ impl<'a> Own<'a> {
     /// The account as it is now, with its authenticator.
     pub(super) async fn bound(&self) -> anyhow::Result<(Account, Otp)> {
         let account = self.account().await?;
-        if account.factor.factor != Factor::Totp {
+        if account.factor.factor != Verifier::Totp {
             return self.refuse(Refusal::NotOffered, self.purpose.elsewhere()).await;
         }
         match account.otp.clone() {
@@ -195,7 +195,7 @@ impl<'a> Own<'a> {
     pub(super) async fn radius_mode(&self) -> anyhow::Result<Option<RadiusMode>> {
         let factor = self.account().await?.factor;
         let mode = factor.mode.unwrap_or(self.caller.service.rules.radius.mode);
-        Ok((factor.factor == Factor::Radius).then_some(mode))
+        Ok((factor.factor == Verifier::Radius).then_some(mode))
     }
 
     /// Writes down that the command was refused, and ends it.
@@ -232,8 +232,8 @@ impl<'a> Own<'a> {
         let (steps, kept) = (Vec::new(), notes.clone());
         notes.extend(self.purpose.passed().map(|event| self.note(event)));
         let factor = match claim {
-            Claim::Radius { .. } => Factor::Radius,
-            _ => Factor::Totp,
+            Claim::Radius { .. } => Verifier::Radius,
+            _ => Verifier::Totp,
         };
         let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());

@@ -137,9 +137,10 @@ words! {
 }
 
 words! {
-    /// What answers for the second step of a login. Not one of `Factors`: who judges the code.
-    Factor, "factor" {
-        /// A time-based one-time code (RFC 6238) from an app bound to the account.
+    /// Who judges the code of a login (NIST 800-63B: the verifier), which `--factor` sets; what somebody gave
+    /// are `Factors`.
+    Verifier, "factor" {
+        /// The bastion: a time-based one-time code (RFC 6238) from an app bound to the account.
         Totp = "totp",
         /// A RADIUS server.
         Radius = "radius",
@@ -162,14 +163,14 @@ words! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SecondFactor {
     /// What answers.
-    pub factor: Factor,
+    pub factor: Verifier,
     /// How a RADIUS server is asked; the configured way if it was not said.
     pub mode: Option<RadiusMode>,
 }
 
 impl SecondFactor {
     /// The authenticator that is bound to the account.
-    pub const TOTP: Self = Self { factor: Factor::Totp, mode: None };
+    pub const TOTP: Self = Self { factor: Verifier::Totp, mode: None };
 }
 
 /// Where a connection comes from, as the client's own address (behind a proxy,

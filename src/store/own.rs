@@ -14,7 +14,7 @@ use super::schema::{recovery_codes, user_keys, users::dsl};
 use super::{Error, NewAuthenticator, Store, Tx};
 use crate::audit::{Context, Event, Note, Refusal};
 use crate::auth::recovery;
-use crate::domain::{Factor, Id, UnixTime, UserName};
+use crate::domain::{Id, UnixTime, UserName, Verifier};
 
 impl Store {
     /// Replaces an account's recovery codes; its sessions go on.
@@ -204,7 +204,7 @@ impl Tx<'_> {
                 .execute(conn)
                 .await
         })?;
-        Ok(held == 1 && self.second_factor(account).await?.factor == Factor::Radius)
+        Ok(held == 1 && self.second_factor(account).await?.factor == Verifier::Radius)
     }
 
     /// Whether the account has an authenticator and is as the session found it. An update that changes

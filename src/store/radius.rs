@@ -18,7 +18,7 @@ use super::schema::{group_factors, group_members, used_codes, user_factors, user
 use super::{Error, Store, Tx, parse};
 use crate::audit::{Context, Event};
 use crate::auth::machine::Codes;
-use crate::domain::{Factor, GroupName, Id, RadiusMode, SecondFactor, UnixTime, UserName};
+use crate::domain::{GroupName, Id, RadiusMode, SecondFactor, UnixTime, UserName, Verifier};
 
 /// What the key of the hashes is for. The audit key is what it comes from: unlike the sealing keys it
 /// never changes, so that nodes cannot have different ones for a while.
@@ -28,7 +28,7 @@ const PURPOSE: &str = "sallyport-used-code-1";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FactorRow {
     /// What.
-    pub factor: Factor,
+    pub factor: Verifier,
     /// How a RADIUS server is asked; the configured way if it was not said.
     pub mode: Option<RadiusMode>,
     /// The group that this is set for; `None`: it is the user's own, or the default.

@@ -13,7 +13,9 @@ use super::radius::FactorRow;
 use super::schema::{code_failures, recovery_codes, throttle, user_keys, users};
 use super::{Error, Store, Tx};
 use crate::audit::{Context, Event};
-use crate::domain::{Factor, Id, RadiusMode, Role, SecondFactor, SignInPolicy, UnixTime, UserName};
+use crate::domain::{
+    Id, RadiusMode, Role, SecondFactor, SignInPolicy, UnixTime, UserName, Verifier,
+};
 
 /// A user as administrators see it: no secret and no hash.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -61,7 +63,7 @@ pub struct UserDetail {
 impl UserDetail {
     /// Whether an authenticator that is bound here answers for the second step.
     pub fn signs_in_by_totp(&self) -> bool {
-        self.user.factor == Factor::Totp.word()
+        self.user.factor == Verifier::Totp.word()
     }
 }
 
@@ -235,13 +237,13 @@ impl Store {
             users::id.eq(id.as_str()),
             users::name.eq(new.name.as_str()),
             users::role.eq(new.role.word()),
-            users::factor.eq(Factor::Totp.word()),
+            users::factor.eq(Verifier::Totp.word()),
             users::created_at.eq(now.0),
             users::epoch.eq(1),
             users::password_hash.eq(new.password_hash),
             users::password_one_time.eq(i64::from(new.one_time)),
             users::password_set_at.eq(now.0),
-            users::binding_until.eq((factor == Factor::Totp).then_some(new.binding_until.0)),
+            users::binding_until.eq((factor == Verifier::Totp).then_some(new.binding_until.0)),
             users::otp_last_step.eq(i64::MIN),
         );
         let mut tx = self.begin().await?;
@@ -256,7 +258,7 @@ impl Store {
         let (name, role) = (new.name.clone(), new.role);
         let one_time_password = new.one_time;
         tx.append(now, context, Event::UserAdded { name, role, factor, one_time_password }).await?;
-        if factor == Factor::Totp {
+        if factor == Verifier::Totp {
             let until = new.binding_until;
             let about = about(context, new.name);
             tx.append(now, &about, Event::BindingWindowOpened { until }).await?;

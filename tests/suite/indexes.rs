@@ -12,7 +12,7 @@ use sallyport::auth::account::{Remembered, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim};
 use sallyport::auth::totp;
 use sallyport::domain::{
-    Destination, Factor, Factors, Id, IdPrefix, Source, TimeStep, UnixTime, UserName,
+    Destination, Factors, Id, IdPrefix, Source, TimeStep, UnixTime, UserName, Verifier,
 };
 use sallyport::store::{
     Carried, Carrier, EventFilter, FailureNote, NewAuthenticator, NewCertificate, NewRecording,
@@ -349,7 +349,7 @@ async fn sign_in(bastion: &TestBastion, alice: &Person, watch: &mut Watch) -> Id
         let attempt = Attempt {
             account: alice.id.clone(),
             epoch: found.epoch,
-            factor: Factor::Totp,
+            factor: Verifier::Totp,
             claim,
             key: Some("SHA256:x".into()),
             given,

@@ -1,7 +1,7 @@
 //! Signing in by RADIUS with the real `ssh` and FreeRADIUS: each mode, and what is refused.
 
 use sallyport::audit::Context;
-use sallyport::domain::{Factor, RadiusMode, SecondFactor};
+use sallyport::domain::{RadiusMode, SecondFactor, Verifier};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::freeradius::{FRED, FreeRadius, GINA, configured, fresh_code};
@@ -24,7 +24,7 @@ const ONCE: [&str; 5] = [
 /// Adds somebody who signs in by RADIUS.
 pub async fn member(bastion: &TestBastion, name: &str, mode: Option<RadiusMode>) {
     bastion.person(name).await;
-    let second = Some(SecondFactor { factor: Factor::Radius, mode });
+    let second = Some(SecondFactor { factor: Verifier::Radius, mode });
     set(bastion, name, second).await;
 }
 
@@ -41,7 +41,7 @@ pub async fn by_group(bastion: &TestBastion, person: &Person, mode: Option<Radiu
         store.add_group(&group, &context, now).await.unwrap();
         store.join_group(&group, &person.name, &context, now).await.unwrap();
     }
-    let second = SecondFactor { factor: Factor::Radius, mode };
+    let second = SecondFactor { factor: Verifier::Radius, mode };
     store.set_group_factor(&group, Some(second), &context, now).await.unwrap();
 }
 
@@ -287,7 +287,7 @@ async fn a_group_says_how_its_members_sign_in(engine: Engine) {
     let group = "staff".parse().unwrap();
     store.add_group(&group, &context, bastion.now()).await.unwrap();
     store.join_group(&group, &gina.name, &context, bastion.now()).await.unwrap();
-    let both = SecondFactor { factor: Factor::Radius, mode: Some(RadiusMode::Both) };
+    let both = SecondFactor { factor: Verifier::Radius, mode: Some(RadiusMode::Both) };
     store.set_group_factor(&group, Some(both), &context, bastion.now()).await.unwrap();
     bastion.event("group-factor-set", &[("group", "staff"), ("mode", "both")]).await;
 

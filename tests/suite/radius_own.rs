@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use sallyport::audit::Context;
-use sallyport::domain::{Factor, RadiusMode, SecondFactor};
+use sallyport::domain::{RadiusMode, SecondFactor, Verifier};
 use tokio::process::Child;
 
 use crate::radius_login::{by_group, member, radius, sign_in};
@@ -284,7 +284,7 @@ async fn each_refusal_is_told_and_written_down() {
 
 async fn set_mode(bastion: &TestBastion, mode: RadiusMode) {
     let (store, context, group) = (bastion.store(), Context::default(), "phones".parse().unwrap());
-    let second = SecondFactor { factor: Factor::Radius, mode: Some(mode) };
+    let second = SecondFactor { factor: Verifier::Radius, mode: Some(mode) };
     store.set_group_factor(&group, Some(second), &context, bastion.now()).await.unwrap();
 }
 

@@ -6,7 +6,7 @@ use sallyport::audit::{Context, Refusal};
 use sallyport::auth::account::{Account, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim};
 use sallyport::auth::password;
-use sallyport::domain::{Factor, Factors, GroupName, Id, Remember, SecondFactor, Source};
+use sallyport::domain::{Factors, GroupName, Id, Remember, SecondFactor, Source, Verifier};
 use sallyport::store::{SignIn, Throttled};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
@@ -255,7 +255,7 @@ async fn what_changes_while_a_remembered_login_is_under_way_ends_it(engine: Engi
     let member = Member::new(&bastion).await;
     let Member { alice, group, .. } = &member;
     let (store, context) = (bastion.store(), Context::default());
-    let radius = Some(SecondFactor { factor: Factor::Radius, mode: None });
+    let radius = Some(SecondFactor { factor: Verifier::Radius, mode: None });
     let hours = Remember::For(Duration::from_secs(HOURS * 3600));
     let changed = Err(Refusal::AccountChanged);
     for (change, outcome) in [

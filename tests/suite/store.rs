@@ -14,8 +14,8 @@ use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
 use sallyport::domain::{
-    AccountAuth, Destination, Factor, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix,
-    Mode, Role, SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName,
+    AccountAuth, Destination, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
+    SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName, Verifier,
 };
 use sallyport::store::{
     BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
@@ -137,8 +137,8 @@ fn attempt(person: &Person, epoch: i64, claim: Claim) -> Attempt {
     let steps = vec![Step::Password, Step::Code];
     let given = Factors::PASSWORD.with(Factors::OTP);
     let factor = match claim {
-        Claim::Radius { .. } => Factor::Radius,
-        _ => Factor::Totp,
+        Claim::Radius { .. } => Verifier::Radius,
+        _ => Verifier::Totp,
     };
     let (account, notes) = (person.id.clone(), Vec::new());
     Attempt { account, epoch, factor, claim, key: None, given, steps, notes }
@@ -318,13 +318,13 @@ async fn a_login_ends_with_the_factor_that_it_began_with(engine: Engine) {
     store.add_group(&group, &context, now).await.unwrap();
     store.join_group(&group, &alice.name, &context, now).await.unwrap();
     let epoch = account(&bastion, &alice.name).await.epoch;
-    let radius = SecondFactor { factor: Factor::Radius, mode: None };
+    let radius = SecondFactor { factor: Verifier::Radius, mode: None };
     // Between the new authenticator and Enter, somebody lets RADIUS answer for the whole group.
     store.set_group_factor(&group, Some(radius), &context, now).await.unwrap();
     let signed = sign_in(store, &alice, epoch, Claim::Nothing, now).await.1;
     assert_eq!(signed, Err(Refusal::AccountChanged));
     // And the other way round.
-    let began = || Attempt { factor: Factor::Radius, ..attempt(&alice, epoch, Claim::Nothing) };
+    let began = || Attempt { factor: Verifier::Radius, ..attempt(&alice, epoch, Claim::Nothing) };
     let claim = async |attempt: Attempt| {
         let (whose, rules) = (whose(&alice.name), rules());
         store.claim(attempt, &whose, &rules, &context, now).await.unwrap()

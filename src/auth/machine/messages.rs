@@ -7,7 +7,7 @@ use super::super::totp;
 use super::radius::{RadiusAnswer, RadiusFault};
 use super::{Authenticated, Codes, Methods};
 use crate::audit::{Event, Note, Refusal, Step};
-use crate::domain::{Factor, Factors, Id, TimeStep, UserName};
+use crate::domain::{Factors, Id, TimeStep, UserName, Verifier};
 
 /// What comes in: from the client, or back from an effect.
 #[derive(Debug)]
@@ -155,7 +155,7 @@ pub struct Attempt {
     /// The epoch that must still hold.
     pub epoch: i64,
     /// What answered for the second step when it began.
-    pub factor: Factor,
+    pub factor: Verifier,
     /// What to use up.
     pub claim: Claim,
     /// The key that was proven, if one was: what a login is remembered by.

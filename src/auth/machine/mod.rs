@@ -37,7 +37,7 @@ pub use radius::{Codes, MAX_CHALLENGES, RadiusAnswer, RadiusFault, RadiusRules, 
 use super::account::{Account, Standing, Throttle};
 use super::{password, prompt, qr, totp};
 use crate::audit::{Event, Note, Refusal, Step};
-use crate::domain::{Factor, Factors, Id, Role, UnixTime, UserName};
+use crate::domain::{Factors, Id, Role, UnixTime, UserName, Verifier};
 
 /// What a client may do before it is let in.
 #[derive(Debug, Clone)]
@@ -454,7 +454,7 @@ impl Machine {
     fn may_guess_code(&self) -> bool {
         let right = matches!(self.first, First::Password { right: true } | First::Key);
         // While one is being bound there is nothing to guess.
-        let has_codes = |a: &Account| a.otp.is_some() || a.factor.factor == Factor::Radius;
+        let has_codes = |a: &Account| a.otp.is_some() || a.factor.factor == Verifier::Radius;
         right && self.account().is_some_and(has_codes)
     }
 

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{Claim, Effect, First, Machine, Stage, ask, prompt};
 use crate::audit::{Event, Note, RadiusVerdict, Refusal, Step};
-use crate::domain::{Factor, Factors, RadiusMode, noted};
+use crate::domain::{Factors, RadiusMode, Verifier, noted};
 
 /// The most challenges in one dialog with a server.
 pub const MAX_CHALLENGES: u32 = 8;
@@ -133,7 +133,7 @@ impl Machine {
     /// How the account's servers are asked, if it has any.
     pub(super) fn radius_mode(&self) -> Option<RadiusMode> {
         let factor = self.account()?.factor;
-        let is_radius = factor.factor == Factor::Radius;
+        let is_radius = factor.factor == Verifier::Radius;
         is_radius.then(|| factor.mode.unwrap_or(self.rules.radius.mode))
     }
 

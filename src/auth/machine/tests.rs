@@ -22,7 +22,7 @@ use super::super::recovery;
 use super::first::MAX_OFFERS;
 use super::*;
 use crate::audit::RadiusVerdict;
-use crate::domain::{Factor, RadiusMode, SecondFactor, SignInPolicy, TimeStep, any_rule};
+use crate::domain::{RadiusMode, SecondFactor, SignInPolicy, TimeStep, Verifier, any_rule};
 
 const MAX_ANSWERS: u32 = 6;
 const START: UnixTime = UnixTime(1_795_508_403_000);
@@ -102,7 +102,9 @@ impl Kind {
 
     fn factor(self) -> SecondFactor {
         match self {
-            Self::Radius { mode, .. } => SecondFactor { factor: Factor::Radius, mode: Some(mode) },
+            Self::Radius { mode, .. } => {
+                SecondFactor { factor: Verifier::Radius, mode: Some(mode) }
+            }
             _ => SecondFactor::TOTP,
         }
     }
@@ -629,7 +631,7 @@ impl World {
         let now = self.now.step().0;
         let row = self.rows.get(user);
         match row.and_then(|row| row.account.otp.as_ref()) {
-            None if row.is_some_and(|row| row.account.factor.factor == Factor::Radius) => {
+            None if row.is_some_and(|row| row.account.factor.factor == Verifier::Radius) => {
                 self.token()
             }
             Some(otp) => {

@@ -11,7 +11,7 @@ use super::super::{Error, Store, Tx, parse};
 use super::{Throttled, otp_place};
 use crate::auth::account::{Account, Otp, Throttle, ThrottleRules};
 use crate::auth::totp;
-use crate::domain::{Factor, Id, SecondFactor, TimeStep, UnixTime, UserName};
+use crate::domain::{Id, SecondFactor, TimeStep, UnixTime, UserName, Verifier};
 
 /// A row of `users`, as far as signing in needs it.
 #[derive(Queryable, Selectable)]
@@ -114,7 +114,7 @@ impl Tx<'_> {
             certificates,
             remembered,
             recovery_left,
-            drift: row.otp_drift_seconds.filter(|_| factor.factor == Factor::Totp),
+            drift: row.otp_drift_seconds.filter(|_| factor.factor == Verifier::Totp),
         }))
     }
 

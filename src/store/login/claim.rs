@@ -12,7 +12,7 @@ use super::Throttled;
 use crate::audit::{Context, Event, Refusal, Step};
 use crate::auth::account::ThrottleRules;
 use crate::auth::machine::{Attempt, Claim, Claimed, Opened};
-use crate::domain::{Factor, Factors, Id, Source, UnixTime};
+use crate::domain::{Factors, Id, Source, UnixTime, Verifier};
 
 /// The session that a login opens.
 #[derive(Debug)]
@@ -165,11 +165,11 @@ impl Tx<'_> {
         let present = self.second_factor(&attempt.account).await?.factor;
         let is_right = match (&attempt.claim, present) {
             (Claim::NoCode, _) => !attempt.given.has(Factors::OTP),
-            (Claim::Radius { .. }, Factor::Totp)
-            | (Claim::Code(_) | Claim::RecoveryCode(_), Factor::Radius) => false,
+            (Claim::Radius { .. }, Verifier::Totp)
+            | (Claim::Code(_) | Claim::RecoveryCode(_), Verifier::Radius) => false,
             // Unbound since: neither a code nor what was claimed before is of any use.
-            (_, Factor::Totp) => bound,
-            (_, Factor::Radius) => true,
+            (_, Verifier::Totp) => bound,
+            (_, Verifier::Radius) => true,
         };
         // What a login began with was the factor of then: a group's can change, and moves no epoch.
         Ok(is_right && attempt.factor == present)

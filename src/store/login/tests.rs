@@ -11,7 +11,7 @@ use crate::audit::{Context, Refusal};
 use crate::auth::account::ThrottleRules;
 use crate::auth::totp;
 use crate::domain::{
-    Factor, Id, RadiusMode, Role, SecondFactor, Source, TimeStep, UnixTime, UserName,
+    Id, RadiusMode, Role, SecondFactor, Source, TimeStep, UnixTime, UserName, Verifier,
 };
 use crate::keys::{self, AuditKey};
 use crate::store::pool::on;
@@ -75,7 +75,7 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
     add(&store, "unbound", None).await;
     add(&store, "disabled", None).await;
     store.set_disabled(&"disabled".parse().unwrap(), true, &context, NOW).await.unwrap();
-    let radius = SecondFactor { factor: Factor::Radius, mode: Some(RadiusMode::ALL[0]) };
+    let radius = SecondFactor { factor: Verifier::Radius, mode: Some(RadiusMode::ALL[0]) };
     add(&store, "own-radius", Some(radius)).await;
     add(&store, "group-radius", None).await;
     let group = "radius".parse().unwrap();
@@ -100,13 +100,13 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
         (account.map(|a| a.factor.factor), std::mem::take(&mut *run.lock().unwrap()))
     };
     let (found, reference) = cost("bound").await;
-    assert_eq!(found, Some(Factor::Totp));
+    assert_eq!(found, Some(Verifier::Totp));
     assert!(reference.len() > 5, "the statements are not seen: {reference:?}");
     for (typed, factor) in [
-        ("unbound", Some(Factor::Totp)),
-        ("disabled", Some(Factor::Totp)),
-        ("own-radius", Some(Factor::Radius)),
-        ("group-radius", Some(Factor::Radius)),
+        ("unbound", Some(Verifier::Totp)),
+        ("disabled", Some(Verifier::Totp)),
+        ("own-radius", Some(Verifier::Radius)),
+        ("group-radius", Some(Verifier::Radius)),
         ("nobody", None),
         ("no name: \u{1b}", None),
         ("", None),

@@ -6,7 +6,7 @@ use sallyport::audit::{Context, Step};
 use sallyport::auth::account::ThrottleRules;
 use sallyport::auth::machine::{Attempt, Claim};
 use sallyport::domain::{
-    Destination, Factor, Factors, GrantObject, GrantSubject, Id, Source, TimeStep, UnixTime,
+    Destination, Factors, GrantObject, GrantSubject, Id, Source, TimeStep, UnixTime, Verifier,
 };
 use sallyport::policy::{Decision, Subject, authorize, granted_targets};
 use sallyport::store::{SignIn, Throttled};
@@ -77,7 +77,7 @@ async fn signing_in(bastion: &TestBastion, alice: &Person, rounds: usize, table:
         let attempt = Attempt {
             account: alice.id.clone(),
             epoch: found.unwrap().epoch,
-            factor: Factor::Totp,
+            factor: Verifier::Totp,
             claim: Claim::Code(TimeStep(now.step().0 + n)),
             key: None,
             given: Factors::PASSWORD.with(Factors::OTP),
