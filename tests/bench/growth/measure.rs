@@ -63,6 +63,7 @@ async fn signing_in(bastion: &TestBastion, alice: &Person, rounds: usize, table:
         lock_after: 10,
         site_lock_after: 50,
         attack_after: 100,
+        code_failures_max: 1000,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),
@@ -90,7 +91,7 @@ async fn signing_in(bastion: &TestBastion, alice: &Person, rounds: usize, table:
             ..Context::default()
         };
         let began = Instant::now();
-        let signed = store.claim(attempt, Some(&new), &whose, &rules, &context, now).await;
+        let signed = store.sign_in(attempt, &new, &whose, &rules, &context, now).await;
         claimed.push(began.elapsed());
         signed.unwrap().unwrap();
     }
