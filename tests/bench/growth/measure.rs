@@ -63,7 +63,7 @@ async fn signing_in(bastion: &TestBastion, alice: &Person, rounds: usize, table:
         lock_after: 10,
         site_lock_after: 50,
         attack_after: 100,
-        code_failures_max: 1000,
+        code_failures_max: 50,
         lock_for: Duration::from_secs(600),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(2),

@@ -138,7 +138,8 @@ impl Lab {
 
     /// The cipher of all connections from now on.
     pub fn prefer(&self, cipher: &str) {
-        std::fs::write(self.path("extra"), format!("Ciphers {cipher}\n")).unwrap();
+        let line = if cipher == "default" { String::new() } else { format!("Ciphers {cipher}\n") };
+        std::fs::write(self.path("extra"), line).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
