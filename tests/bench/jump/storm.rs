@@ -1,5 +1,5 @@
 //! What somebody who works notices while many sign in with passwords: hashing must not hold their keys
-//! back.
+//! back. The crowd goes no further than the door: what is behind it would be measured.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -71,10 +71,9 @@ async fn round(lab: &Lab, way: Way) -> Round {
     let began = Instant::now();
     let mut crowd = tokio::task::JoinSet::new();
     for (user, code) in codes {
-        let (port, target) = (lab.server.port, lab.target.port);
-        crowd.spawn(async move {
-            open(port, &user, Factors::Password { code: &code }, Some(("tunnel", target))).await
-        });
+        let port = lab.server.port;
+        let given = async move { open(port, &user, Factors::Password { code: &code }, None).await };
+        crowd.spawn(given);
     }
     let mut held = Vec::new();
     loop {
