@@ -148,7 +148,7 @@ impl Table {
             conn.end(EndReason::Revoked, "this session is no longer known: sign in again");
         }
         // Also one that was let in and has a notice to read first. One that the store opened after it was
-        // read went by the rules of then.
+        // read went by the rules of then: it asked for them with the end of the log in hand.
         for conn in self.all().iter().filter(|conn| open.contains(&conn.id)) {
             let Some((account, given)) = conn.given() else { continue };
             let default = SignInPolicy::default();

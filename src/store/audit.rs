@@ -4,7 +4,7 @@
 //! writers of all nodes stand in a line until the transaction ends, and numbers have no gaps; nothing
 //! is written behind an end that lies before what this process wrote.
 
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -89,6 +89,7 @@ impl Tx<'_> {
         if notes.is_empty() {
             return Ok(());
         }
+        self.is_cut = true; // Until all of it is there.
         let Anchor { mut seq, hash: mut prev } = self.hold_end().await?;
         for Note { at, event } in notes {
             seq += 1;
@@ -97,7 +98,7 @@ impl Tx<'_> {
             prev = self.insert(&record).await?.hash;
             self.appended.push(record);
         }
-        self.end = Some(Anchor { seq, hash: prev });
+        (self.end, self.is_cut) = (Some(Anchor { seq, hash: prev }), false);
         Ok(())
     }
 
@@ -117,8 +118,14 @@ impl Tx<'_> {
     }
 
     /// Writes down where the log ends now.
+    ///
+    /// # Errors
+    /// Also when an event is missing in it.
     pub(super) async fn move_end(&mut self) -> Result<(), Error> {
         use audit_head::dsl;
+        if self.is_cut {
+            return Err(Error::Audit("an event could not be appended".into()));
+        }
         let Some(end) = self.end.clone() else { return Ok(()) };
         on!(self.engine(), conn => {
             diesel::update(dsl::audit_head.find(1))
@@ -164,15 +171,15 @@ impl Inner {
             _ => Ok(()),
         }
     }
+}
 
-    /// Takes note of an end that lasts.
-    pub(super) fn note_written(&self, end: Option<Anchor>) {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(end) = end
-            && written.as_ref().is_none_or(|ours| ours.seq < end.seq)
-        {
-            *written = Some(end);
-        }
+/// Takes note of an end that lasts.
+pub(super) fn note_written(written: &Mutex<Option<Anchor>>, end: Option<Anchor>) {
+    let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(end) = end
+        && written.as_ref().is_none_or(|ours| ours.seq < end.seq)
+    {
+        *written = Some(end);
     }
 }
 

@@ -10,7 +10,7 @@ mod access;
 mod audit;
 mod carried;
 mod certificate;
-mod group;
+mod commit;
 mod keys;
 mod login;
 mod open;
@@ -171,7 +171,7 @@ struct Inner {
     audit_key: AuditKey,
     node: String,
     /// The end of the audit log as this process last wrote it.
-    written: Mutex<Option<Anchor>>,
+    written: Arc<Mutex<Option<Anchor>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -188,6 +188,8 @@ pub(crate) struct Tx<'a> {
     appended: Vec<Record>,
     /// The end of the log with that.
     end: Option<Anchor>,
+    /// Whether an event could not be appended: nothing may last then.
+    is_cut: bool,
 }
 
 impl Store {
@@ -240,7 +242,7 @@ impl Store {
             }
             other => other?,
         };
-        Ok(Tx { lease, store: &self.0, appended: Vec::new(), end: None })
+        Ok(Tx { lease, store: &self.0, appended: Vec::new(), end: None, is_cut: false })
     }
 }
 
@@ -248,13 +250,16 @@ impl Tx<'_> {
     /// Makes the changes of this transaction last.
     pub(crate) async fn commit(mut self) -> Result<(), Error> {
         self.move_end().await?;
-        self.lease.commit().await?;
-        self.store.note_written(self.end.take());
-        self.appended.iter().for_each(audit::mirror);
-        Ok(())
+        let (written, end) = (Arc::clone(&self.store.written), self.end.take());
+        let appended = std::mem::take(&mut self.appended);
+        let told = move || {
+            audit::note_written(&written, end);
+            appended.iter().for_each(audit::mirror);
+        };
+        self.lease.commit(Box::new(told)).await
     }
 
-    /// Undoes the changes of this transaction, and keeps its connection.
+    /// Undoes the changes of this transaction, and keeps its connection. What it read is so by then.
     pub(crate) async fn roll_back(self) -> Result<(), Error> {
         self.lease.roll_back().await
     }

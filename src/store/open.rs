@@ -1,7 +1,7 @@
 //! Opening the store: reading its URL, connecting, bringing the schema up to date.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::migration::{Migration, MigrationSource as _};
@@ -74,7 +74,7 @@ impl Store {
         }
         let node = settings.node.clone();
         let store =
-            Self(Arc::new(Inner { pool, keyring, audit_key, node, written: Mutex::default() }));
+            Self(Arc::new(Inner { pool, keyring, audit_key, node, written: Arc::default() }));
         store.check_keys(opening).await?;
         Ok(store)
     }

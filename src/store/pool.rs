@@ -2,7 +2,8 @@
 //!
 //! Always holds: a connection goes back into the pool only when its lender says that it is clean;
 //! one that is dropped in the middle of anything (an error, a cancelled task, an open transaction)
-//! is closed, and the engine undoes what it had not committed.
+//! is closed, and the engine undoes what it had not committed. Where SQLite's transaction is shared
+//! ([`super::commit`]), what was done is undone back to its savepoint instead.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,7 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::Error;
-use super::group::{self, Seat};
+use super::commit::{Seat, Then, Waiting};
 use super::sqlite::Sqlite;
 
 /// How long anybody waits for a connection or for a lock before the store counts as failed.
@@ -98,7 +99,7 @@ pub(super) struct Shared {
     idle: Mutex<Vec<Engine>>,
     permits: Arc<Semaphore>,
     /// SQLite has one writer at a time: waiting here is fair, waiting inside it is polling.
-    pub(super) writer: Arc<tokio::sync::Mutex<group::Open>>,
+    pub(super) writer: Arc<tokio::sync::Mutex<Waiting>>,
 }
 
 /// A connection on loan, in a transaction. Dropping it undoes that.
@@ -111,9 +112,9 @@ pub(super) struct Lease {
 /// What a lease holds.
 enum Held {
     /// A transaction of its own, and the writer's lock if it is one of SQLite.
-    Alone(Engine, OwnedSemaphorePermit, Option<OwnedMutexGuard<group::Open>>),
+    Alone(Engine, OwnedSemaphorePermit, Option<OwnedMutexGuard<Waiting>>),
     /// One that is committed together with others.
-    Seated(Seat, OwnedMutexGuard<group::Open>),
+    Seated(Seat, OwnedMutexGuard<Waiting>),
 }
 
 impl Pool {
@@ -159,7 +160,7 @@ impl Pool {
         engine.begin(what).await?;
         Ok(match writer {
             Some(open) if what == Use::ShortWrite => {
-                Held::Seated(Seat::first(engine, permit), open)
+                Held::Seated(Seat::first(engine, permit)?, open)
             }
             writer => Held::Alone(engine, permit, writer),
         })
@@ -238,24 +239,33 @@ impl Lease {
         }
     }
 
-    /// Makes what was done last, and gives the connection back.
-    pub(super) async fn commit(mut self) -> Result<(), Error> {
+    /// Makes what was done last, does `then` once it does, and gives the connection back.
+    pub(super) async fn commit(mut self, then: Then) -> Result<(), Error> {
         match self.held.take() {
             Some(Held::Seated(seat, mut open)) => {
-                let commit = open.leave(seat, &self.pool)?;
+                let commit = open.leave(seat, then, &self.pool)?;
                 drop(open); // Whoever waits goes on in the same transaction.
                 commit.lasts().await
             }
-            held => self.end(held, "COMMIT").await,
+            held => {
+                self.end(held, "COMMIT").await?;
+                then();
+                Ok(())
+            }
         }
     }
 
-    /// Undoes what was done, and gives the connection back.
+    /// Undoes what was done, and gives the connection back. What others did and this one may have seen
+    /// lasts by then.
     pub(super) async fn roll_back(mut self) -> Result<(), Error> {
         match self.held.take() {
             Some(Held::Seated(seat, mut open)) => {
-                open.undo(seat, &self.pool);
-                Ok(())
+                let seen = open.undo(seat, &self.pool);
+                drop(open);
+                match seen {
+                    Some(commit) => commit.lasts().await,
+                    None => Ok(()),
+                }
             }
             held => self.end(held, "ROLLBACK").await,
         }

@@ -69,16 +69,11 @@ impl Store {
     ) -> Result<Result<Claimed, Refusal>, Error> {
         let mut tx = self.begin_short().await?;
         let mut used = tx.use_claim(&attempt, whose, rules, now).await?;
-        if let (Ok(_), Some(sign_in)) = (&used, open_session) {
-            if let Claim::Remembered(remembered) = &attempt.claim
-                && remembered.source != sign_in.source.ip()
-            {
-                used = Err(Refusal::AccountChanged);
-            }
-            let policy = tx.sign_in_policy(&attempt.account).await?;
-            if !policy.allows(attempt.given, sign_in.source.ip()) {
-                used = Err(Refusal::SignInRule);
-            }
+        if let (Ok(_), Some(sign_in), Claim::Remembered(remembered)) =
+            (&used, open_session, &attempt.claim)
+            && remembered.source != sign_in.source.ip()
+        {
+            used = Err(Refusal::AccountChanged);
         }
         let recovery_left = match used {
             Ok(recovery_left) => recovery_left,
@@ -99,10 +94,15 @@ impl Store {
             }
         }
         let (account, epoch, key) = (attempt.account.clone(), attempt.epoch, attempt.key.clone());
+        let (verifier, given) = (attempt.factor, attempt.given);
         let by_code = attempt.claim.is_code_of_now();
         tx.append_claim(attempt, recovery_left, context, now).await?;
         if let Some(sign_in) = open_session {
             tx.append(now, context, Event::SignedIn { steps }).await?;
+            if let Some(refusal) = tx.ruled_out(&account, verifier, given, sign_in).await? {
+                tx.roll_back().await?;
+                return Ok(Err(refusal));
+            }
             if let (Some(key), true) = (key, by_code) {
                 let source = sign_in.source.ip().to_string();
                 tx.remember_login((&account, epoch), (&key, &source), context, now).await?;
@@ -153,6 +153,23 @@ impl Tx<'_> {
             None => Ok(Ok(self.recovery_left(&attempt.account).await?)),
             Some(refusal) => Ok(Err(refusal)),
         }
+    }
+
+    /// Why the rules of now do not let in what was given, if they do not. The end of the log is held by
+    /// now: who changes a rule either did so before this, or finds the session when it is done.
+    async fn ruled_out(
+        &mut self,
+        account: &Id,
+        verifier: Verifier,
+        given: Factors,
+        sign_in: &SignIn<'_>,
+    ) -> Result<Option<Refusal>, Error> {
+        if self.second_factor(account).await?.factor != verifier {
+            return Ok(Some(Refusal::AccountChanged));
+        }
+        let policy = self.sign_in_policy(account).await?;
+        let is_enough = policy.allows(given, sign_in.source.ip());
+        Ok((!is_enough).then_some(Refusal::SignInRule))
     }
 
     /// Whether what is claimed is what the account is asked for now.

@@ -54,7 +54,7 @@ pub async fn open(port: u16, user: &str, factors: Factors<'_>, to: Option<(&str,
         let opened = handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await;
         channel = Some(opened.unwrap());
     }
-    Open { handle: handle, channel }
+    Open { handle, channel }
 }
 
 /// What it takes to sign in on a jump host and go on from there.

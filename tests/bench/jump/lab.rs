@@ -72,6 +72,7 @@ impl Lab {
         let count = if options.wants("storm") { count.max(storm::CROWD + 20) } else { count };
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let sink = listener.local_addr().unwrap().port();
+        #[allow(clippy::disallowed_methods)] // It ends with the benchmark.
         tokio::spawn(crate::tunnel::serve(listener));
         let key = std::fs::read_to_string(target.path("id.pub")).unwrap();
         let mut people = Vec::new();

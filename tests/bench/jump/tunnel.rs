@@ -20,6 +20,7 @@ const PIECE: usize = 1 << 18;
 pub async fn serve(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         stream.set_nodelay(true).ok();
+        #[allow(clippy::disallowed_methods)] // It ends with its connection.
         tokio::spawn(answer(stream));
     }
 }

@@ -4,9 +4,9 @@
 //! while others stand in line leaves its changes in the open transaction, lets them go on in it, and
 //! waits for the commit behind them, which is one for all.
 //!
-//! Always holds: nobody is told that its changes last before they do; a transaction that fails undoes
-//! its own changes only (a savepoint before each but the first); where the common commit fails,
-//! everybody in it is told so.
+//! Always holds: nobody is told that its changes last, nor what it read of others' changes, before
+//! those last; a transaction that fails undoes its own changes only, back to its savepoint; where the
+//! common commit fails, everybody in it is told so.
 
 use std::sync::Arc;
 
@@ -17,14 +17,18 @@ use super::pool::{Engine, Shared};
 
 /// What is done and not yet committed; whoever writes holds its lock.
 #[derive(Default)]
-pub(super) struct Open(Option<Group>);
+pub(super) struct Waiting(Option<Group>);
 
 /// A connection in the writer's transaction, and who waits for its commit.
 struct Group {
     engine: Engine,
     permit: OwnedSemaphorePermit,
     told: watch::Sender<Outcome>,
+    then: Vec<Then>,
 }
+
+/// What is done once changes last, whether or not somebody still waits for that.
+pub(super) type Then = Box<dyn FnOnce() + Send + Sync>;
 
 /// What came of a commit, once it is known.
 type Outcome = Option<Result<(), Arc<str>>>;
@@ -34,7 +38,7 @@ pub(super) struct Seat {
     pub(super) engine: Engine,
     permit: OwnedSemaphorePermit,
     /// Those before it, whose changes must outlive a failure of its own.
-    before: Option<watch::Sender<Outcome>>,
+    before: Option<(watch::Sender<Outcome>, Vec<Then>)>,
 }
 
 /// The commit to come.
@@ -42,17 +46,18 @@ pub(super) struct Commit(watch::Receiver<Outcome>);
 
 impl Seat {
     /// The place of whoever began a transaction.
-    pub(super) fn first(engine: Engine, permit: OwnedSemaphorePermit) -> Self {
-        Self { engine, permit, before: None }
+    pub(super) fn first(mut engine: Engine, permit: OwnedSemaphorePermit) -> Result<Self, Error> {
+        engine.run_now("SAVEPOINT seat")?;
+        Ok(Self { engine, permit, before: None })
     }
 }
 
-impl Open {
+impl Waiting {
     /// Goes on in the transaction that is open, if one is.
     pub(super) fn join(&mut self) -> Option<Seat> {
-        let Group { mut engine, permit, told } = self.0.take()?;
+        let Group { mut engine, permit, told, then } = self.0.take()?;
         match engine.run_now("SAVEPOINT seat") {
-            Ok(()) => Some(Seat { engine, permit, before: Some(told) }),
+            Ok(()) => Some(Seat { engine, permit, before: Some((told, then)) }),
             Err(error) => {
                 tell(&told, Err(error));
                 None
@@ -60,41 +65,44 @@ impl Open {
         }
     }
 
-    /// Leaves what was done to the commit to come.
-    pub(super) fn leave(&mut self, seat: Seat, pool: &Arc<Shared>) -> Result<Commit, Error> {
+    /// Leaves what was done to the commit to come, and `after` to be done behind it.
+    pub(super) fn leave(
+        &mut self,
+        seat: Seat,
+        after: Then,
+        pool: &Arc<Shared>,
+    ) -> Result<Commit, Error> {
         let Seat { mut engine, permit, before } = seat;
-        let told = match before {
-            Some(told) => {
-                if let Err(error) = engine.run_now("RELEASE seat") {
-                    tell(&told, Err(Error::Commit(error.to_string().into())));
-                    return Err(error);
-                }
-                told
+        // Fails where SQLite has undone everything by itself, as when the disk is full.
+        if let Err(error) = engine.run_now("RELEASE seat") {
+            if let Some((told, _)) = &before {
+                tell(told, Err(Error::Commit(error.to_string().into())));
             }
-            None => {
-                // Behind everybody who stands in line by now. A task: it must not end with whoever waits.
-                let pool = Arc::clone(pool);
-                tokio::spawn(async move {
-                    pool.writer.lock().await.commit(&pool).await;
-                });
-                watch::Sender::default()
-            }
-        };
+            return Err(error);
+        }
+        let (told, mut then) = before.unwrap_or_else(|| {
+            commit_behind_those_in_line(pool);
+            Default::default()
+        });
+        then.push(after);
         let commit = Commit(told.subscribe());
-        self.0 = Some(Group { engine, permit, told });
+        self.0 = Some(Group { engine, permit, told, then });
         Ok(commit)
     }
 
     /// Commits what is open, if anything is. It goes on to the end also where nobody waits for it any
     /// more: those whose changes it makes last must hear of it.
     pub(super) async fn commit(&mut self, pool: &Arc<Shared>) {
-        let Some(Group { mut engine, permit, told }) = self.0.take() else { return };
+        let Some(Group { mut engine, permit, told, then }) = self.0.take() else { return };
         let pool = Arc::clone(pool);
+        #[allow(clippy::disallowed_methods)]
+        // It ends by itself, and must not end with whoever asked.
         let committing = tokio::spawn(async move {
             engine.run_here(false);
             let outcome = engine.run("COMMIT").await;
             if outcome.is_ok() {
                 pool.take_back(engine);
+                then.into_iter().for_each(|then| then());
             }
             drop(permit);
             tell(&told, outcome);
@@ -104,22 +112,33 @@ impl Open {
         }
     }
 
-    /// Undoes what was done in `seat`, and nothing else.
-    pub(super) fn undo(&mut self, seat: Seat, pool: &Shared) {
+    /// Undoes what was done in `seat`, and nothing else; gives the commit of what it may have seen.
+    pub(super) fn undo(&mut self, seat: Seat, pool: &Shared) -> Option<Commit> {
         let Seat { mut engine, permit, before } = seat;
-        match before {
-            None => {
-                if engine.run_now("ROLLBACK").is_ok() {
-                    pool.take_back(engine);
-                }
+        let Some((told, then)) = before else {
+            if engine.run_now("ROLLBACK").is_ok() {
+                pool.take_back(engine);
             }
-            Some(told) => match engine.run_now("ROLLBACK TO seat; RELEASE seat") {
-                Ok(()) => self.0 = Some(Group { engine, permit, told }),
-                // SQLite undid everything, as when the disk is full.
-                Err(error) => tell(&told, Err(error)),
-            },
+            return None;
+        };
+        let seen = Commit(told.subscribe());
+        match engine.run_now("ROLLBACK TO seat; RELEASE seat") {
+            Ok(()) => self.0 = Some(Group { engine, permit, told, then }),
+            // SQLite undid everything, as when the disk is full.
+            Err(error) => tell(&told, Err(error)),
         }
+        Some(seen)
     }
+}
+
+/// Commits as soon as everybody who stands in line by now has had their turn.
+fn commit_behind_those_in_line(pool: &Arc<Shared>) {
+    let pool = Arc::clone(pool);
+    #[allow(clippy::disallowed_methods)]
+    // It ends by itself, and must not end with whoever waits for it.
+    tokio::spawn(async move {
+        pool.writer.lock().await.commit(&pool).await;
+    });
 }
 
 fn tell(told: &watch::Sender<Outcome>, outcome: Result<(), Error>) {
@@ -142,6 +161,7 @@ impl Commit {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Every task is awaited.
 mod tests {
     use std::time::Duration;
 
@@ -150,6 +170,10 @@ mod tests {
     use crate::domain::UnixTime;
     use crate::keys::AuditKey;
     use crate::store::{Opening, Settings, Store, Tx, seal};
+
+    /// A constraint that is looked at when it is committed.
+    const BREAKS: &str = "PRAGMA defer_foreign_keys = ON; INSERT INTO user_keys (user_id, fingerprint, \
+                          public_key, added_at) VALUES ('nobody', 'f', 'k', 0)";
 
     async fn store(dir: &std::path::Path) -> Store {
         let settings = Settings {
@@ -276,10 +300,7 @@ mod tests {
             append(&mut first).await;
             let others = line(&store, 4);
             tokio::task::yield_now().await;
-            // A constraint that is looked at when it is committed.
-            let breaks = "PRAGMA defer_foreign_keys = ON; INSERT INTO user_keys \
-                      (user_id, fingerprint, public_key, added_at) VALUES ('nobody', 'f', 'k', 0)";
-            first.engine().run(breaks).await.unwrap();
+            first.engine().run(BREAKS).await.unwrap();
             let told = first.commit().await;
             assert!(
                 matches!(&told, Err(Error::Commit(why)) if why.contains("FOREIGN KEY")),
@@ -294,6 +315,41 @@ mod tests {
             append(&mut tx).await;
             tx.commit().await.unwrap();
             assert_eq!(count(&store).await, 1);
+        });
+    }
+
+    #[test]
+    fn what_was_seen_of_others_is_told_once_it_lasts() {
+        with_store(async |store| {
+            for breaks in [false, true] {
+                let mut first = store.begin_short().await.unwrap();
+                append(&mut first).await;
+                let looks = tokio::spawn({
+                    let store = store.clone();
+                    async move {
+                        let tx = store.begin_short().await?;
+                        tx.roll_back().await // It has seen what the first one did.
+                    }
+                });
+                tokio::task::yield_now().await;
+                if breaks {
+                    first.engine().run(BREAKS).await.unwrap();
+                }
+                assert_eq!(first.commit().await.is_err(), breaks);
+                assert_eq!(looks.await.unwrap().is_err(), breaks);
+            }
+        });
+    }
+
+    #[test]
+    fn an_event_that_could_not_be_written_lets_nothing_last() {
+        with_store(async |store| {
+            let mut tx = store.begin_short().await.unwrap();
+            tx.engine().run("DROP TABLE audit_events").await.unwrap();
+            let event = Event::ClockDrift { seconds: 1 };
+            tx.append(UnixTime(0), &Context::default(), event).await.unwrap_err();
+            tx.commit().await.unwrap_err();
+            assert_eq!(count(&store).await, 0);
         });
     }
 
