@@ -349,6 +349,7 @@ pub(super) async fn serve(
     };
     let local = stream.local_addr().ok().map(|address| address.ip());
     let (stream, control) = GuardedStream::new(stream, settings.login_grace);
+    let stream = stream.reading_ahead();
     let conn = Arc::new(Connection {
         flow: Arc::new(ConnectionFlow::new(Arc::clone(&bastion.budget), settings.flow)),
         settings,

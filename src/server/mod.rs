@@ -5,6 +5,7 @@
 //!
 //! Reading order: [`run`], `connection::serve`, `handler`, `login`, `direct`, `forward`.
 
+mod ahead;
 mod answers;
 mod connection;
 mod direct;

@@ -15,6 +15,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::ahead::ReadAhead;
 use crate::domain::printable;
 
 /// The longest identification line (RFC 4253 section 4.2), line break included.
@@ -110,6 +111,8 @@ impl StreamControl {
 /// A stream under guard.
 pub struct GuardedStream<S> {
     inner: S,
+    /// What was read and not yet asked for.
+    ahead: Option<ReadAhead>,
     shared: Arc<Shared>,
     /// Polled only while there is a deadline.
     alarm: Pin<Box<Sleep>>,
@@ -130,7 +133,14 @@ impl<S> GuardedStream<S> {
         });
         let control = StreamControl(Arc::clone(&shared));
         let alarm = Box::pin(tokio::time::sleep_until(deadline));
-        (Self { inner, shared, alarm, line: Some(Vec::new()) }, control)
+        let (ahead, line) = (None, Some(Vec::new()));
+        (Self { inner, ahead, shared, alarm, line }, control)
+    }
+
+    /// Reads more than it is asked for from the time on that there is no deadline.
+    pub fn reading_ahead(mut self) -> Self {
+        self.ahead = Some(ReadAhead::default());
+        self
     }
 
     /// Fails if the stream is cut.
@@ -187,7 +197,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedStream<S> {
         this.check_deadline(cx);
         this.check()?;
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.inner).poll_read(cx, buf);
+        let inner = Pin::new(&mut this.inner);
+        let read = match &mut this.ahead {
+            // Strangers get no memory.
+            Some(ahead) if this.shared.deadline().is_none() => ahead.poll_read(inner, cx, buf),
+            _ => inner.poll_read(cx, buf),
+        };
         if this.line.is_some() && matches!(read, Poll::Ready(Ok(()))) {
             this.listen(buf.filled().get(before..).unwrap_or_default());
         }

@@ -23,7 +23,7 @@ use super::queue::Queue;
 use crate::server::traffic::Counts;
 
 /// The most bytes of one read from the target.
-const READ: usize = 64 * 1024;
+const READ: usize = 256 * 1024;
 /// The first read of a target that was quiet: most answers are small.
 const FIRST_READ: usize = 4 * 1024;
 /// How long the end of a channel may take to be queued for the client.

@@ -141,6 +141,7 @@ async fn handshake(relay: &Arc<Relay>, socket: TcpStream) -> Result<TargetConnec
         "the bastion cannot read the target's host keys: try again".to_owned()
     })?;
     let (stream, control) = GuardedStream::new(socket, STEP + ANSWER);
+    let stream = stream.reading_ahead();
     let refused = Arc::new(Mutex::new(None));
     let config = config(&trusted, relay.conn.settings.flow.window);
     let asked = Arc::new(Asked::default());
