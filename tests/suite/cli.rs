@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use sallyport::clock::Clock;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -248,7 +249,7 @@ async fn from_where_a_code_is_still_taken_is_told() {
     let dir = setting().await;
     let dir = dir.path();
     let day = 24 * 3600 * 1000;
-    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let now = Clock::System.now().0;
     let (since, until) = (now - day, now + 29 * day);
     execute(
         dir,
