@@ -1079,6 +1079,17 @@ async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engi
     attack().await;
     store.unlock(&alice.name, &nobody(), bastion.now()).await.unwrap();
     enter(far(72), code()).await.unwrap();
+
+    // The latest of them are found, as far back as is asked.
+    let since = |ago: u64| bastion.now().minus(Duration::from_secs(ago));
+    let latest = async |ago, most| {
+        let latest = store.latest_known_sources(since(ago), most).await.unwrap();
+        latest.into_iter().map(|known| known.source).collect::<Vec<_>>()
+    };
+    assert_eq!(latest(3600, 9).await.len(), 4);
+    assert_eq!(latest(3600, 2).await, ["198.51.100.72/32", "198.51.100.70/32"]);
+    assert_eq!(latest(1, 9).await, ["198.51.100.72/32"]);
+
     attack().await;
     assert_eq!(failures().await, Some(4));
     let until = bastion.now().plus(Duration::from_secs(60));

@@ -32,6 +32,32 @@ impl KnownSource {
 }
 
 impl Store {
+    /// Where somebody signed in from after `since`, the latest first, of the latest `most` notes: each user
+    /// has their own of a source.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn latest_known_sources(
+        &self,
+        since: UnixTime,
+        most: usize,
+    ) -> Result<Vec<KnownSource>, Error> {
+        use known_sources::dsl;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut tx = self.read().await?;
+        let latest = on!(tx.engine(), conn => {
+            dsl::known_sources
+                .filter(dsl::last_at.gt(since.0))
+                .order(dsl::last_at.desc())
+                .limit(most)
+                .select(KnownSource::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(latest)
+    }
+
     /// Drops sources that are no longer known at `now`, and counts of wrong codes that are over.
     ///
     /// # Errors
