@@ -112,7 +112,14 @@ fn replace_file(path: &Path, content: &[u8], overwrite: bool) -> Result<(), Erro
         file.write_all(content)?;
         file.sync_all()?;
         // A hard link fails where the name exists: nobody's key is ever overwritten by a race.
-        if overwrite { fs::rename(&new, path) } else { fs::hard_link(&new, path) }
+        if overwrite {
+            fs::rename(&new, path)?
+        } else {
+            fs::hard_link(&new, path)?
+        }
+        // The name, too, has to outlive a machine that dies: what the file is for is committed next.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        OpenOptions::new().read(true).open(folder.unwrap_or(Path::new(".")))?.sync_all()
     };
     let result = write().map_err(io);
     match fs::remove_file(&new) {

@@ -1,6 +1,6 @@
 //! The `sallyport` command: parse, run, print the error once, exit code.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -112,7 +112,14 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
 async fn init(config: &Config, json: bool) -> anyhow::Result<()> {
     let (_store, one_time) = setup::init(config, &Clock::System).await?;
     match one_time {
-        one_time if json => println!("{}", setup::made(config, one_time.as_ref())?),
+        one_time if json => {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", setup::made(config, one_time.as_ref())?)?;
+            out.flush()?;
+            if one_time.is_some() {
+                setup::first_password::discard(config)?;
+            }
+        }
         Some(one_time) => setup::welcome(config, &config.server.listen, &one_time)?,
         None => {
             println!("{} is in order; nothing was made", config.data_dir.display());

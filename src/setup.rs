@@ -1,13 +1,14 @@
 //! What has to be there before anything can be done: folder, keys, store, a first administrator.
 //!
 //! Always holds: only [`init`] makes anything, and for a store that has users already no key but the
-//! login CA's; the first administrator's password is shown once, and never to a log.
+//! login CA's; the first administrator's password is shown once, on a terminal only, but for `init --json`,
+//! which is asked for it.
 
 pub mod first_password;
 mod radius;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -153,6 +154,13 @@ pub(crate) fn node(config: &Config) -> String {
 /// When something of it cannot be made or used.
 pub async fn init(config: &Config, clock: &Clock) -> anyhow::Result<(Store, Option<SecretString>)> {
     let store = prepare(config).await?;
+    if store.has_users().await? {
+        return Ok((store, None));
+    }
+    // One at a time in a folder, which has one file for the password.
+    let folder = fs::File::open(&config.data_dir)?;
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
+        .with_context(|| format!("failed to lock {}", config.data_dir.display()))?;
     let admin =
         if store.has_users().await? { None } else { first_admin(config, &store, clock).await? };
     Ok((store, admin))
@@ -177,11 +185,18 @@ async fn first_admin(
         keys: Vec::new(),
     };
     let context = Context { actor: Some(Actor::Server), ..Context::default() };
+    first_password::keep(config, &one_time).context("failed to keep the first password")?;
     match store.add_user(&new, &context, now).await {
         Ok(_) => Ok(Some(one_time)),
         // Another node was first.
-        Err(crate::store::Error::Conflict(_)) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(crate::store::Error::Conflict(_)) => first_password::discard(config).map(|()| None),
+        Err(error) => {
+            // Whether it was added is not told by a connection that broke: the password is kept then.
+            if matches!(store.has_users().await, Ok(false)) {
+                first_password::discard(config)?;
+            }
+            Err(error.into())
+        }
     }
 }
 
@@ -222,7 +237,7 @@ pub fn welcome(
         "" => "localhost",
         host => host,
     };
-    let password = first_password::told(config, one_time, &std::io::stdout())?;
+    let password = first_password::told(config, one_time, &std::io::stdout());
     let mut out = std::io::stdout().lock();
     writeln!(out, "This is the first start: made keys, a store and an administrator.\n")?;
     writeln!(out, "  administrator       admin")?;
@@ -231,5 +246,9 @@ pub fn welcome(
     writeln!(out, "  host key            {}, which ssh asks about\n", host_key(config)?)?;
     writeln!(out, "The first login sets a password and binds an authenticator app.")?;
     out.flush()?;
+    // It was shown, and is not needed there.
+    if std::io::stdout().is_terminal() {
+        first_password::discard(config)?;
+    }
     Ok(())
 }

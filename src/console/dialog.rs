@@ -1,8 +1,9 @@
 //! Questions and answers over a session channel: on a terminal, or as lines of standard input.
 //!
-//! Always holds: a secret is never shown while it is typed. On a terminal the client sends every key as it is (its own is in raw mode), so
-//! that showing, deleting and giving up are done here; without one, lines come as they are, questions
-//! go to standard error and only what was asked for goes to standard output.
+//! Always holds: a secret is never shown while it is typed. On a terminal the client sends every key as
+//! it is (its own is in raw mode), so that showing, deleting and giving up are done here; without one,
+//! lines come as they are, questions go to standard error and only what was asked for goes to standard
+//! output.
 
 use std::pin::Pin;
 use std::time::Duration;

@@ -5,8 +5,8 @@
 //! bounded whatever a recording holds. Times come in as parameters: nothing here reads the calendar.
 //!
 //! Reading order: [`asciicast`] (the format), [`writer`] (how a session gets into a file, with
-//! `usage`, what an account's take), `seal` (its final form), [`terminal`] and [`player`] (showing it), `screen`, [`search`] and [`text`]
-//! (reading it), [`retention`] (letting it go).
+//! `usage`, what an account's take), `seal` (its final form), [`terminal`] and [`player`] (showing it),
+//! `screen`, [`search`] and [`text`] (reading it), [`retention`] (letting it go).
 
 pub mod asciicast;
 pub mod player;

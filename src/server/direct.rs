@@ -1,8 +1,9 @@
 //! A `direct-tcpip` channel (RFC 4254 section 7.2): decide, write down, dial, pump, write down.
 //!
 //! Always holds: nothing is dialled without a [`Permit`], and only addresses that the permit
-//! checked, and that no other target records; the store knows of a forward before its first byte, and is told its end whatever ended
-//! it; a permit that stops holding (hours, expiry, a removed grant) ends its forward.
+//! checked, and that no other target records; the store knows of a forward before its first byte, and
+//! is told its end whatever ended it; a permit that stops holding (hours, expiry, a removed grant) ends
+//! its forward.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

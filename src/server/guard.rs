@@ -19,10 +19,10 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::domain::Source;
 
-/// The most sources that penalties and reports are remembered of.
-const MAX_SOURCES: usize = 65_536;
+/// The most sources that penalties, reports and sign-ins are remembered of.
+pub const MAX_SOURCES: usize = 65_536;
 /// For how long it is known that somebody signed in from a source.
-const KNOWN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const KNOWN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A penalty below this is remembered and not yet enforced.
 const ENFORCED_FROM: Duration = Duration::from_secs(15);
 /// The longest penalty.
@@ -118,7 +118,7 @@ struct State {
     /// Until when each source's penalty lasts.
     penalties: HashMap<IpNet, Instant>,
     reported: HashMap<(IpNet, Report), Instant>,
-    /// When somebody signed in from a source last.
+    /// Until when each source is known that somebody signed in from.
     known: HashMap<IpNet, Instant>,
 }
 
@@ -202,6 +202,20 @@ impl Guard {
         admission.identify(source, now).map(|()| admission)
     }
 
+    /// Takes note of sources that somebody signed in from before this process began, each with how long ago
+    /// that was. What this process knows itself stays, also where there is no more room.
+    pub fn recall(&self, sources: impl IntoIterator<Item = (IpNet, Duration)>, now: Instant) {
+        let mut state = self.state();
+        for (network, ago) in sources {
+            let has_room = state.known.len() < MAX_SOURCES || state.known.contains_key(&network);
+            if ago < KNOWN_FOR && has_room {
+                let until = now + (KNOWN_FOR - ago);
+                let known = state.known.entry(network).or_insert(until);
+                *known = until.max(*known);
+            }
+        }
+    }
+
     /// Whether a source may try to sign in once more right now.
     pub fn attempt(&self, source: &Source) -> bool {
         let attempts = Arc::clone(&self.attempts.lock().unwrap_or_else(PoisonError::into_inner));
@@ -273,7 +287,7 @@ impl Guard {
         state.penalties.shrink_to_fit();
         state.reported.retain(|_, last| now < *last + REPORT_EVERY);
         state.reported.shrink_to_fit();
-        state.known.retain(|_, last| now < *last + KNOWN_FOR);
+        state.known.retain(|_, until| now < *until);
         state.known.shrink_to_fit();
     }
 
@@ -307,17 +321,17 @@ impl State {
     }
 
     fn is_known(&self, network: &IpNet, now: Instant) -> bool {
-        self.known.get(network).is_some_and(|last| now < *last + KNOWN_FOR)
+        self.known.get(network).is_some_and(|until| now < *until)
     }
 
     /// Takes note that somebody signed in from a source; the one that was heard of longest ago makes
     /// room for it.
     fn note_known(&mut self, network: IpNet, now: Instant) {
         if self.known.len() >= MAX_SOURCES && !self.known.contains_key(&network) {
-            let oldest = self.known.iter().min_by_key(|(_, last)| **last).map(|(net, _)| *net);
+            let oldest = self.known.iter().min_by_key(|(_, until)| **until).map(|(net, _)| *net);
             oldest.and_then(|oldest| self.known.remove(&oldest));
         }
-        self.known.insert(network, now);
+        self.known.insert(network, now + KNOWN_FOR);
     }
 
     /// The networks that a source counts for, each with the most connections from it that nobody has
@@ -422,6 +436,8 @@ fn leave_source(state: &mut State, network: IpNet) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv6Addr, SocketAddr};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -506,6 +522,28 @@ mod tests {
         assert_eq!(guard.admit(&six(200), now).unwrap_err(), full);
         drop(own);
         assert_eq!(guard.admit(&six(200), now + KNOWN_FOR).unwrap_err(), full);
+    }
+
+    #[test]
+    fn what_was_known_before_the_start_is_for_as_long_as_it_would_have_been() {
+        let (guard, now) = (Guard::new(limits()), Instant::now());
+        let day = Duration::from_secs(24 * 3600);
+        let ago = |n: u8, days: u32| (source(n).network(), day * days);
+        guard.admit(&source(1), now).unwrap().authenticated(now);
+        // Of two users of one source the later one counts; what is over does not, nor does it for others.
+        guard.recall([ago(1, 5), ago(2, 6), ago(2, 1), ago(2, 3), ago(3, 7)], now);
+        let known = |n: u8, at: Instant| guard.state().is_known(&source(n).network(), at);
+        assert_eq!([1, 2, 3, 4].map(|n| known(n, now)), [true, true, false, false]);
+        let later = now + 6 * day;
+        assert_eq!([1, 2].map(|n| known(n, later - Duration::from_secs(1))), [true, true]);
+        assert_eq!([1, 2].map(|n| known(n, later)), [true, false]);
+        // They fill what room there is, and take it from nobody.
+        let six = |n: u32| Source(SocketAddr::new(Ipv6Addr::from(u128::from(n) << 64).into(), 1));
+        guard.recall((1..70_000).map(|n| (six(n).network(), Duration::ZERO)), now);
+        assert_eq!(guard.state().known.len(), MAX_SOURCES);
+        assert!(known(1, now));
+        guard.prune(now + KNOWN_FOR);
+        assert!(guard.state().known.is_empty());
     }
 
     #[test]

@@ -200,6 +200,9 @@ pub async fn run(
     let stop_watching = CancellationToken::new();
     let watch = live::watch(Arc::clone(&bastion), bastion.revisions_sender.clone());
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(watch));
+    // Beside accepting: however many they are, nobody waits for them.
+    let recalling = recall_known(Arc::clone(&bastion));
+    watching.spawn(stop_watching.clone().run_until_cancelled_owned(recalling));
     let housekeeping = housekeep(Arc::clone(&bastion));
     watching.spawn(stop_watching.clone().run_until_cancelled_owned(housekeeping));
     let beat = live::beat(Arc::clone(&bastion));
@@ -391,6 +394,27 @@ async fn end_unused(bastion: &Bastion) {
         }
         unused = now.iter().map(|conn| conn.id.clone()).collect();
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Tells the guard where somebody signed in from before this start: a restart, of which there may be one
+/// because of an attack, must not take their places from them.
+async fn recall_known(bastion: Arc<Bastion>) {
+    let now = bastion.clock.now();
+    let since = now.minus(guard::KNOWN_FOR);
+    match bastion.store.latest_known_sources(since, guard::MAX_SOURCES).await {
+        Ok(latest) => {
+            let ago =
+                |at: i64| Duration::from_millis(u64::try_from(now.0 - at).unwrap_or_default());
+            let networks = latest.iter().filter_map(|known| {
+                known.source.parse().ok().map(|network| (network, ago(known.last_at)))
+            });
+            bastion.guard.recall(networks, std::time::Instant::now());
+        }
+        Err(error) => {
+            tracing::warn!(%error, "failed to recall where somebody signed in from: until they do again, \
+                                    they have no places of their own");
+        }
     }
 }
 

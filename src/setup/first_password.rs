@@ -1,8 +1,9 @@
 //! The first administrator's password, where it must not be shown: a log keeps what it is told for ever,
 //! and more people read it than may sign in.
 //!
-//! Always holds: it is shown on a terminal only, and else is in a file for the owner only, which goes as
-//! soon as the password is good for nothing any more.
+//! Always holds: it is shown on a terminal only, but for `init --json`, which is asked for it. It is in a file
+//! for the owner only from before there is an account with it: until it was shown, or else until it is good
+//! for nothing any more. So nothing that fails in between leaves an account whose password nobody knows.
 
 use std::fs;
 use std::io::{ErrorKind, IsTerminal};
@@ -23,21 +24,28 @@ fn path(config: &Config) -> PathBuf {
     config.data_dir.join("first-password")
 }
 
-/// What to say where the password belongs: itself on a terminal, else the file that it is written to.
+/// Writes it down, on the disk and not only on its way there.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub(super) fn told(
-    config: &Config,
-    one_time: &SecretString,
-    output: &impl IsTerminal,
-) -> anyhow::Result<String> {
+pub(super) fn keep(config: &Config, one_time: &SecretString) -> anyhow::Result<()> {
+    Ok(keys::replace_secret(&path(config), one_time.expose_secret().as_bytes())?)
+}
+
+/// What to say where the password belongs: itself on a terminal, else the file that it is in.
+pub(super) fn told(config: &Config, one_time: &SecretString, output: &impl IsTerminal) -> String {
     if output.is_terminal() {
-        return Ok(one_time.expose_secret().to_owned());
+        return one_time.expose_secret().to_owned();
     }
-    let path = path(config);
-    keys::replace_secret(&path, one_time.expose_secret().as_bytes())?;
-    Ok(format!("in the file {}, until the first login", path.display()))
+    format!("in the file {}, until the first login", path(config).display())
+}
+
+/// Deletes the file, since whoever asked saw what is in it, or there is no account with it.
+///
+/// # Errors
+/// When it cannot be deleted.
+pub fn discard(config: &Config) -> anyhow::Result<()> {
+    remove(&path(config))
 }
 
 /// Deletes the file once its password is used, changed, or its user removed.
@@ -47,9 +55,14 @@ pub async fn forget(config: Config, bastion: &Bastion) {
         return;
     }
     let mut revisions = bastion.revisions();
+    let mut is_said = false;
     loop {
         match is_in_force(&bastion.store).await {
-            Ok(true) => {}
+            Ok(true) if is_said => {}
+            Ok(true) => {
+                tracing::info!(file = %path.display(), "the first administrator's password is in a file");
+                is_said = true;
+            }
             Ok(false) => break,
             // It is tried again at the next change.
             Err(error) => {
@@ -97,8 +110,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         let log = fs::File::create(dir.path().join("log")).unwrap();
-        let said = told(&config, &"hunter2hunter2".into(), &log).unwrap();
+        keep(&config, &"hunter2hunter2".into()).unwrap();
+        let said = told(&config, &"hunter2hunter2".into(), &log);
         assert!(said.starts_with("in the file ") && !said.contains("hunter2"), "{said}");
         assert_eq!(fs::read_to_string(path(&config)).unwrap(), "hunter2hunter2");
+        // Whoever has to may do it twice.
+        discard(&config).unwrap();
+        discard(&config).unwrap();
+        assert!(!path(&config).exists());
     }
 }

@@ -41,7 +41,8 @@ impl Store {
     }
 
     /// Unbinds an account's authenticator and lets another be bound `until` then, with the one-time
-    /// password of this hash; gives the new epoch.
+    /// password of this hash; gives the new epoch. Wrong codes are forgotten, which were given with another
+    /// password, and from where the user is known: else they could be kept out for those, from everywhere.
     ///
     /// # Errors
     /// When the store fails.
@@ -71,6 +72,8 @@ impl Store {
                 .execute(conn)
                 .await
         })?;
+        tx.forget_code_failures(account).await?;
+        tx.forget_known_sources(account, None).await?;
         tx.put_one_time(account, one_time, now).await?;
         tx.append(now, context, Event::AuthenticatorUnbound).await?;
         let password = Event::PasswordSet { name: name.clone(), one_time: true };
@@ -82,7 +85,7 @@ impl Store {
     }
 
     /// Puts a new authenticator in the place of the bound one, with new recovery codes; gives the
-    /// new epoch and those.
+    /// new epoch and those. The user is known from where they do it only, if they were before.
     ///
     /// # Errors
     /// When the store fails.
@@ -113,6 +116,7 @@ impl Store {
         on!(tx.engine(), conn => {
             diesel::update(dsl::users.find(id)).set(row).execute(conn).await
         })?;
+        tx.forget_known_sources(new.account, context.source.as_ref()).await?;
         tx.replace_recovery_codes(new.account, &codes).await?;
         tx.append_notes(context, notes).await?;
         let recovery_codes = u32::try_from(codes.len()).unwrap_or(u32::MAX);

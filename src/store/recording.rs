@@ -225,8 +225,8 @@ impl Store {
         Ok(rows)
     }
 
-    /// The targets that `account`, whose name is `user`, was on lately, and as which account: the last first, as often as
-    /// there were recordings.
+    /// The targets that `account`, whose name is `user`, was on lately, and as which account: the last
+    /// first, as often as there were recordings.
     ///
     /// # Errors
     /// When the store fails.

@@ -376,7 +376,7 @@ impl Store {
     }
 
     /// Unbinds a user's authenticator, if there is one, and opens the binding window for who has
-    /// `password`; ends their sessions.
+    /// `password`; ends their sessions. Wrong codes are forgotten, and from where they are known.
     ///
     /// # Errors
     /// When there is none of that name, or the store fails.
@@ -412,6 +412,7 @@ impl Store {
                 .await
         })?;
         tx.forget_code_failures(&id).await?;
+        tx.forget_known_sources(&id, None).await?;
         match password {
             BindingPassword::OneTime(hash) => tx.put_one_time(&id, hash, now).await?,
             BindingPassword::Kept => tx.let_password_bind(&id, true).await?,

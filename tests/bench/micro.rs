@@ -62,11 +62,14 @@ impl Row {
 
 struct Bench {
     only: Option<String>,
+    /// The names of all parts, whether they were asked for or not.
+    parts: Vec<&'static str>,
     rows: Vec<Row>,
 }
 
 impl Bench {
     fn run<T>(&mut self, what: &'static str, bytes: usize, mut call: impl FnMut() -> T) {
+        self.parts.push(what);
         if self.only.as_ref().is_some_and(|word| !what.contains(word.as_str())) {
             return;
         }
@@ -89,19 +92,19 @@ impl Bench {
 }
 
 fn main() {
-    let mut bench = Bench { only: None, rows: Vec::new() };
+    let mut bench = Bench { only: None, parts: Vec::new(), rows: Vec::new() };
     let mut json = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--bench" => {} // What cargo adds.
-            "--only" => bench.only = args.next(),
+            "--only" => match args.next() {
+                Some(word) if !word.is_empty() => bench.only = Some(word),
+                _ => leave("--only needs a word"),
+            },
             "--json" => json = true,
             "--help" | "-h" => return print!("{HELP}"),
-            other => {
-                eprintln!("{other} is no option\n\n{HELP}");
-                std::process::exit(64)
-            }
+            other => leave(&format!("{other} is no option")),
         }
     }
     codes(&mut bench);
@@ -109,7 +112,16 @@ fn main() {
     decisions(&mut bench);
     audit(&mut bench);
     recordings(&mut bench);
+    if let (Some(word), true) = (&bench.only, bench.rows.is_empty()) {
+        let parts = bench.parts.join("\n  ");
+        leave(&format!("no part has {word:?} in its name; the parts are\n  {parts}"));
+    }
     if json { print_json(&bench.rows) } else { print_table(&bench.rows) }
+}
+
+fn leave(why: &str) -> ! {
+    eprintln!("{why}\n\n{HELP}");
+    std::process::exit(64)
 }
 
 fn print_table(rows: &[Row]) {
@@ -306,13 +318,16 @@ impl From<serde_json::Error> for Failed {
 /// What a recorded channel carried, as lines of its recording; and such lines made fit to be shown.
 fn recordings(bench: &mut Bench) {
     const SIZE: usize = 32 * 1024;
-    let text =
-        b"a line of text as a program writes it, 64 bytes or so, and more\r\n".repeat(SIZE / 64);
-    let colours =
-        b"\x1b[1;32mok\x1b[0m  \x1b[34mtests/suite/login.rs\x1b[0m  \x1b[2K\r".repeat(SIZE / 48);
+    // Whole pieces, and blanks for what is left: no letter or sequence is cut.
+    let filled = |piece: &str| {
+        let mut bytes = piece.as_bytes().repeat(SIZE / piece.len());
+        bytes.resize(SIZE, b' ');
+        bytes
+    };
+    let text = filled("a line of text as a program writes it, 64 bytes or so, and more\r\n");
+    let colours = filled("\x1b[1;32mok\x1b[0m  \x1b[34mtests/suite/login.rs\x1b[0m  \x1b[2K\r");
     let zeros = vec![0; SIZE];
-    let umlauts =
-        "Grüße aus Köln — größer als 64 Bytes, auf Deutsch\r\n".as_bytes().repeat(SIZE / 56);
+    let umlauts = filled("Grüße aus Köln — größer als 64 Bytes, auf Deutsch\r\n");
     for (what, bytes) in [
         ("asciicast: encode 32 KiB of plain text", &text),
         ("asciicast: encode 32 KiB of coloured text", &colours),

@@ -1,9 +1,11 @@
 //! The command line by the real binary: JSON, errors and exit codes, the environment, completions.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
+use sallyport::clock::Clock;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -166,6 +168,7 @@ async fn what_lists_or_shows_does_so_in_json() {
     let fresh = json(dir, &["init", "--data-dir", "other"]).await;
     assert_eq!((&fresh["made"], &fresh["administrator"]), (&true.into(), &"admin".into()));
     assert_eq!(fresh["one_time_password"].as_str().unwrap().len(), 12);
+    assert!(!dir.join("other/first-password").exists(), "it was told");
     // An export is JSON whether asked for or not, and every line of it is a value.
     let export = cli(dir, &["audit", "export"]).await.ok().out;
     assert!(export.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
@@ -243,12 +246,42 @@ async fn who_is_locked_is_listed_so() {
     assert_eq!(json(dir, &["user", "list"]).await[1]["locked"], true);
 }
 
+/// Whoever may not be told it at once finds it in a file: there must be no administrator without that.
+#[tokio::test]
+async fn no_administrator_is_made_whose_password_nobody_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, file) = (dir.path(), dir.path().join("sallyport-data/first-password"));
+    // It cannot be written.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(file.join("full")).unwrap();
+    std::fs::set_permissions(dir.join("sallyport-data"), Permissions::from_mode(0o700)).unwrap();
+    fails(dir, &["init"], 1, "failed to keep the first password: ").await;
+    assert!(json(dir, &["user", "list"]).await.as_array().unwrap().is_empty());
+    std::fs::remove_dir_all(&file).unwrap();
+
+    // The account cannot be added: the file is of no use.
+    execute(
+        dir,
+        "CREATE TRIGGER no_more BEFORE INSERT ON users BEGIN SELECT RAISE(ABORT, 'no more'); END",
+    );
+    fails(dir, &["init"], 1, "no more").await;
+    assert!(!file.exists());
+    execute(dir, "DROP TRIGGER no_more");
+
+    // It cannot be told: standard output is full. It is there nevertheless.
+    let mut init = sallyport(dir, &["init", "--json"]);
+    init.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    assert!(!init.status().await.unwrap().success());
+    assert_eq!(std::fs::read_to_string(&file).unwrap().len(), 12);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(json(dir, &["init"]).await["made"], false);
+}
+
 #[tokio::test]
 async fn from_where_a_code_is_still_taken_is_told() {
     let dir = setting().await;
     let dir = dir.path();
     let day = 24 * 3600 * 1000;
-    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let now = Clock::System.now().0;
     let (since, until) = (now - day, now + 29 * day);
     execute(
         dir,

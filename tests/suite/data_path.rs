@@ -330,9 +330,9 @@ async fn a_stopped_client_is_waited_for_and_gets_everything_in_the_end() {
 }
 
 /// One account has as many stuck uploads as it can; what another one does beside it, whose target
-/// reads, takes no longer for that, and is not ended.
+/// reads, comes to its end.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one() {
+async fn an_account_with_many_stuck_channels_neither_stops_nor_ends_another_one() {
     let extra = "[forward]\nwindow = \"64 KiB\"\nchannel_budget = \"64 KiB\"\n\
                  total_budget = \"3 MiB\"\n";
     let bastion = TestBastion::start_with(Engine::Sqlite, extra).await;
@@ -359,6 +359,7 @@ async fn an_account_with_many_stuck_channels_neither_slows_nor_ends_another_one(
         let mut before = 0;
         while held() > before + (16 << 10) || held() < 1 << 20 {
             before = held();
+            // Nothing tells when no more is taken.
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };

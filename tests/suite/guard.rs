@@ -7,10 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::bastion::{Engine, PASSWORD, TestBastion};
+use crate::support::on_both_engines;
 use crate::support::raw::{
     self, DISCONNECT, INFO_REQUEST, RawClient, USERAUTH_FAILURE, USERAUTH_SUCCESS,
 };
 use crate::support::{PATIENCE, eventually};
+
+on_both_engines!(who_signed_in_before_a_restart_keeps_their_places,);
 
 /// The server's first bytes on a new connection from an address of loopback; `None` if it is closed.
 async fn greeted(from: &str, port: u16) -> Option<TcpStream> {
@@ -237,6 +240,19 @@ async fn all_sources_together_have_caps_of_their_own() {
     .await;
     drop(signed_in);
     eventually("there is room", async || greeted("127.0.0.6", bastion.port).await).await;
+}
+
+/// A restart under an attack must not shut out who keeps a way in.
+async fn who_signed_in_before_a_restart_keeps_their_places(engine: Engine) {
+    let caps = "[server]\nmax_unauthenticated = 3\n";
+    let mut bastion = TestBastion::start_with(engine, caps).await;
+    let alice = bastion.person("alice").await;
+    drop(logged_in(&bastion, "127.0.0.1", "alice", &bastion.code(&alice)).await);
+    bastion.restart().await;
+    let _strangers = held("127.0.0.2", bastion.port, 3).await;
+    assert!(greeted("127.0.0.3", bastion.port).await.is_none());
+    eventually("known", async || greeted("127.0.0.1", bastion.port).await).await;
+    assert!(greeted("127.0.0.3", bastion.port).await.is_none());
 }
 
 /// Fails once to sign in; false if it is not even let in.

@@ -13,10 +13,12 @@ use sallyport::audit::{Context, EndReason, Event, Note, Refusal, Step};
 use sallyport::auth::account::{Throttle, ThrottleRules};
 use sallyport::auth::machine::{Attempt, Claim, Claimed};
 use sallyport::auth::{recovery, totp};
+use sallyport::clock::Clock;
 use sallyport::domain::{
     AccountAuth, Destination, Factors, Grant, GrantObject, GrantSubject, Id, IdPrefix, Mode, Role,
     SecondFactor, SignInRule, Source, Target, TimeStep, UnixTime, UserName, Verifier,
 };
+use sallyport::setup;
 use sallyport::store::{
     BindingPassword, Carried, Carrier, Error, EventFilter, FailureNote, NewAuthenticator,
     NewRecording, NewUser, Opening, RecordingEnd, SessionFilter, SignIn, Store, Throttled,
@@ -45,6 +47,8 @@ on_both_engines!(
     a_sites_lock_spares_who_signed_in_from_there,
     many_failures_from_everywhere_are_told_once_and_lock_nobody,
     wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes,
+    another_authenticator_makes_sources_unknown,
+    who_never_bound_anything_is_known_from_nowhere,
     a_login_stops_when_its_account_changed,
     sessions_and_forwards_are_kept_and_closed,
     what_is_carried_is_written_down_while_it_is_open,
@@ -1075,16 +1079,20 @@ async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engi
     enter(far(70), code()).await.unwrap();
     assert_eq!(failures().await, None);
 
-    // So do an administrator's unlock and reset.
+    // So does an administrator's unlock, and in the end a reset.
     attack().await;
     store.unlock(&alice.name, &nobody(), bastion.now()).await.unwrap();
     enter(far(72), code()).await.unwrap();
-    attack().await;
-    assert_eq!(failures().await, Some(4));
-    let until = bastion.now().plus(Duration::from_secs(60));
-    let (kept, context) = (BindingPassword::Kept, nobody());
-    store.reset_otp(&alice.name, until, kept, &context, bastion.now()).await.unwrap();
-    assert_eq!(failures().await, None);
+
+    // The latest of them are found, as far back as is asked.
+    let since = |ago: u64| bastion.now().minus(Duration::from_secs(ago));
+    let latest = async |ago, most| {
+        let latest = store.latest_known_sources(since(ago), most).await.unwrap();
+        latest.into_iter().map(|known| known.source).collect::<Vec<_>>()
+    };
+    assert_eq!(latest(3600, 9).await.len(), 4);
+    assert_eq!(latest(3600, 2).await, ["198.51.100.72/32", "198.51.100.70/32"]);
+    assert_eq!(latest(1, 9).await, ["198.51.100.72/32"]);
 
     // What is over is forgotten.
     assert!(bastion.kinds("code-limit-reached").await.len() > 3);
@@ -1097,6 +1105,104 @@ async fn wrong_codes_from_everywhere_leave_known_sources_and_recovery_codes(engi
     bastion.clock.advance(Duration::from_secs(61 * 24 * 3600));
     assert_eq!(store.forget_old_sources(bastion.now()).await.unwrap(), 4);
     assert_eq!(known().await, 0);
+
+    attack().await;
+    assert_eq!(failures().await, Some(4));
+    let until = bastion.now().plus(Duration::from_secs(60));
+    let (kept, context) = (BindingPassword::Kept, nobody());
+    store.reset_otp(&alice.name, until, kept, &context, bastion.now()).await.unwrap();
+    assert_eq!(failures().await, None);
+}
+
+/// What revokes an authenticator must not leave its holder a way in that others do not have.
+async fn another_authenticator_makes_sources_unknown(engine: Engine) {
+    let bastion = quiet(engine).await;
+    let (store, rules) = (bastion.store(), rules());
+    let (alice, bob) = (bastion.person("alice").await, bastion.person("bob").await);
+    let far = |n: u8| Source(SocketAddr::from(([198, 51, 100, n], 1)));
+    let enter = async |who: &Person, n: u8| {
+        bastion.clock.advance(Duration::from_secs(60));
+        let (session, source) = (Id::random().unwrap(), far(n));
+        let new = SignIn { session: &session, source: &source, client: "SSH-2.0-test" };
+        let epoch = account(&bastion, &who.name).await.epoch;
+        let attempt = attempt(who, epoch, Claim::Code(bastion.now().step()));
+        let whose = Throttled::new(who.name.as_str(), &source);
+        let (context, now) = (nobody(), bastion.now());
+        let entered = store.sign_in(attempt, &new, &whose, &rules, &context, now).await;
+        entered.unwrap().unwrap();
+    };
+    let known = async |who: &Person| {
+        let known = store.user(&who.name).await.unwrap().known_sources;
+        known.into_iter().map(|known| known.source).collect::<Vec<_>>()
+    };
+    enter(&bob, 1).await;
+    for n in 1..4 {
+        enter(&alice, n).await;
+    }
+    let secret = totp::Secret::from_bytes(&[7; 20]);
+    let new = async || NewAuthenticator {
+        account: &alice.id,
+        epoch: account(&bastion, &alice.name).await.epoch,
+        secret: &secret,
+        step: bastion.now().step(),
+    };
+
+    // They keep the source that they bind another from, and one that was unknown stays so.
+    let from = |n: u8| Context { source: Some(far(n)), ..nobody() };
+    let (context, now) = (from(2), bastion.now());
+    store.rebind(&new().await, Vec::new(), &context, now).await.unwrap().unwrap();
+    assert_eq!(known(&alice).await, ["198.51.100.2/32"]);
+    store.rebind(&new().await, Vec::new(), &from(9), now).await.unwrap().unwrap();
+    assert!(known(&alice).await.is_empty());
+
+    // Unbinding takes all of them, and the count, which nobody could end any more.
+    enter(&alice, 2).await;
+    let guess = FailureNote {
+        account: Some(alice.id.clone()),
+        reason: Refusal::WrongCode,
+        counts: true,
+        code: true,
+        drift: None,
+    };
+    let (whose, now) = (Throttled::new("alice", &far(8)), bastion.now());
+    store.fail(guess, Vec::new(), &whose, &rules, &nobody(), now).await.unwrap();
+    let until = now.plus(Duration::from_secs(60));
+    let epoch = account(&bastion, &alice.name).await.epoch;
+    let (name, opens) = (&alice.name, (until, "token"));
+    let unbound = store.unbind((&alice.id, epoch), name, opens, &from(2), now).await;
+    unbound.unwrap().unwrap();
+    assert!(known(&alice).await.is_empty());
+    assert!(store.user(&alice.name).await.unwrap().code_failures.is_none());
+
+    // So does an administrator's reset.
+    store.bind(&new().await, Vec::new(), &nobody(), now).await.unwrap().unwrap();
+    enter(&alice, 2).await;
+    assert_eq!(known(&alice).await.len(), 1);
+    let (kept, context) = (BindingPassword::Kept, from(2));
+    store.reset_otp(&alice.name, until, kept, &context, bastion.now()).await.unwrap();
+    assert!(known(&alice).await.is_empty());
+    // Others are as they were.
+    assert_eq!(known(&bob).await, ["198.51.100.1/32"]);
+}
+
+/// What an older store's sessions were taken for.
+async fn who_never_bound_anything_is_known_from_nowhere(engine: Engine) {
+    let mut bastion = quiet(engine).await;
+    let alice = bastion.person("alice").await;
+    bastion.newcomer("bob").await;
+    let add = format!(
+        "INSERT INTO known_sources SELECT id, '192.0.2.7/32', {} FROM users;
+         DELETE FROM __diesel_schema_migrations WHERE version = '20261124000043'",
+        bastion.now().0
+    );
+    bastion.stop().await;
+    bastion.tamper(&add).await;
+    let clock = Clock::Test(bastion.clock.clone());
+    let (store, _) = setup::init(&bastion.config, &clock).await.unwrap();
+    let known = async |name: &UserName| store.user(name).await.unwrap().known_sources.len();
+    assert_eq!(known(&alice.name).await, 1);
+    assert_eq!(known(&"bob".parse().unwrap()).await, 0);
+    assert_eq!(known(&"admin".parse().unwrap()).await, 0);
 }
 
 async fn many_failures_from_everywhere_are_told_once_and_lock_nobody(engine: Engine) {

@@ -1,7 +1,12 @@
 //! The sources that an account is known from: somebody signed in from there with a code.
 //!
 //! Always holds: a source becomes known only in the transaction that opens a session for which a code
-//! was used; what others try takes it from nobody.
+//! was used; what others try takes it from nobody; another authenticator, or none, takes it from all but the
+//! source that its user bound it from.
+//!
+//! But a store that is older than this began with the IPv4 addresses of its sessions, also of those that were
+//! opened without a code (migration 40); those of who has no authenticator were taken out again (43), and what
+//! is left is over 90 days after the last of these sessions.
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -12,7 +17,7 @@ use super::super::schema::{code_failures, known_sources};
 use super::super::{Error, Store, Tx};
 use super::Throttled;
 use crate::auth::account::{CODE_FAILURES_FOR, KNOWN_FOR};
-use crate::domain::{Id, UnixTime};
+use crate::domain::{Id, Source, UnixTime};
 
 /// A source that a user is known from: an IPv4 address or the /64 of an IPv6 one.
 #[derive(Debug, Clone, Queryable, Selectable, Serialize)]
@@ -32,6 +37,32 @@ impl KnownSource {
 }
 
 impl Store {
+    /// Where somebody signed in from after `since`, the latest first, of the latest `most` notes: each user
+    /// has their own of a source.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn latest_known_sources(
+        &self,
+        since: UnixTime,
+        most: usize,
+    ) -> Result<Vec<KnownSource>, Error> {
+        use known_sources::dsl;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut tx = self.read().await?;
+        let latest = on!(tx.engine(), conn => {
+            dsl::known_sources
+                .filter(dsl::last_at.gt(since.0))
+                .order(dsl::last_at.desc())
+                .limit(most)
+                .select(KnownSource::as_select())
+                .load(conn)
+                .await
+        })?;
+        tx.commit().await?;
+        Ok(latest)
+    }
+
     /// Drops sources that are no longer known at `now`, and counts of wrong codes that are over.
     ///
     /// # Errors
@@ -92,6 +123,25 @@ impl Tx<'_> {
                 .on_conflict((dsl::user_id, dsl::source))
                 .do_update()
                 .set(dsl::last_at.eq(now.0))
+                .execute(conn)
+                .await
+        })?;
+        Ok(())
+    }
+
+    /// Makes every source of the account unknown but this one, which becomes no better known. The account's
+    /// row is held.
+    pub(in super::super) async fn forget_known_sources(
+        &mut self,
+        account: &Id,
+        but: Option<&Source>,
+    ) -> Result<(), Error> {
+        use known_sources::dsl;
+        let kept = but.map(|source| source.network().to_string()).unwrap_or_default();
+        on!(self.engine(), conn => {
+            diesel::delete(dsl::known_sources)
+                .filter(dsl::user_id.eq(account.as_str()))
+                .filter(dsl::source.ne(&kept))
                 .execute(conn)
                 .await
         })?;

@@ -19,8 +19,9 @@ const LOGINS: usize = 32;
 /// Those by the client that costs little.
 const LIGHT_LOGINS: usize = 256;
 
+/// What `ssh` signs in with.
 #[derive(Clone, Copy)]
-enum Factors {
+enum SshLogin {
     /// What sshd is asked for.
     Key,
     KeyAndCode,
@@ -37,7 +38,7 @@ struct Logins {
 }
 
 /// With a key, and on Sallyport a code, by a client that costs little; to the target's first byte.
-pub async fn measure_light(lab: &Lab, options: &Options, table: &mut Table) {
+pub async fn measure(lab: &Lab, options: &Options, table: &mut Table) {
     for parallel in [1, 4, 16] {
         let mut all: [Logins; 2] = Default::default();
         for _ in 0..options.rounds {
@@ -67,13 +68,13 @@ async fn light_first_byte(login: Login) -> f64 {
 }
 
 /// From the start of `ssh -W` to the target's first byte.
-pub async fn measure(lab: &Lab, options: &Options, table: &mut Table) {
+pub async fn measure_ssh(lab: &Lab, options: &Options, table: &mut Table) {
     for parallel in [1, 4, 16] {
         let mut all: [Logins; 3] = Default::default();
         for _ in 0..options.rounds {
-            let kinds = [Factors::Key, Factors::KeyAndCode, Factors::PasswordAndCode];
-            for (factors, logins) in kinds.into_iter().zip(&mut all) {
-                round(lab, factors, parallel, logins).await;
+            let kinds = [SshLogin::Key, SshLogin::KeyAndCode, SshLogin::PasswordAndCode];
+            for (login, logins) in kinds.into_iter().zip(&mut all) {
+                round(lab, login, parallel, logins).await;
             }
         }
         let [sshd, key, password] = all;
@@ -97,11 +98,11 @@ fn rows(table: &mut Table, what: &str, sshd: &Logins, ours: Logins) {
     }
 }
 
-async fn round(lab: &Lab, factors: Factors, parallel: usize, logins: &mut Logins) {
-    let way = if matches!(factors, Factors::Key) { Way::Sshd } else { Way::Tunnel };
+async fn round(lab: &Lab, login: SshLogin, parallel: usize, logins: &mut Logins) {
+    let way = if matches!(login, SshLogin::Key) { Way::Sshd } else { Way::Tunnel };
     let mut commands = Vec::new();
     for _ in 0..LOGINS {
-        commands.push(command(lab, factors).await);
+        commands.push(command(lab, login).await);
     }
     run(lab, way, parallel, commands.into_iter().map(first_byte), logins).await;
 }
@@ -135,14 +136,14 @@ async fn run<F>(
     logins.cpu.push(cpu * 1000.0 / count);
 }
 
-async fn command(lab: &Lab, factors: Factors) -> Command {
+async fn command(lab: &Lab, login: SshLogin) -> Command {
     let port = lab.target.port;
-    match factors {
-        Factors::Key => lab.ssh(&["-S", "none", "-W", &format!("127.0.0.1:{port}"), "jump-sshd"]),
-        Factors::KeyAndCode => {
+    match login {
+        SshLogin::Key => lab.ssh(&["-S", "none", "-W", &format!("127.0.0.1:{port}"), "jump-sshd"]),
+        SshLogin::KeyAndCode => {
             lab.ssh_as(&["-S", "none", "-W", &format!("tunnel:{port}"), "jump-sallyport"]).await
         }
-        Factors::PasswordAndCode => {
+        SshLogin::PasswordAndCode => {
             let to = format!("tunnel:{port}");
             let only = "PubkeyAuthentication=no";
             lab.ssh_as(&["-S", "none", "-o", only, "-W", &to, "jump-sallyport"]).await

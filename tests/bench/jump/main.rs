@@ -43,6 +43,20 @@ Usage: cargo bench --bench jump -- [OPTIONS]
   --json               one JSON object instead of the table
 ";
 
+/// What can be measured alone.
+const PARTS: [&str; 10] = [
+    "tunnel",
+    "bulk",
+    "record",
+    "logins",
+    "ssh-logins",
+    "first-byte",
+    "echo",
+    "storm",
+    "memory",
+    "idle",
+];
+
 /// What is asked for.
 pub struct Options {
     only: Vec<String>,
@@ -72,7 +86,7 @@ impl Options {
                 || args.next().unwrap_or_else(|| leave(&format!("{arg} needs a value")));
             match arg.as_str() {
                 "--bench" => {} // What cargo adds.
-                "--only" => options.only = list(value()),
+                "--only" => options.only = list(value()).into_iter().map(part).collect(),
                 "--rounds" => options.rounds = number(&value()).max(1),
                 "--mib" => options.mib = number(&value()).max(1) as u64,
                 "--connections" => {
@@ -91,9 +105,18 @@ impl Options {
         options
     }
 
+    /// Whether one of [`PARTS`] is to be measured.
     pub fn wants(&self, part: &str) -> bool {
+        assert!(PARTS.contains(&part), "{part} cannot be asked for");
         self.only.is_empty() || self.only.iter().any(|wanted| wanted == part)
     }
+}
+
+fn part(name: String) -> String {
+    if PARTS.contains(&name.as_str()) {
+        return name;
+    }
+    leave(&format!("{name:?} is no part; the parts are {}", PARTS.join(", ")))
 }
 
 fn number(text: &str) -> usize {
@@ -127,10 +150,10 @@ async fn main() {
         bulk::measure_recorded(&lab, &options, &mut table).await;
     }
     if options.wants("logins") {
-        logins::measure_light(&lab, &options, &mut table).await;
+        logins::measure(&lab, &options, &mut table).await;
     }
     if options.wants("ssh-logins") {
-        logins::measure(&lab, &options, &mut table).await;
+        logins::measure_ssh(&lab, &options, &mut table).await;
     }
     if options.wants("first-byte") {
         logins::measure_first_byte(&lab, &options, &mut table).await;

@@ -107,13 +107,31 @@ impl TestBastion {
         let mut bastion = serve::bastion(&config, store, Clock::Test(clock.clone())).unwrap();
         prepare(&mut bastion);
         let bastion = Arc::new(bastion);
+        let shutdown = CancellationToken::new();
+        let (port, task) = Self::run(&config, &bastion, &shutdown);
+        Self { dir, config, port, bastion, clock, shutdown, task: Some(task), postgres }
+    }
+
+    fn run(
+        config: &Config,
+        bastion: &Arc<Bastion>,
+        shutdown: &CancellationToken,
+    ) -> (u16, JoinHandle<()>) {
         let listeners = socket::listeners(&config.server.listen).unwrap();
         let port = listeners[0].local_addr().unwrap().port();
-        let shutdown = CancellationToken::new();
-        let running = server::run(Arc::clone(&bastion), listeners, shutdown.clone());
+        let running = server::run(Arc::clone(bastion), listeners, shutdown.clone());
         #[allow(clippy::disallowed_methods)] // The test is the task's owner: `stop` waits for it.
-        let task = tokio::spawn(async { running.await.unwrap() });
-        Self { dir, config, port, bastion, clock, shutdown, task: Some(task), postgres }
+        (port, tokio::spawn(async { running.await.unwrap() }))
+    }
+
+    /// Stops it, and starts another process's worth of it on the same store, on another port.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        let (store, clock) = (self.other_store().await, Clock::Test(self.clock.clone()));
+        self.bastion = Arc::new(serve::bastion(&self.config, store, clock).unwrap());
+        self.shutdown = CancellationToken::new();
+        let (port, task) = Self::run(&self.config, &self.bastion, &self.shutdown);
+        (self.port, self.task) = (port, Some(task));
     }
 
     pub fn store(&self) -> &Store {

@@ -1,0 +1,2 @@
+-- What was deleted was not to be there.
+SELECT 1;
