@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// How much is asked for at a time.
-const SIZE: usize = 256 * 1024;
+const SIZE: usize = 128 * 1024;
 /// How many buffers are kept for whoever reads next.
 const SPARE: usize = 16;
 

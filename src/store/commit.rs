@@ -302,10 +302,7 @@ mod tests {
             tokio::task::yield_now().await;
             first.engine().run(BREAKS).await.unwrap();
             let told = first.commit().await;
-            assert!(
-                matches!(&told, Err(Error::Commit(why)) if why.contains("FOREIGN KEY")),
-                "{told:?}"
-            );
+            assert!(matches!(&told, Err(Error::Commit(_))), "{told:?}");
             for (n, other) in others.into_iter().enumerate() {
                 assert_eq!(other.await.unwrap().is_err(), n % 3 == 0, "{n}");
             }
