@@ -233,7 +233,11 @@ impl<'a> Own<'a> {
         notes.extend(self.purpose.passed().map(|event| self.note(event)));
         let factor = match claim {
             Claim::Radius { .. } => Verifier::Radius,
-            _ => Verifier::Totp,
+            Claim::Code(_) | Claim::RecoveryCode(_) => Verifier::Totp,
+            // These prove nothing here: nothing is used up, and it counts as a wrong code.
+            Claim::Nothing | Claim::NoCode | Claim::Certificate(_) | Claim::Remembered(_) => {
+                return Ok(Err(Refusal::WrongCode));
+            }
         };
         let attempt = Attempt { account, epoch, factor, claim, key: None, given, steps, notes };
         let (whose, rules, now) = (self.whose(), &self.caller.service.throttle, self.now());

@@ -70,7 +70,7 @@ struct Counted {
 }
 
 impl Store {
-    /// Writes a failed login down; gives the failures in a row, and whether they lock now.
+    /// Writes a failed login down; gives the failures in a row.
     ///
     /// # Errors
     /// When the store fails.
