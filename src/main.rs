@@ -192,6 +192,7 @@ async fn check(loaded: &Loaded, json: bool) -> anyhow::Result<()> {
     if json {
         let shown = serde_json::json!({
             "configuration": source, "store": store, "keys": "in order", "host_key": host_key,
+            "radius": { "servers": config.radius.server.len(), "mode": config.radius.mode.to_string() },
         });
         println!("{shown}");
         return Ok(());

@@ -52,7 +52,7 @@ pub enum ConsoleCommand {
     },
     /// Get a certificate for a public key on standard input: it lets you in without a code for a while
     #[command(
-        after_help = "Takes a login with a code. Without a command a certificate is made:\n\nExample: ssh -F none alice@bastion certificate < ~/.ssh/id_ed25519.pub > ~/.ssh/sallyport-cert.pub"
+        after_help = "Takes a login with a code, and has to be the first thing on its own connection, within a minute after\nthe code. Without a command a certificate is made:\n\nExample: ssh -F none alice@bastion certificate < ~/.ssh/id_ed25519.pub > ~/.ssh/sallyport-cert.pub"
     )]
     Certificate {
         /// What to do about those that you have

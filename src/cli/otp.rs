@@ -16,7 +16,8 @@ pub enum OtpCommand {
     /// sessions end
     #[command(after_help = "\
 The one-time password takes the place of the old password: hand it on as after 'user add'. A password
-alone, which somebody else may know by now, must not bind an authenticator.
+alone, which somebody else may know by now, must not bind an authenticator. Wrong codes are forgotten, and
+from where the user signed in with codes.
 Example: sallyport otp reset alice")]
     Reset {
         /// Whose

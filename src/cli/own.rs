@@ -53,7 +53,7 @@ pub enum OwnKeys {
     Add,
     /// Remove a key by its fingerprint. Your other sessions end
     #[command(
-        after_help = "Asks for a code of the authenticator first.\nExample: ssh -t alice@bastion keys remove SHA256:..."
+        after_help = "Asks for a code first: of the authenticator, or one that the RADIUS server wants which checks yours.\nExample: ssh -t alice@bastion keys remove SHA256:..."
     )]
     Remove {
         /// As 'keys' shows it: SHA256:...

@@ -36,7 +36,7 @@ pub enum UserCommand {
     },
     /// List users
     List,
-    /// Show a user with groups, keys and locks
+    /// Show a user with groups, keys, locks and wrong codes
     Show {
         /// Whom
         name: UserName,
@@ -54,7 +54,7 @@ pub enum UserCommand {
         /// Whom
         name: UserName,
     },
-    /// Lift every lock of a user
+    /// Lift every lock of a user, and forget wrong codes
     Unlock {
         /// Whom
         name: UserName,

@@ -157,6 +157,7 @@ async fn what_lists_or_shows_does_so_in_json() {
     assert_eq!(json(dir, &["key", "rotate"]).await["secrets"], 0);
     let checked = json(dir, &["check"]).await;
     assert_eq!(checked["configuration"], "built-in defaults");
+    assert_eq!(checked["radius"], serde_json::json!({ "servers": 0, "mode": "code" }));
     // The fingerprint that ssh asks about, as its own tool tells it.
     let mut keygen = command(tool("ssh-keygen"));
     keygen.arg("-lf").arg(dir.join("sallyport-data/host_key"));
