@@ -166,6 +166,8 @@ words! {
         TooManyListeners = "too-many-listeners",
         /// The account's recordings that are being written take as much as they may.
         RecordingsFull = "recordings-full",
+        /// It may lead to a target whose sessions are recorded, whose address cannot be found out now.
+        RecordedElsewhere = "recorded-elsewhere",
         /// More sessions than one account may have.
         TooManySessions = "too-many-sessions",
         /// More login certificates than one account may have.
@@ -230,6 +232,7 @@ impl Refusal {
             | Self::TooManyChannels
             | Self::TooManyListeners
             | Self::RecordingsFull
+            | Self::RecordedElsewhere
             | Self::Draining
             | Self::RoleTooLow
             | Self::Guarded

@@ -257,7 +257,7 @@ async fn pump(
 ) {
     let cancel = conn.cancel.child_token();
     let flow = conn.flow.open(channel.id());
-    let watch = watch(conn, &forward.destination, forward.permit.until(), &cancel);
+    let watch = watch(conn, (&forward.destination, address), forward.permit.until(), &cancel);
     let limits = conn.settings.pump;
     let meter = forward.meter(conn);
     let reason = {
@@ -320,13 +320,22 @@ async fn close(
 /// Waits until the forward is no longer permitted; gives why.
 async fn watch(
     conn: &Arc<Connection>,
-    destination: &Destination,
+    (destination, address): (&Destination, SocketAddr),
     until: Option<UnixTime>,
     cancel: &CancellationToken,
 ) -> String {
     let ask = || async {
         let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
-        Ok(decide(conn, who, destination).await?.until())
+        let permit = decide(conn, who, destination).await?;
+        let port = permit.target().address.port;
+        // A target that is recorded may be there by now. What cannot be found out ends nothing: it was
+        // found out when this one was opened.
+        match unseen::check(conn, &[address.ip()], port, unseen::is_same).await {
+            Err(NotOpened::Refused(refused)) if refused.reason != Refusal::RecordedElsewhere => {
+                Err(NotOpened::Refused(refused))
+            }
+            _ => Ok(permit.until()),
+        }
     };
     until_refused(conn, until, cancel, ask).await
 }

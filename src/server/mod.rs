@@ -70,6 +70,8 @@ pub struct Bastion {
     pub budget: Arc<Budget>,
     /// Where targets' names are looked up.
     pub resolver: forward::dial::Resolver,
+    /// Where the names of targets lead whose sessions are recorded.
+    pub recorded: forward::known::KnownAddresses,
     /// What record mode shares.
     pub relay: relay::Shared,
     /// Whether it still turns.
@@ -100,13 +102,15 @@ impl Bastion {
         relay: relay::Shared,
     ) -> Self {
         let (revisions_sender, revisions) = watch::channel(-1);
+        let resolver = forward::dial::Resolver::system();
         Self {
             store,
             clock,
             guard,
             hashing,
             budget: Arc::new(Budget::new(settings.flow)),
-            resolver: forward::dial::Resolver::system(),
+            recorded: forward::known::KnownAddresses::new(resolver.apart()),
+            resolver,
             relay,
             pulse: pulse::Pulse::default(),
             settings: RwLock::new(Arc::new(settings)),

@@ -1,17 +1,19 @@
 //! What leads to an SSH server whose sessions are recorded, and would pass the recording by.
 //!
 //! Always holds: the addresses that are dialled are compared, whatever the names: two targets may
-//! lead to one server, and what is recorded under one name does not go unseen under the other.
+//! lead to one server, and what is recorded under one name does not go unseen under the other. Where a
+//! recorded target's name leads is asked for once in a while, not for each tunnel, and what it led to
+//! last holds while no name server answers; what was never known lets nobody through.
 
 use std::net::IpAddr;
-use std::pin::pin;
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};
+use super::forward::dial::DialError;
 use crate::audit::Refusal;
-use crate::domain::TargetName;
+use crate::domain::{Host, TargetName};
 use crate::policy;
 
 /// Names that are looked up at a time.
@@ -40,17 +42,26 @@ pub(super) async fn check(
         tracing::error!(%error, "failed to read targets");
         NotOpened::Failed("the bastion cannot read its targets: try again".to_owned())
     })?;
-    let (timeout, resolver) = (conn.settings.dial_timeout, &conn.bastion.resolver);
+    let (timeout, known) = (conn.settings.dial_timeout, &conn.bastion.recorded);
     let is_same = &is_same;
-    let found = recorded.into_iter().map(|(name, host)| async move {
-        // What does not resolve is reached by nobody, under that name.
-        let found = resolver.resolve(&host, port, timeout).await;
+    let leads_there = |name, host: Host| async move {
+        let found = known.of(&host, port, timeout).await.map_err(|error| unknown(&error, &name))?;
         let here = |ip: &IpAddr| addresses.iter().any(|address| is_same(*ip, *address));
-        found.unwrap_or_default().iter().any(here).then_some(name)
-    });
-    let found = futures_util::stream::iter(found).buffer_unordered(LOOKUPS);
-    match pin!(found.filter_map(std::future::ready)).next().await {
-        Some(name) => Err(refuse(&name)),
-        None => Ok(()),
-    }
+        if found.iter().any(here) { Err(refuse(&name)) } else { Ok(()) }
+    };
+    // What is an address is compared first: that waits for nobody.
+    let (plain, named): (Vec<_>, Vec<_>) =
+        recorded.into_iter().partition(|(_, host)| host.ip().is_some());
+    let all = plain.into_iter().chain(named).map(|(name, host)| leads_there(name, host));
+    futures_util::stream::iter(all).buffered(LOOKUPS).try_collect().await
+}
+
+/// Refuses what may lead to the target `name`: nobody can say.
+fn unknown(error: &DialError, name: &TargetName) -> NotOpened {
+    let why = error.for_target(name.as_str());
+    let message = format!(
+        "sessions on {name} are recorded, and whether this leads there cannot be found out ({why}): try \
+         again, or ask an administrator to mend or remove that target"
+    );
+    refused(Refusal::RecordedElsewhere, &message)
 }

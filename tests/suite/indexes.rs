@@ -398,6 +398,8 @@ async fn go_somewhere(bastion: &TestBastion, alice: &Person, session: &Id, watch
     let access = store.access_to(&alice.id, &destination).await.unwrap();
     assert_eq!((access.targets.len(), access.grants.is_empty()), (1, false));
     watch.look("authorize").await;
+    assert!(!store.recorded_at(22).await.unwrap().is_empty());
+    watch.look("find what is recorded at a port").await;
     assert!(!store.access_of(&alice.id).await.unwrap().targets.is_empty());
     watch.look("open the menu").await;
     store.access_explained(&alice.id, &destination).await.unwrap();

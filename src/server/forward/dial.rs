@@ -85,6 +85,12 @@ impl Resolver {
         Self { places: Arc::new(Semaphore::new(LOOKUPS)), lookup: Arc::new(lookup) }
     }
 
+    /// The same, with places of its own: whoever asks the other one takes none of them.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { places: Arc::new(Semaphore::new(LOOKUPS)), lookup: Arc::clone(&self.lookup) }
+    }
+
     /// Resolves `host`, once. Literal addresses do not go to DNS.
     ///
     /// # Errors

@@ -174,7 +174,8 @@ fn targets(size: Size, groups: u64) -> Vec<String> {
             ("name", "'target' || i"),
             ("host", host),
             ("port", "22"),
-            ("mode", "'tunnel'"),
+            // One of a hundred is recorded, and found by its port.
+            ("mode", "CASE WHEN i % 100 = 50 THEN 'record' ELSE 'tunnel' END"),
             ("created_at", "0"),
         ],
     );

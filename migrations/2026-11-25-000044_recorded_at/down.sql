@@ -1,0 +1,1 @@
+DROP INDEX targets_by_port_and_mode;
