@@ -77,6 +77,44 @@ async fn what_is_recorded_under_another_name_is_not_tunnelled_to(engine: Engine)
     assert_eq!(bastion.kinds("forward-opened").await.len(), 1);
 }
 
+/// While nobody can say where a recorded target is, nothing at its port is taken for another server.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_recorded_is_not_tunnelled_to() {
+    let sshd = Sshd::start().await;
+    let lookup = |_: &str, _| Err(std::io::Error::other("the name server is silent"));
+    let prepare = |bastion: &mut sallyport::server::Bastion| {
+        use sallyport::server::forward::{dial::Resolver, known::KnownAddresses};
+        bastion.recorded = KnownAddresses::new(Resolver::new(lookup));
+    };
+    let now = sallyport::clock::Clock::System.now();
+    let bastion = TestBastion::start_prepared(now, Engine::Sqlite, "", prepare).await;
+    let alice = bastion.person("alice").await;
+    bastion.grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    let client = Client::new(&bastion, "alice").knows("db1", &sshd);
+    bastion.target_in(Mode::Record, "lost", &format!("lost.example:{}", sshd.port)).await;
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let ran = client.ssh(&["-J", "bastion", "db1", "echo in"]).await.failed();
+    assert!(ran.err.contains("whether this leads there cannot be found out"), "{ran:?}");
+    assert!(ran.err.contains("the address of lost does not resolve"), "{ran:?}");
+    bastion.event("forward-refused", &[("reason", "recorded-elsewhere")]).await;
+    assert!(bastion.kinds("forward-opened").await.is_empty());
+}
+
+/// A tunnel that is open ends when its server becomes one that is recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_tunnel_ends_when_its_server_is_recorded() {
+    let (bastion, sshd, alice, client) = setting(Engine::Sqlite).await;
+    client.answers(&[PASSWORD, &bastion.code(&alice)]);
+    let mut hop = client.command("ssh", &["-J", "bastion", "db1", "cat"]);
+    let mut hop = hop.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    bastion.event("forward-opened", &[("target", "db1")]).await;
+    bastion.target_in(Mode::Record, "seen", &format!("localhost:{}", sshd.port)).await;
+    let closed = bastion.event("forward-closed", &[("target", "db1")]).await;
+    let reason = closed["reason"].as_str().unwrap();
+    assert!(reason.contains("sessions on seen are recorded"), "{reason}");
+    assert!(!ended(&mut hop).await.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_by_every_tool() {
     let (bastion, _sshd, alice, client) = setting(Engine::Sqlite).await;
