@@ -328,14 +328,9 @@ async fn watch(
         let who = conn.who().ok_or_else(|| refused(Refusal::NotOffered, "sign in first"))?;
         let permit = decide(conn, who, destination).await?;
         let port = permit.target().address.port;
-        // A target that is recorded may be there by now. What cannot be found out ends nothing: it was
-        // found out when this one was opened.
-        match unseen::check(conn, &[address.ip()], port, unseen::is_same).await {
-            Err(NotOpened::Refused(refused)) if refused.reason != Refusal::RecordedElsewhere => {
-                Err(NotOpened::Refused(refused))
-            }
-            _ => Ok(permit.until()),
-        }
+        // A target that is recorded may be there by now.
+        unseen::check_again(conn, &[address.ip()], port, unseen::is_same).await?;
+        Ok(permit.until())
     };
     until_refused(conn, until, cancel, ask).await
 }

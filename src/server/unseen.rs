@@ -6,8 +6,9 @@
 //! last holds while no name server answers; what was never known lets nobody through.
 
 use std::net::IpAddr;
+use std::pin::pin;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 
 use super::connection::Connection;
 use super::direct::{NotOpened, refused};
@@ -44,16 +45,39 @@ pub(super) async fn check(
     })?;
     let (timeout, known) = (conn.settings.dial_timeout, &conn.bastion.recorded);
     let is_same = &is_same;
-    let leads_there = |name, host: Host| async move {
+    let leads_there = |name: TargetName, host: Host| async move {
         let found = known.of(&host, port, timeout).await.map_err(|error| unknown(&error, &name))?;
         let here = |ip: &IpAddr| addresses.iter().any(|address| is_same(*ip, *address));
-        if found.iter().any(here) { Err(refuse(&name)) } else { Ok(()) }
+        Ok(found.iter().any(here).then_some(name))
     };
     // What is an address is compared first: that waits for nobody.
     let (plain, named): (Vec<_>, Vec<_>) =
         recorded.into_iter().partition(|(_, host)| host.ip().is_some());
     let all = plain.into_iter().chain(named).map(|(name, host)| leads_there(name, host));
-    futures_util::stream::iter(all).buffered(LOOKUPS).try_collect().await
+    let mut all = pin!(futures_util::stream::iter(all).buffer_unordered(LOOKUPS));
+    let mut clear = Ok(());
+    while let Some(leads_there) = all.next().await {
+        match leads_there {
+            Ok(None) => {}
+            Ok(Some(name)) => return Err(refuse(&name)),
+            Err(unknown) => clear = Err(unknown), // A target that it does lead to says more.
+        }
+    }
+    clear
+}
+
+/// The same, for what is open already: a name that cannot be looked up now ends nothing. It was found
+/// out when that was opened.
+pub(super) async fn check_again(
+    conn: &Connection,
+    addresses: &[IpAddr],
+    port: u16,
+    is_same: impl Fn(IpAddr, IpAddr) -> bool,
+) -> Result<(), NotOpened> {
+    match check(conn, addresses, port, is_same).await {
+        Err(NotOpened::Refused(refused)) if refused.reason == Refusal::RecordedElsewhere => Ok(()),
+        other => other,
+    }
 }
 
 /// Refuses what may lead to the target `name`: nobody can say.

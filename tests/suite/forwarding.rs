@@ -1,9 +1,15 @@
 //! What `direct-tcpip` carries, and what is refused, with the real clients.
 
+use std::net::IpAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use sallyport::audit::Context;
+use sallyport::clock::Clock;
 use sallyport::domain::Mode;
+use sallyport::server::Bastion;
+use sallyport::server::forward::{dial::Resolver, known::KnownAddresses};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::bastion::{Engine, PASSWORD, Person, TestBastion};
 use crate::support::ssh::{Client, digest, run};
@@ -21,6 +27,21 @@ async fn setting(engine: Engine) -> (TestBastion, Sshd, Person, Client) {
     bastion.grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
     let client = Client::new(&bastion, "alice").knows("db1", &sshd);
     (bastion, sshd, alice, client)
+}
+
+/// The same, where the names of recorded targets are looked up by `lookup`.
+async fn with_lookup(
+    lookup: impl Fn(&str, u16) -> std::io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+) -> (TestBastion, Sshd, Person) {
+    let prepare = |bastion: &mut Bastion| {
+        bastion.recorded = KnownAddresses::new(Resolver::new(lookup));
+    };
+    let bastion =
+        TestBastion::start_prepared(Clock::System.now(), Engine::Sqlite, "", prepare).await;
+    let sshd = Sshd::start().await;
+    let alice = bastion.person("alice").await;
+    bastion.grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    (bastion, sshd, alice)
 }
 
 async fn hops_and_is_written_down(engine: Engine) {
@@ -80,16 +101,8 @@ async fn what_is_recorded_under_another_name_is_not_tunnelled_to(engine: Engine)
 /// While nobody can say where a recorded target is, nothing at its port is taken for another server.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_be_recorded_is_not_tunnelled_to() {
-    let sshd = Sshd::start().await;
     let lookup = |_: &str, _| Err(std::io::Error::other("the name server is silent"));
-    let prepare = |bastion: &mut sallyport::server::Bastion| {
-        use sallyport::server::forward::{dial::Resolver, known::KnownAddresses};
-        bastion.recorded = KnownAddresses::new(Resolver::new(lookup));
-    };
-    let now = sallyport::clock::Clock::System.now();
-    let bastion = TestBastion::start_prepared(now, Engine::Sqlite, "", prepare).await;
-    let alice = bastion.person("alice").await;
-    bastion.grant("alice", "db1", &format!("127.0.0.1:{}", sshd.port)).await;
+    let (bastion, sshd, alice) = with_lookup(lookup).await;
     let client = Client::new(&bastion, "alice").knows("db1", &sshd);
     bastion.target_in(Mode::Record, "lost", &format!("lost.example:{}", sshd.port)).await;
     client.answers(&[PASSWORD, &bastion.code(&alice)]);
@@ -100,15 +113,26 @@ async fn what_may_be_recorded_is_not_tunnelled_to() {
     assert!(bastion.kinds("forward-opened").await.is_empty());
 }
 
-/// A tunnel that is open ends when its server becomes one that is recorded.
+/// A tunnel that is open ends when its server becomes one that is recorded, and goes on while that
+/// cannot be found out of another.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_tunnel_ends_when_its_server_is_recorded() {
-    let (bastion, sshd, alice, client) = setting(Engine::Sqlite).await;
+    let lookup = |name: &str, _| match name {
+        "seen.example" => Ok(vec![[127, 0, 0, 1].into()]),
+        _ => Err(std::io::Error::other("the name server is silent")),
+    };
+    let (bastion, sshd, alice) = with_lookup(lookup).await;
+    let client = Client::new(&bastion, "alice").knows("db1", &sshd);
     client.answers(&[PASSWORD, &bastion.code(&alice)]);
     let mut hop = client.command("ssh", &["-J", "bastion", "db1", "cat"]);
-    let mut hop = hop.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut hop = hop.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut input, mut output) = (hop.stdin.take().unwrap(), hop.stdout.take().unwrap());
     bastion.event("forward-opened", &[("target", "db1")]).await;
-    bastion.target_in(Mode::Record, "seen", &format!("localhost:{}", sshd.port)).await;
+    bastion.target_in(Mode::Record, "lost", &format!("lost.example:{}", sshd.port)).await;
+    input.write_all(b"still there").await.unwrap();
+    let mut back = [0; 11];
+    tokio::time::timeout(PATIENCE, output.read_exact(&mut back)).await.unwrap().unwrap();
+    bastion.target_in(Mode::Record, "seen", &format!("seen.example:{}", sshd.port)).await;
     let closed = bastion.event("forward-closed", &[("target", "db1")]).await;
     let reason = closed["reason"].as_str().unwrap();
     assert!(reason.contains("sessions on seen are recorded"), "{reason}");

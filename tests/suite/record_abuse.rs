@@ -213,6 +213,10 @@ async fn a_recorded_server_on_the_same_host_is_not_reached_unseen() {
     assert!(!onward(&mut client, 1, other.port).await);
     let what = format!("direct-tcpip 127.0.0.1:{}", other.port);
     bastion.event("use-refused", &[("what", &what)]).await;
+    // What was open by then ends.
+    let closed = bastion.event("onward-closed", &[("to", &what)]).await;
+    let reason = closed["reason"].as_str().unwrap();
+    assert!(reason.contains("sessions on db2 are recorded"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,14 @@
 //!
 //! Always holds: to the target itself it takes the right to forward; elsewhere it is decided as any
 //! destination is, and asked again as long as it is open; never does one lead to an SSH server that
-//! is recorded, since its sessions would pass unseen: the addresses are compared, whatever the names.
+//! is recorded, since its sessions would pass unseen: the addresses are compared, whatever the
+//! names, and again at each change of the store.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Relay;
 use crate::audit::Refusal;
-use crate::domain::{Capability, Destination, Host, Mode, Target};
+use crate::domain::{Capability, Destination, Host, Mode, Target, UnixTime};
 use crate::policy::Permit;
 use crate::server::direct::{self, NotOpened, refused, until_refused};
 use crate::server::unseen;
@@ -19,24 +20,33 @@ pub(super) struct Cleared {
     pub(super) port: u32,
     /// What permits it, if it leads elsewhere than to the target itself.
     permit: Option<(Destination, Permit)>,
+    /// The addresses that it leads to.
+    seen: Vec<IpAddr>,
+    seen_port: u16,
 }
 
 impl Cleared {
     /// Waits until it may no longer lead there; gives why. To the target itself it may as long as
-    /// there is the relay.
+    /// there is the relay, and nothing is recorded at that port.
     pub(super) async fn watch(&self, relay: &Relay) -> String {
-        let Some((destination, permit)) = &self.permit else {
-            return std::future::pending().await;
-        };
         let ask = || async {
-            let now = relay.elsewhere(destination).await?;
-            if now.target().address != permit.target().address {
-                let message = format!("{} was moved", permit.target().name);
-                return Err(refused(Refusal::NotGranted, &message));
-            }
-            Ok(now.until())
+            let until = self.permitted_until(relay).await?;
+            unseen::check_again(&relay.conn, &self.seen, self.seen_port, same_host).await?;
+            Ok(until)
         };
-        until_refused(&relay.conn, permit.until(), &relay.cancel, ask).await
+        let until = self.permit.as_ref().and_then(|(_, permit)| permit.until());
+        until_refused(&relay.conn, until, &relay.cancel, ask).await
+    }
+
+    /// Until when the policy of now permits it.
+    async fn permitted_until(&self, relay: &Relay) -> Result<Option<UnixTime>, NotOpened> {
+        let Some((destination, permit)) = &self.permit else { return Ok(None) };
+        let now = relay.elsewhere(destination).await?;
+        if now.target().address != permit.target().address {
+            let message = format!("{} was moved", permit.target().name);
+            return Err(refused(Refusal::NotGranted, &message));
+        }
+        Ok(now.until())
     }
 }
 
@@ -53,7 +63,7 @@ impl Relay {
         };
         cleared.map_err(|error| match error {
             NotOpened::Refused(refused) => {
-                self.refuse_use(&what);
+                self.refuse_use(&what, refused.reason);
                 refused.message
             }
             NotOpened::Failed(message) => message,
@@ -66,9 +76,10 @@ impl Relay {
             if destination.port == target.address.port {
                 return Err(unseen::refuse(&target.name));
             }
-            unseen::check(&self.conn, &self.own(), destination.port, same_host).await?;
+            let (seen, seen_port) = (self.own(), destination.port);
+            unseen::check(&self.conn, &seen, seen_port, same_host).await?;
             let (host, port) = (destination.host.to_string(), destination.port.into());
-            return Ok(Cleared { host, port, permit: None });
+            return Ok(Cleared { host, port, permit: None, seen, seen_port });
         }
         let permit = self.elsewhere(&destination).await?;
         let address = permit.target().address.clone();
@@ -77,9 +88,10 @@ impl Relay {
         let found = found
             .map_err(|error| NotOpened::Failed(error.for_target(permit.target().name.as_str())))?;
         permit.check_addresses(&found, &self.conn.bastion.own_addresses(&found))?;
-        unseen::check(&self.conn, &self.seen_from_there(found), address.port, same_host).await?;
+        let (seen, seen_port) = (self.seen_from_there(found), address.port);
+        unseen::check(&self.conn, &seen, seen_port, same_host).await?;
         let (host, port) = (address.host.to_string(), address.port.into());
-        Ok(Cleared { host, port, permit: Some((destination, permit)) })
+        Ok(Cleared { host, port, permit: Some((destination, permit)), seen, seen_port })
     }
 
     /// Asks the policy about a destination that is not the target itself.

@@ -197,7 +197,7 @@ impl Relay {
         if self.permit.allows(right) {
             return Ok(());
         }
-        self.refuse_use(what);
+        self.refuse_use(what, Refusal::NotGranted);
         Err(format!(
             "{right} is not granted to you on {} as {}",
             self.target().name,
@@ -218,12 +218,12 @@ impl Relay {
         std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn refuse_use(&self, what: &str) {
+    fn refuse_use(&self, what: &str, reason: Refusal) {
         self.conn.record_refusal(Event::UseRefused {
             target: self.target().name.clone(),
             account: self.account().clone(),
             what: noted(what),
-            reason: Refusal::NotGranted,
+            reason,
         });
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::Relay;
 use super::bridge::{Piece, Uplink};
 use super::session::End;
+use crate::audit::Refusal;
 use crate::console::menu::Menu;
 use crate::domain::{Capability, noted, printable};
 
@@ -70,7 +71,7 @@ impl Setup {
             (self.x11.is_some(), Capability::X11, "x11-req"),
         ] {
             if asked && !relay.permit.allows(right) {
-                relay.refuse_use(request);
+                relay.refuse_use(request, Refusal::NotGranted);
             }
         }
     }
