@@ -171,32 +171,18 @@ mod tests {
     use super::*;
     use crate::audit::{Context, Event};
     use crate::domain::UnixTime;
-    use crate::keys::AuditKey;
-    use crate::store::{Opening, Settings, Store, Tx, seal};
+    use crate::store::{Store, Tx};
 
     /// A constraint that is looked at when it is committed.
     const BREAKS: &str = "PRAGMA defer_foreign_keys = ON; INSERT INTO user_keys (user_id, fingerprint, \
                           public_key, added_at) VALUES ('nobody', 'f', 'k', 0)";
-
-    async fn store(dir: &std::path::Path) -> Store {
-        let settings = Settings {
-            url: format!("sqlite:{}", dir.join("db").display()),
-            password: None,
-            tls_ca_file: None,
-            connections: 2,
-            node: "test".into(),
-        };
-        let ring = seal::Keyring::load_or_create(&dir.join("sealing_key")).unwrap();
-        let audit = crate::keys::load_or_create(&dir.join("audit_key"), "audit").unwrap();
-        Store::open(&settings, ring, AuditKey::new(audit), Opening::Prepare).await.unwrap()
-    }
 
     /// On one thread, so that whoever was spawned stands in line after a yield.
     fn with_store(test: impl AsyncFnOnce(Store)) {
         let dir = tempfile::tempdir().unwrap();
         // Migrations want more than one.
         let setup = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let store = setup.block_on(store(dir.path()));
+        let store = setup.block_on(Store::for_test(dir.path()));
         let one = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         one.block_on(test(store));
     }

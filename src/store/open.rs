@@ -97,6 +97,23 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// A new one, on SQLite, in `dir`.
+    pub(super) async fn for_test(dir: &Path) -> Self {
+        let settings = Settings {
+            url: format!("sqlite:{}", dir.join("db").display()),
+            password: None,
+            tls_ca_file: None,
+            connections: 2,
+            node: "test".into(),
+        };
+        let ring = seal::Keyring::load_or_create(&dir.join("sealing_key")).unwrap();
+        let audit = crate::keys::load_or_create(&dir.join("audit_key"), "audit").unwrap();
+        Self::open(&settings, ring, AuditKey::new(audit), Opening::Prepare).await.unwrap()
+    }
+}
+
 async fn connect(pool: &Pool) -> Result<Engine, Error> {
     let connecting = tokio::time::timeout(super::pool::PATIENCE, pool.connect());
     connecting.await.map_err(|_| Error::Busy)?

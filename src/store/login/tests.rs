@@ -13,24 +13,10 @@ use crate::auth::totp;
 use crate::domain::{
     Id, RadiusMode, Role, SecondFactor, Source, TimeStep, UnixTime, UserName, Verifier,
 };
-use crate::keys::{self, AuditKey};
 use crate::store::pool::on;
-use crate::store::{NewUser, Opening, Settings, Store, seal};
+use crate::store::{NewUser, Store};
 
 const NOW: UnixTime = UnixTime(1_795_508_403_000);
-
-async fn store(dir: &std::path::Path) -> Store {
-    let settings = Settings {
-        url: format!("sqlite:{}", dir.join("db").display()),
-        password: None,
-        tls_ca_file: None,
-        connections: 2,
-        node: "test".into(),
-    };
-    let ring = seal::Keyring::load_or_create(&dir.join("sealing_key")).unwrap();
-    let audit = keys::load_or_create(&dir.join("audit_key"), "audit").unwrap();
-    Store::open(&settings, ring, AuditKey::new(audit), Opening::Prepare).await.unwrap()
-}
 
 /// Adds a user whose binding window is open, with a key.
 async fn add(store: &Store, name: &str, factor: Option<SecondFactor>) -> Id {
@@ -66,7 +52,7 @@ async fn watch(store: &Store) -> Arc<Mutex<Vec<String>>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+    let store = Store::for_test(dir.path()).await;
     let context = Context::default();
     let bound = add(&store, "bound", None).await;
     let secret = totp::Secret::generate().unwrap();
@@ -120,7 +106,7 @@ async fn an_account_costs_the_same_statements_whatever_it_is_and_nobodys_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_window_alone_binds_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+    let store = Store::for_test(dir.path()).await;
     let alice = add(&store, "alice", None).await;
     // As an older version left it, whose reset said of no password that it may bind.
     let mut tx = store.begin().await.unwrap();
